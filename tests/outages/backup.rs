@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::ProcessServer;
-use crate::common::client::{room_path, sync};
+use crate::common::client::{room_path, slide, sync};
 use crate::common::wait::wait_until;
 use doorstep::internals::{restore, write_file};
 use doorstep::testing::{TestUser, segment, temporary_folder};
@@ -188,6 +188,44 @@ fn servers_look_again_at_the_devices_of_a_server_that_was_set_back() {
     assert!(alice.membership_of(&room, bob.id()).is_some());
 }
 
+#[test]
+fn a_client_that_knows_devices_from_behind_the_backup_is_told_to_look_again() {
+    let (mut here, backups) = (TestServer::start(), Backups::new());
+    let (alice, bob) = (here.user("alice"), TestUser::register(here.url(), "bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+    bob.join(&room);
+    alice.upload_keys(&[]);
+    bob.upload_keys(&[]);
+    back_up(&here, &backups.file("b.tar"));
+    let behind = sync(&alice, "timeout=0")["next_batch"].as_str().expect("a token").to_owned();
+    // Another device of bob's comes, to which alice's client encrypts from now on. Then it is lost.
+    let login = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "bob" }, "password": "bob",
+    });
+    let answer = bob.post("/_matrix/client/v3/login", login);
+    TestUser::new(here.url(), bob.id(), answer["access_token"].as_str().expect("a token")).upload_keys(&[]);
+    let answer = sync(&alice, &format!("since={behind}&timeout=0"));
+    assert_eq!(answer["device_lists"]["changed"], json!([bob.id()]), "{answer}");
+    let behind = answer["next_batch"].as_str().expect("a token").to_owned();
+    let mut asked =
+        json!({ "extensions": { "e2ee": { "enabled": true }, "to_device": { "enabled": true } } });
+    let slid = slide(&alice, None, &asked);
+    asked["extensions"]["to_device"]["since"] = slid["extensions"]["to_device"]["next_batch"].clone();
+    set_back(&mut here, &backups.file("b.tar"));
+    let answer = sync(&alice, &format!("since={behind}&timeout=0"));
+    let changed = answer["device_lists"]["changed"].as_array().cloned().unwrap_or_default();
+    assert!(changed.contains(&json!(bob.id())), "{answer}");
+    // A client of sliding sync begins a new connection, and goes on with the messages to its device.
+    let slid = slide(&alice, None, &asked);
+    let changed =
+        slid["extensions"]["e2ee"]["device_lists"]["changed"].as_array().cloned().unwrap_or_default();
+    assert!(changed.contains(&json!(bob.id())), "{slid}");
+    // Once: what comes next is what is new.
+    let next = answer["next_batch"].as_str().expect("a token");
+    let answer = sync(&alice, &format!("since={next}&timeout=0"));
+    assert!(answer["device_lists"]["changed"].as_array().is_none_or(Vec::is_empty), "{answer}");
+}
+
 fn doorstep(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_doorstep"))
         .args(args)
@@ -313,6 +351,48 @@ fn backups_are_made_by_themselves_and_the_last_few_are_kept() {
     assert_eq!(backups.names(), kept);
 }
 
+#[test]
+fn a_backup_that_was_just_made_is_kept_whatever_times_others_have_and_those_of_other_servers_stay() {
+    let mut server = ProcessServer::start(&[]);
+    let backups = Backups::new();
+    let prefix = format!("doorstep-{}-", server.name().replace(':', "_"));
+    // As a clock that was wrong once has left them.
+    let ahead = |n: u32| format!("{prefix}2999010{n}T000000.000Z.tar");
+    let of_another = format!("{prefix}x-20200101T000000.000Z.tar.abcdefgh.new");
+    for name in (1..4).map(ahead).chain([of_another.clone()]) {
+        std::fs::write(backups.file(&name), b"x").expect("written");
+    }
+    server.kill();
+    let to = backups.0.to_str().expect("a path").to_owned();
+    server.resume_with(&["--backup-to", &to, "--backup-every", "1d", "--backup-keep", "2"]);
+    wait_until("one is made, and there are not too many", || backups.names().len() == 3);
+    let kept = backups.names();
+    assert!(kept.contains(&ahead(3)) && kept.contains(&of_another), "{kept:?}");
+    let made =
+        kept.iter().find(|name| **name != ahead(3) && **name != of_another).expect("one that was made");
+    let data = backups.file("restored");
+    restore(&data, &backups.file(made), None, &Clock::new()).expect("a whole backup");
+}
+
+#[test]
+fn what_is_acknowledged_after_somebody_looked_into_the_database_beside_a_server_is_not_lost() {
+    let mut server = ProcessServer::start(&[]);
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let data = server.folder().to_str().expect("a path").to_owned();
+    let output = doorstep(&["stats", "--data", &data]);
+    assert!(output.status.success(), "{}", said(&output));
+    // As SQLite's own shell does. Who closes a database that nobody else has folds its log, and deletes it.
+    let other = rusqlite::Connection::open(server.folder().join("doorstep.db")).expect("it is a database");
+    let rooms: i64 = other.query_row("SELECT count(*) FROM rooms", [], |row| row.get(0)).expect("a number");
+    assert_eq!(rooms, 1);
+    other.close().expect("closed");
+    let event = alice.send(&room, "acknowledged");
+    server.kill();
+    server.resume();
+    assert!(has_event(&alice, &room, &event), "it was acknowledged");
+}
+
 /// Runs the command so that it can write no file beyond so many bytes, as if the disk were full.
 #[cfg(target_os = "linux")]
 fn doorstep_on_a_full_disk(args: &[&str], bytes: u64) -> Output {
@@ -387,6 +467,20 @@ fn a_backup_and_the_signing_key_are_given_to_the_operator_and_to_no_token() {
     assert!(output.status.success(), "{}", said(&output));
     let text = std::fs::read_to_string(&key).expect("a file");
     assert!(text.starts_with("ed25519 d_"), "a key as Synapse has it");
+    // What is there already is no key to be lost, and no database to be written over.
+    let other = backups.file("other").to_str().expect("a path").to_owned();
+    std::fs::write(&other, "ed25519 a precious").expect("written");
+    let database = format!("{data}/doorstep.db");
+    for (command, file) in [("export-key", &other), ("backup", &other), ("backup", &database)] {
+        let output = doorstep(&[command, file, "--data", &data]);
+        assert!(!output.status.success() && said(&output).contains("is there"), "{}", said(&output));
+    }
+    assert_eq!(std::fs::read_to_string(&other).expect("a file"), "ed25519 a precious");
+    assert!(doorstep(&["export-key", &key, "--data", &data]).status.success(), "the same again");
+    for _ in 0..2 {
+        let output = doorstep(&["backup", &format!("{other}.tar"), "--data", &data]);
+        assert!(output.status.success(), "a backup of before is replaced: {}", said(&output));
+    }
     // A new database, in which the server goes on under the same key.
     let into = backups.file("anew").to_str().expect("a path").to_owned();
     let output = doorstep(&["import-key", &key, "--name", server.name(), "--data", &into]);

@@ -115,7 +115,7 @@ impl Syncing<'_> {
 /// What is told of device lists in one answer.
 pub fn device_lists(context: &SyncContext<'_>) -> Result<DeviceLists> {
     // "Only present on an incremental sync."
-    let Some(since) = context.request.since else { return Ok(DeviceLists::default()) };
+    let Some(since) = context.devices_since else { return Ok(DeviceLists::default()) };
     device_lists_between(context.db, context.user, since, context.position, context.news.as_ref())
 }
 

@@ -197,6 +197,9 @@ struct SyncContext<'c> {
     request: &'c SyncRequest,
     format: ClientFormat<'c>,
     position: i64,
+    /// From where on device lists are told: the position that the client has seen, or 0 if that is none of this database's. It
+    /// begins anew then, and yet has lists of before.
+    devices_since: Option<i64>,
     /// Users of whom the client hears nothing but state events.
     ignored: Arc<Ignored>,
     /// Whether the user wants to see no invites.
@@ -269,7 +272,9 @@ impl Syncing<'_> {
         let (answer, progress, since, told) = self.store.read(|db| {
             let position = db.snapshot_position()?;
             let anew;
-            let request = if request.since.is_some_and(|since| since > position || db.was_lost(since)) {
+            let is_foreign = request.since.is_some_and(|since| since > position || db.was_lost(since));
+            let devices_since = if is_foreign { Some(0) } else { request.since };
+            let request = if is_foreign {
                 anew = SyncRequest { since: None, ..request.clone() };
                 &anew
             } else {
@@ -296,6 +301,7 @@ impl Syncing<'_> {
                 request,
                 format,
                 position,
+                devices_since,
                 ignored,
                 blocks_invites,
                 unread: &self.unread_memory,

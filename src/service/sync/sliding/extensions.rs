@@ -136,9 +136,9 @@ fn e2ee(
     if !request.extensions.e2ee {
         return Ok(None);
     }
-    let device_lists = match connection.is_new() {
-        true => None,
-        false => Some(devices::device_lists(context)?),
+    let device_lists = match context.devices_since {
+        None => None,
+        Some(_) => Some(devices::device_lists(context)?),
     };
     let Some(device) = context.format.device else { return Ok(None) };
     let one_time_keys = context.db.one_time_key_counts(context.user, device)?;

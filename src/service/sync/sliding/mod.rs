@@ -201,6 +201,10 @@ impl Syncing<'_> {
                 looked_upto: None,
             };
             let format = ClientFormat { room_ids: false, ..ClientFormat::usual(user, Some(device), now) };
+            // A new connection of a client that has device lists of before this database was restored.
+            let proved = request.extensions.to_device.as_ref().and_then(|wanted| wanted.since);
+            let is_of_before = as_sync.since.is_none() && proved.is_some_and(|since| db.was_lost(since));
+            let devices_since = if is_of_before { Some(0) } else { as_sync.since };
             let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
             let context = SyncContext {
                 db,
@@ -208,6 +212,7 @@ impl Syncing<'_> {
                 request: &as_sync,
                 format,
                 position,
+                devices_since,
                 ignored,
                 blocks_invites,
                 unread: &self.unread_memory,
