@@ -44,4 +44,8 @@ END
 fi
 rustup target list --installed | grep -qx "$target" || rustup target add "$target" >&2
 cargo build --locked --release --target "$target" >&2
+if [ "$machine" = aarch64 ]; then
+    # The compiler was seen to leave the symbols in.
+    aarch64-linux-gnu-strip "$made/$target/release/doorstep"
+fi
 echo "$made/$target/release/doorstep"
