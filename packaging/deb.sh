@@ -9,7 +9,7 @@ folder=$(realpath -m "$3")
 here=$(cd "$(dirname "$0")" && pwd)
 top=$here/..
 version=$(sed -n '/^version = /{s/.*"\(.*\)"/\1-1/p;q}' "$top/Cargo.toml")
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$top" log -1 --format=%ct 2> /dev/null || echo 0)}
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$top" log -1 --format=%ct 2> /dev/null || stat -c %Y "$top/CHANGELOG.md")}
 
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
