@@ -308,15 +308,15 @@ impl Router {
         }
         let (handler, counted) = (route.handler, user.as_ref().map(|user| user.user_id.clone()));
         let answer = move |request: &Request| {
-            let visit = Visit::of(request, &visitor)?;
-            match (handler, &user) {
-                (Handler::Page(handler), _) => handler(&hs, &visit),
-                (Handler::UserPage(handler) | Handler::AdminPage(handler), Some(user)) => {
-                    handler(&hs, &visit, user)
-                }
-                _ => Err(Error::internal("a page without who may see it")),
-            }
-            .or_else(|e| Ok(failed_page(&hs, request, Some(&visitor), &e)))
+            Visit::of(request, &visitor)
+                .and_then(|visit| match (handler, &user) {
+                    (Handler::Page(handler), _) => handler(&hs, &visit),
+                    (Handler::UserPage(handler) | Handler::AdminPage(handler), Some(user)) => {
+                        handler(&hs, &visit, user)
+                    }
+                    _ => Err(Error::internal("a page without who may see it")),
+                })
+                .or_else(|e| Ok(failed_page(&hs, request, Some(&visitor), &e)))
         };
         Ok((at_once(answer), counted))
     }

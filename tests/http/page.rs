@@ -29,7 +29,7 @@ fn is_strict(page: &Page) {
     }
     assert!(!policy.contains("unsafe") && !policy.contains("script-src"), "{policy}");
     for (name, value) in [
-        ("referrer-policy", "no-referrer"),
+        ("referrer-policy", "same-origin"),
         ("cache-control", "no-store"),
         ("x-content-type-options", "nosniff"),
         ("x-frame-options", "DENY"),
@@ -125,14 +125,16 @@ fn a_form_that_another_site_sends_does_nothing() {
         &[("Origin", "http://127.0.0.1")],
         &[("Origin", "http://127.0.0.1:1")],
         &[("Origin", "")],
+        // What a page says that hides from where it sends: ours does not.
+        &[("Origin", "null")],
     ];
     for from in elsewhere {
         let page = accept(&mut browser, &token, from);
         assert!(page.status == 403 && page.text.contains("another site"), "{from:?}: {page:?}");
         is_strict(&page);
     }
-    // From here, or from where it is not told, but without the token of this very session.
-    for from in [("Sec-Fetch-Site", "same-origin"), ("Origin", "null"), ("Origin", own.as_str())] {
+    // From here, but without the token of this very session.
+    for from in [("Sec-Fetch-Site", "same-origin"), ("Origin", own.as_str())] {
         for wrong in [
             "",
             "x",
@@ -144,6 +146,8 @@ fn a_form_that_another_site_sends_does_nothing() {
         ] {
             let page = accept(&mut browser, wrong, &[from]);
             assert!(page.status == 403 && page.text.contains("earlier visit"), "{from:?} {wrong}: {page:?}");
+            is_strict(&page);
+            assert!(page.text.contains("<h1>"), "people are told so by a page: {page:?}");
         }
     }
     // A browser that sends neither is none of today's.
@@ -162,14 +166,54 @@ fn a_form_that_another_site_sends_does_nothing() {
     for path in ["/page/knocks", &format!("/page/knocks?{body}"), "/page/logout"] {
         assert_eq!(browser.get(path).status, 405);
     }
-    assert_eq!(accept(&mut browser, &token, &[("Origin", "null")]).status, 303);
+    assert_eq!(accept(&mut browser, &token, &[("Origin", &own)]).status, 303);
     assert_eq!(alice.membership_of(&room, bob.id()).as_deref(), Some("invite"));
     // Logging somebody in as somebody else is no less of a deed.
     let mut victim = Browser::new(server.url());
     victim.get("/");
-    victim.headers = vec![("Origin", "https://evil.example".to_owned())];
-    assert_eq!(victim.submit("/page/login", &[("user", "bob"), ("password", "bob")]).status, 403);
-    assert!(!victim.cookies.contains_key("doorstep"));
+    for evil in ["https://evil.example", "null"] {
+        victim.headers = vec![("Origin", evil.to_owned())];
+        victim.get("/");
+        assert_eq!(victim.submit("/page/login", &[("user", "bob"), ("password", "bob")]).status, 403);
+        assert!(!victim.cookies.contains_key("doorstep"), "{evil}");
+    }
+}
+
+#[test]
+fn no_spelling_of_its_address_gives_the_page_to_other_sites() {
+    let server = TestServer::start();
+    account(&server, "alice");
+    let mut browser = Browser::logged_in(server.url(), "alice", "alice");
+    for path in [
+        "/",
+        "//",
+        "/?a",
+        "//?a",
+        "///",
+        "/page/sessions",
+        "/page/sessions/",
+        "//page/sessions",
+        "/page//sessions",
+        "/page/../",
+        "/./",
+        "/%2f",
+        "/%70age/sessions",
+        "/page/%73essions",
+        "/page/x/../sessions",
+        "/_matrix/../page/sessions",
+        "http://evil.example/page/sessions",
+        "http://evil.example",
+    ] {
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            let page = browser.request(method, path, &[], "");
+            let is_ours = page.header("content-type").starts_with("text/html");
+            let is_shared = !page.header("access-control-allow-origin").is_empty();
+            assert!(!(is_ours && is_shared), "{method} {path}: {page:?}");
+            if is_ours && method == "GET" {
+                is_strict(&page);
+            }
+        }
+    }
 }
 
 #[test]

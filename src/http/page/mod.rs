@@ -66,10 +66,10 @@ const TABS: [(Tab, &str, &str); 6] = [
     (Tab::Server, "/page/server", "Server"),
 ];
 
-/// Whether a request target is one of the page.
+/// Whether a request target is one of the page, in every spelling in which the table finds it: a slash at the end is none.
 pub(super) fn is_of_page(target: &str) -> bool {
     let path = target.split('?').next().unwrap_or_default();
-    path == "/" || path.starts_with("/page/")
+    matches!(path, "" | "/" | "//") || path.starts_with("/page/")
 }
 
 /// A whole page. `main` is what it has within its frame, beginning with a heading.
@@ -125,7 +125,8 @@ fn told_to_browsers(reply: Reply) -> Reply {
         .with_header("Content-Security-Policy", &POLICY)
         .with_header("X-Frame-Options", "DENY")
         .with_header("X-Content-Type-Options", "nosniff")
-        .with_header("Referrer-Policy", "no-referrer")
+        // Not `no-referrer`, with which browsers hide from where a form was sent, from us too.
+        .with_header("Referrer-Policy", "same-origin")
         .with_header("Cross-Origin-Resource-Policy", "same-origin")
         .with_header("Cache-Control", "no-store")
         .with_header("Vary", "Accept, Cookie")

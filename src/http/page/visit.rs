@@ -139,17 +139,21 @@ fn cookie(head: &Request, name: &str) -> Option<String> {
     named(&format!("{HOST_PREFIX}{name}")).or_else(|| named(name).filter(|_| !head.came_by_https()))
 }
 
-/// Whether a form was sent from a page of ours, as far as the browser tells. (`Sec-Fetch-Site` it sends only by HTTPS and to
-/// this machine. `Origin` is `null` for a form of a page that has itself not told of, as ours has: then the form's token
-/// decides, as it does in any case.) Errors: 403 `M_FORBIDDEN`.
+/// Whether a form was sent from a page of ours, as the browser tells. (`Sec-Fetch-Site` it sends only by HTTPS and to this
+/// machine. `Origin` is `null` for a form of a page that hides from where it sends, as ours does not.) Errors: 403
+/// `M_FORBIDDEN`.
 fn check_sent_from_here(hs: &Homeserver, head: &Request) -> Result<()> {
     let is_ours = match (head.header("sec-fetch-site"), head.header("origin")) {
         (Some(site), _) => site == "same-origin",
-        (None, Some("null")) => true,
         (None, Some(origin)) => is_our_origin(hs, head, origin),
         (None, None) => false,
     };
-    if is_ours { Ok(()) } else { Err(Error::forbidden("This form was sent from another site")) }
+    let elsewhere = || {
+        Error::forbidden(
+            "This form was sent from another site. (Or a proxy on the way does not hand on the Host header.)",
+        )
+    };
+    if is_ours { Ok(()) } else { Err(elsewhere()) }
 }
 
 fn is_our_origin(hs: &Homeserver, head: &Request, origin: &str) -> bool {
