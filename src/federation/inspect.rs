@@ -1,7 +1,7 @@
 //! A server as others see it, one step at a time and with what each step showed: for `doorstep check`. The steps are those
 //! of every request to another server (`discovery`), and so are their bounds.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -197,7 +197,7 @@ impl TlsProbe {
     /// Shakes hands with whatever answers at `address`, as if for `host`. Errors: nothing does, or it speaks no TLS.
     pub fn look(&self, address: SocketAddr, host: &str, within: Duration) -> io::Result<Shown> {
         let deadline = Instant::now() + within;
-        let mut stream = TcpStream::connect_timeout(&address, within)?;
+        let mut stream = Until { stream: TcpStream::connect_timeout(&address, within)?, deadline };
         let seen = Arc::new(SeenChain { inner: self.0.clone(), chain: Mutex::default() });
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
@@ -210,12 +210,9 @@ impl TlsProbe {
         let mut tls = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
         let mut failure = None;
         for _ in 0..HANDSHAKE_ROUNDS_MAX {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !tls.is_handshaking() || left.is_zero() {
+            if !tls.is_handshaking() {
                 break;
             }
-            stream.set_read_timeout(Some(left))?;
-            stream.set_write_timeout(Some(left))?;
             if let Err(e) = tls.complete_io(&mut stream) {
                 failure = Some(e);
                 break;
@@ -228,6 +225,37 @@ impl TlsProbe {
         let refused = self.refusal(&chain, host).or_else(|| failure.map(|e| reason(&e)));
         let facts = CertificateFacts::read(&chain[0]);
         Ok(Shown { facts, chain: chain.len(), refused })
+    }
+}
+
+/// A stream whose reads and writes all end by one time, however many there are and however little each of them brings.
+struct Until {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Until {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Until {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(buf)
+    }
+}
+
+impl Write for Until {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }
 
@@ -296,5 +324,35 @@ impl ServerCertVerifier for SeenChain {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_shakes_hands_byte_by_byte_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let drip = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+            // A record of TLS, and within it the beginning of a long message.
+            let begin = [22, 3, 3, 0x40, 0, 2, 0, 0x3f, 0xf0];
+            for byte in begin.into_iter().chain([0; 120]) {
+                let is_sent = stream.write_all(&[byte]).is_ok();
+                if !is_sent || matches!(stream.read(&mut [0; 4096]), Ok(0)) {
+                    return;
+                }
+            }
+        });
+        let (probe, begun) = (TlsProbe::new(&[]).unwrap(), Instant::now());
+        assert!(probe.look(address, "example.org", Duration::from_secs(1)).is_err());
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        drip.join().unwrap();
     }
 }
