@@ -163,10 +163,11 @@ impl AcmeShared {
             }
             let hurry = std::mem::take(&mut state.hurry) && due.may_hurry;
             let left = due.at.min(due.ask_at).saturating_sub(clock.now_ms());
-            if left <= 0 || hurry {
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+            let left = due.latest.map_or(left, |at| left.min(at.saturating_duration_since(Instant::now())));
+            if left.is_zero() || hurry {
                 return true;
             }
-            let left = Duration::from_millis(left.unsigned_abs());
             state = wait_timeout(&self.moved, state, left.min(CLOCK_INTERVAL));
         }
     }
@@ -179,11 +180,14 @@ struct Due {
     may_hurry: bool,
     /// When the authority is asked whether it should be done before.
     ask_at: Millis,
+    /// When at the latest, wherever the clock was set meanwhile: one that was ahead, and was put right once something had
+    /// failed for that very reason, would have us wait until it is there again.
+    latest: Option<Instant>,
 }
 
 impl Due {
     fn at(at: Millis, may_hurry: bool) -> Self {
-        Self { at, may_hurry, ask_at: Millis::MAX }
+        Self { at, may_hurry, ask_at: Millis::MAX, latest: None }
     }
 }
 
@@ -337,7 +341,8 @@ impl Worker {
         {
             log::warn!("a restart will forget to wait: {e}");
         }
-        Due::at(at, asked == 0)
+        let latest = Instant::now().checked_add(Duration::from_millis(wait.unsigned_abs()));
+        Due { latest, ..Due::at(at, asked == 0) }
     }
 
     /// No wait is longer.
@@ -352,5 +357,25 @@ impl Worker {
         let mut state = lock(&self.shared.state);
         state.pages = HashMap::new();
         state.server = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_after_a_failure_makes_nobody_wait_until_it_is_there_again() {
+        let (shared, clock) = (Arc::new(AcmeShared::default()), Clock::new());
+        // It was ten years ahead when the try failed.
+        let at = clock.now_ms() + 10 * 365 * 24 * 3_600_000;
+        let latest = Some(Instant::now() + Duration::from_millis(50));
+        assert!(shared.rest_until(&clock, &Due { latest, ..Due::at(at, false) }));
+        // What is due by the dates of a certificate waits for these.
+        let waiting = shared.clone();
+        let waits = thread::spawn(move || waiting.rest_until(&clock, &Due::at(at, false)));
+        lock(&shared.state).stop = true;
+        shared.moved.notify_all();
+        assert!(!waits.join().unwrap());
     }
 }
