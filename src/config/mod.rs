@@ -487,8 +487,12 @@ mod tests {
             acme_directory = \"https://d.example/dir\"\nacme_ca = [\"r\"]\n\
             guests = true\nmetrics = \"[::1]:9\"\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
-            assert!(text.contains(&format!("{setting} = ")), "{setting}");
+            // It stands instead of the secret.
+            let elsewhere = setting == "registration_secret_file";
+            assert!(elsewhere || text.contains(&format!("{setting} = ")), "{setting}");
         }
+        let e = from_file("registration_secret_file = \"/nowhere/at/all\"\n", &[]).err().unwrap();
+        assert!(e.message().contains("/nowhere/at/all cannot be read"), "{e}");
         let config = from_file(text, &[]).unwrap();
         assert_eq!((config.server_name.as_str(), config.data), ("a.example", Data::Memory));
         assert_eq!((config.listen.len(), config.listen_tls[0].port()), (2, 2));

@@ -137,6 +137,15 @@ pub struct Homeserver {
     pub acme: acme::Acme,
 }
 
+/// Where the data is; that of one that has `stopped`, if it was in memory.
+fn location(data: &Data, stopped: Option<&Homeserver>) -> Result<Location> {
+    Ok(match (data, stopped) {
+        (Data::Folder(folder), _) => Location::Folder(folder.clone()),
+        (Data::Memory, None) => Location::Memory,
+        (Data::Memory, Some(stopped)) => stopped.store.copy_to_memory()?,
+    })
+}
+
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
@@ -165,11 +174,7 @@ impl Homeserver {
         let scheduler = Scheduler::default();
         let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
-            let location = match (&config.data, stopped) {
-                (Data::Folder(folder), _) => Location::Folder(folder.clone()),
-                (Data::Memory, None) => Location::Memory,
-                (Data::Memory, Some(stopped)) => stopped.store.copy_to_memory()?,
-            };
+            let location = location(&config.data, stopped)?;
             let options = Options { durable: config.durable, ..Options::default() };
             let (notifier, outgoing, timer) = (Arc::clone(&notifier), outgoing.clone(), scheduler.clone());
             let (behind, pushes) = (catch_up_worker.clone(), sender.clone());

@@ -76,7 +76,7 @@ impl Browser {
         all.extend(fields);
         let page = self.send(action, &all);
         match page.status {
-            303 => self.get(&page.header("location").to_owned()),
+            303 => self.get(page.header("location")),
             _ => page,
         }
     }

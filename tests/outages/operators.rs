@@ -32,6 +32,7 @@ fn search(user: &TestUser, word: &str) -> Value {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "when the kill comes is what the test varies")]
 fn a_room_that_is_deleted_is_gone_however_often_the_server_is_killed_meanwhile() {
     let mut server = ProcessServer::start(&[]);
     let (admin, alice) = (server.user("admin"), server.user("alice"));
