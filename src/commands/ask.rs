@@ -83,7 +83,6 @@ impl Operator {
     }
 
     /// The same with bytes. Gives the status and the body of the answer, whatever they are.
-    #[allow(clippy::disallowed_methods, reason = "a lock of another process tells nobody when it is free")]
     pub fn ask_raw(
         &self,
         method: &str,
@@ -120,6 +119,7 @@ impl Operator {
     }
 
     /// By the socket of the server that runs, or else by the folder.
+    #[allow(clippy::disallowed_methods, reason = "a lock of another process tells nobody when it is free")]
     fn reach<T>(
         &self,
         by_socket: impl Fn(&Path) -> std::io::Result<T>,

@@ -1,8 +1,7 @@
 //! `doorstep media`: files that users have uploaded, and those of other servers.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use argh::{ArgsInfo, FromArgs};
+use doorstep::clock::Clock;
 use serde_json::{Value, json};
 
 use super::Failure;
@@ -165,8 +164,7 @@ fn delete(what: &Delete, operator: &Operator) -> Result<(), Failure> {
             operator.ask("DELETE", &format!("/_synapse/admin/v1/media/{}", uri_path(uri)?), None)?
         }
         (None, Some(days)) => {
-            let now =
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+            let now = u64::try_from(Clock::new().now_ms()).unwrap_or(0);
             let before = now.saturating_sub(days.saturating_mul(DAY_MS)).max(1_000_000_000_000);
             if what.remote {
                 operator.ask(

@@ -51,7 +51,8 @@ fn every_failure_is_said_to_be_at_the_line_of_the_test() {
     let none = "!none:nowhere.example";
     let unreachable = TestUser::new("http://127.0.0.1:1", "@nobody:nowhere.example", "none");
     let nobody = TestUser::new(server.url(), "@nobody:nowhere.example", "none");
-    let fails: Vec<(&str, Box<dyn Fn() + '_>)> = vec![
+    type Failing<'f> = (&'f str, Box<dyn Fn() + 'f>);
+    let fails: Vec<Failing<'_>> = vec![
         ("user", Box::new(|| drop(server.user("alice")))),
         ("device_of", Box::new(|| drop(server.device_of(&unreachable, "PHONE")))),
         ("register", Box::new(|| drop(TestUser::register(server.url(), "alice")))),

@@ -406,9 +406,9 @@ fn a_page_weighs_little_however_much_is_behind_it() {
                 { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }] }))
         })
         .collect();
-    for n in 0..20 {
+    for (n, room) in rooms.iter().take(20).enumerate() {
         let user = server.user(&format!("visitor-number-{n}"));
-        let path = format!("{V3}/knock/{}?via={}", doorstep::testing::segment(&rooms[n]), server.name());
+        let path = format!("{V3}/knock/{}?via={}", doorstep::testing::segment(room), server.name());
         user.post(&path, json!({ "reason": "We met at the summer party, and you told me to knock here." }));
         let theirs = user.create_room_with(json!({ "name": "A room of theirs", "preset": "private_chat" }));
         user.invite(&theirs, alice.id());
