@@ -1,10 +1,11 @@
 //! How a server is set up. `SETTINGS` has a row for each setting, `Settings` is what the operator gives (flags of
 //! `doorstep serve`, keys of the configuration file), and `Config` is what that means after it was checked.
 //!
-//! Here: what is in force; `table`: the rows and their checks; `amounts`: sizes and times as people write them;
-//! `secret_file`: secrets in files; `settings`: flags, file and the help, made of the rows.
+//! Here: what is in force; `table`: the rows; `checks`: what their values have to be; `amounts`: sizes and times as people
+//! write them; `secret_file`: secrets in files; `settings`: flags, file and the help, made of the rows.
 
 mod amounts;
+mod checks;
 mod secret_file;
 mod settings;
 mod table;
