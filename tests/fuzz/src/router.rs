@@ -39,7 +39,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("/sync", "since filter"),
 ];
 
-/// Whatever is asked, by whomever, there is an answer and it is JSON; an error says its code and is not ours; and the
+/// Whatever is asked, by whomever, there is an answer and it is JSON, or a page; an error says its code and is not ours; and the
 /// homeserver still works afterwards.
 pub fn router(data: &[u8]) {
     static HOUSE: Mutex<Option<(House, u32)>> = Mutex::new(None);
@@ -73,6 +73,10 @@ pub fn judged(reply: Reply, what: &str) -> (u16, Value) {
     let status = reply.status();
     assert!((200..600).contains(&status) && status != 500, "{status} for {what}");
     let bytes = reply.into_bytes().unwrap_or_else(|e| panic!("{status} and half a body ({e}) for {what}"));
+    // The page is for people, and sends them on without a word.
+    if bytes.starts_with(b"<!DOCTYPE html>") || (status == 303 && bytes.is_empty()) {
+        return (status, Value::Null);
+    }
     let body: Value = serde_json::from_slice(&bytes)
         .unwrap_or_else(|e| panic!("{status} without JSON ({e}) for {what}: {}", bytes.escape_ascii()));
     if !(200..300).contains(&status) {
