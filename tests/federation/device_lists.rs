@@ -98,8 +98,11 @@ fn the_updates_of_our_devices_form_a_chain_that_a_restart_does_not_break() {
     let (mut server, bob, _room) = bob_at(&peer);
     wait_until("the peer knows of bob's device", || !updates_at(&peer, &bob).is_empty());
     server.device_of(&bob, "ONE");
+    // Each update is sent before the next is made: one that waits is replaced by what becomes of the device.
+    wait_until("the first is told", || updates_at(&peer, &bob).len() > 1);
     server.restart();
     server.device_of(&bob, "TWO");
+    wait_until("the second is told", || updates_at(&peer, &bob).len() > 2);
     let id = UserId::parse(bob.id()).expect("a user id");
     server
         .homeserver()
