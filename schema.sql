@@ -486,7 +486,8 @@ CREATE INDEX key_statements_of_strangers ON key_statements (stranger) WHERE stra
 
 -- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
 -- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves
--- before `retry_ms`; the first of them was at `failing_since_ms`. `attempt_upto`: the transaction that failed ends with this event; it is repeated as it was.
+-- before `retry_ms`; the first of them was at `failing_since_ms`. `attempt_upto`: the transaction that failed ends with this
+-- event; it is repeated as it was.
 -- Servers that are owed nothing, share no room with us and failed long ago are forgotten.
 CREATE TABLE destinations (
   server TEXT PRIMARY KEY,

@@ -11,6 +11,7 @@ use doorstep::config::{Config, Data, Settings};
 use doorstep::error::reason;
 use doorstep::internals::{Store, ask, ask_for_stream};
 use doorstep::launch::{SOCKET, answer_operator, stream_to_operator};
+pub use doorstep::protocol::web_url::percent_encoded as segment;
 use serde_json::Value;
 
 use super::{Failure, say};
@@ -189,18 +190,6 @@ fn unreachable(socket: &Path, e: &std::io::Error) -> String {
         }
         _ => format!("the server is not reached by {socket}: {}", reason(e)),
     }
-}
-
-/// One segment of a path, escaped.
-pub fn segment(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 /// Rows as columns that stand below each other, with two spaces between them.

@@ -159,6 +159,20 @@ fn without_dots(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
+/// The text with everything but the unreserved characters (RFC 3986) percent-encoded: a segment of a path, or a value of a
+/// query.
+pub fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
 /// What may not stand in a request line is percent-encoded; what is encoded already stays.
 fn encoded(text: &str) -> String {
     let mut to = String::with_capacity(text.len());

@@ -12,6 +12,7 @@ use super::faults::{Faults, LOOKING, SeenRequest};
 use super::patience::{Patience, patience};
 use crate::locks::lock;
 use crate::protocol::json::tree;
+use crate::protocol::web_url::percent_encoded;
 
 /// The longest that a server takes for an answer, and a wait for news in it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,14 +46,7 @@ pub(super) enum Purpose {
 
 /// Percent-encodes one path segment.
 pub fn segment(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
+    percent_encoded(text)
 }
 
 /// An agent for plain HTTP on loopback that hands every status to the caller.

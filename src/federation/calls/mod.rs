@@ -16,7 +16,6 @@ mod policy;
 mod queries;
 mod user_keys;
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -33,6 +32,7 @@ use crate::federation::call_error::{CallError, CallResult};
 use crate::federation::client::{Client, PeerRequest, Response};
 use crate::protocol::ServerName;
 use crate::protocol::json::{is_object, read, read_large};
+use crate::protocol::web_url::percent_encoded;
 
 /// An event as the peer sent it.
 pub type RawEvent = Box<RawValue>;
@@ -137,17 +137,9 @@ fn not_json(body: &[u8]) -> CallError {
     })
 }
 
-/// Percent-encodes everything but the unreserved characters (RFC 3986), for a path segment or a query value.
+/// A path segment or a query value, percent-encoded.
 pub(crate) fn enc(text: impl AsRef<str>) -> String {
-    let mut out = String::with_capacity(text.as_ref().len() + 16);
-    for byte in text.as_ref().bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+    percent_encoded(text.as_ref())
 }
 
 #[cfg(test)]

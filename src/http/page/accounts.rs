@@ -5,12 +5,13 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::html::Html;
-use super::start::{is_for_the_form, percent_encoded, told_wrong};
+use super::start::{is_for_the_form, told_wrong};
 use super::visit::Visit;
 use super::{Question, Tab, ask, begin_form, hidden, outcome, page, see};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Requester};
 use crate::protocol::UserId;
+use crate::protocol::web_url::percent_encoded;
 use crate::random;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;

@@ -172,35 +172,18 @@ mod tests {
 
     #[test]
     fn time_is_shown_in_its_largest_unit() {
-        assert_eq!(
-            written(|html| {
-                html.ago(0, 59_999);
-            }),
-            "just now"
-        );
-        assert_eq!(
-            written(|html| {
-                html.ago(5, 0);
-            }),
-            "just now"
-        );
-        assert_eq!(
-            written(|html| {
-                html.ago(0, 7_300_000);
-            }),
-            "2 hours ago"
-        );
-        assert_eq!(
-            written(|html| {
-                html.ahead(86_400_000, 0);
-            }),
-            "in 1 day"
-        );
-        assert_eq!(
-            written(|html| {
-                html.ahead(0, 5);
-            }),
-            "now"
-        );
+        for (then, now, shown) in [(0, 59_999, "just now"), (5, 0, "just now"), (0, 7_300_000, "2 hours ago")]
+        {
+            let html = written(|html| {
+                html.ago(then, now);
+            });
+            assert_eq!(html, shown);
+        }
+        for (then, now, shown) in [(86_400_000, 0, "in 1 day"), (0, 5, "now")] {
+            let html = written(|html| {
+                html.ahead(then, now);
+            });
+            assert_eq!(html, shown);
+        }
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::html::Html;
-use super::start::percent_encoded;
 use super::visit::Visit;
 use super::{Question, Tab, ask, begin_form, hidden, outcome, page, see};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Requester};
 use crate::protocol::RoomId;
+use crate::protocol::web_url::percent_encoded;
 use crate::service::Homeserver;
 use crate::service::admin::rooms::{RoomOrder, RoomsPage};
 

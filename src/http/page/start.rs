@@ -9,6 +9,7 @@ use super::visit::{Visit, Visitor};
 use super::{begin_form, door, hidden, outcome, page, see};
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Requester};
+use crate::protocol::web_url::percent_encoded;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::interactive_auth::user_of_identifier;
@@ -180,16 +181,4 @@ pub(super) fn client_address(hs: &Homeserver, visit: &Visit<'_>) -> String {
         Some(host) => format!("http://{host}"),
         None => hs.config.public_url.clone(),
     }
-}
-
-/// The text as a part of an address.
-pub(super) fn percent_encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }

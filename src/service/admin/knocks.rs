@@ -43,19 +43,22 @@ enum KnockAnswer {
 }
 
 impl Admin<'_> {
-    /// Who waits before rooms that this server is in, the last who came first, up to a thousand: those that the user may
-    /// let in, or all of them. Names and reasons are cut after 500 characters.
+    /// Who waits before rooms that this server is in: those that the user may let in, or all of them, the last who came
+    /// first. Of more than a thousand those of some rooms are told. Names and reasons are cut after 500 characters.
     pub fn knocks_waiting(&self, may_answer: Option<&UserId>) -> Result<Vec<WaitingKnock>> {
         let now = self.clock.now_ms();
         self.store.read(|db| {
             let mut knocks = Vec::new();
             for key in db.rooms_with_knocks(may_answer)? {
+                if knocks.len() >= KNOCKS_MAX {
+                    break;
+                }
                 let room = db.room_by_key(key)?;
                 let may = match may_answer {
                     Some(user) => power_levels(db, &room)?.may_invite(user.as_str()),
                     None => true,
                 };
-                if room.resident && may && knocks.len() < KNOCKS_MAX {
+                if room.resident && may {
                     add_knocks_of(db, &room, now, &mut knocks)?;
                 }
             }
