@@ -124,9 +124,10 @@ def emoji_agree(asker, other):
     """Both show the same seven, and both say that they match."""
     ours, theirs = at_once(asker.emoji, other.emoji)
     demand(len(ours) == 7 and ours == theirs, f"{asker.name} shows {ours}, {other.name} shows {theirs}")
-    # One after the other, as two people do: js would send its last two words for this at once, in any order.
-    for device in (asker, other):
-        device.confirm_emoji()
+    # The second when the first one's word is there: js sends its own word and the end of it one after the other only then.
+    # If the first one's word came while its own is on the way, it would send both at once, in any order.
+    asker.confirm_emoji(second=False)
+    other.confirm_emoji(second=True)
     for device in (asker, other):
         device.until_verified()
 

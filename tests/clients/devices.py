@@ -423,7 +423,7 @@ class NioDevice:
         self._until("the other's key", lambda: sas.established_sas)
         return [name for _, name in sas.get_emoji()]
 
-    def confirm_emoji(self):
+    def confirm_emoji(self, second):  # noqa: ARG002 - its words are sent in their order, whoever is the first
         _fine(self._do(self._nio.confirm_short_auth_string(self._verification)))
 
     def until_verified(self):

@@ -6,7 +6,7 @@
 import "fake-indexeddb/auto";
 import { createInterface } from "node:readline";
 import { createClient, ClientEvent, Direction, EventStatus, HttpApiEvent, IndexedDBStore } from "matrix-js-sdk";
-import { CryptoEvent, VerificationPhase, decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api/index.js";
+import { CryptoEvent, VerificationPhase, VerificationRequestEvent, decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api/index.js";
 import { logger } from "matrix-js-sdk/lib/logger.js";
 import { relationVerbs } from "./relations.mjs";
 
@@ -542,10 +542,14 @@ class Device {
         this.verified = verifier.verify();
         this.verified.catch(() => {});
         const sas = await until(`${this.name}: the emoji`, () => verifier.getShowSasCallbacks());
+        // Once both show the emoji, all that can still come from the other is its word on them.
+        this.otherConfirmed = false;
+        verifier.on(VerificationRequestEvent.Change, () => (this.otherConfirmed = true));
         return sas.sas.emoji.map(([, name]) => name);
     }
 
-    async confirmEmoji() {
+    async confirmEmoji({ second }) {
+        if (second) await until(`${this.name}: the other's word on the emoji`, () => this.otherConfirmed);
         await this.verification.verifier.getShowSasCallbacks().confirm();
     }
 
