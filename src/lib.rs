@@ -45,7 +45,7 @@
 //!   budget by its length. Everything else stays text until somebody needs it.
 //! - *There is too much of it.* `src/store/bounds.rs`: who fills each table, with whose share, and what cleans it. Knocks have
 //!   their budget in `service/limits/knock_budget.rs`, invites theirs in `service/membership/invite.rs` (`check_place`), passwords
-//!   in `service/accounts/passwords.rs`; [`protocol::fair_share`] says how a bound is shared out between servers.
+//!   in `service/accounts/passwords.rs`; [`protocol::limits::fair_share`] says how a bound is shared out between servers.
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
 //!   takes long), and what makes us ask elsewhere has slots, of which each asker has a share: `service/limits/request_permits.rs` for
 //!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, `service/media/fetch.rs` for files, all
@@ -54,7 +54,7 @@
 //!
 //! # Where to look
 //!
-//! The same subjects on every floor: what `http/client_server/rooms.rs` parses, `service/rooms/` does and `store/rooms/` keeps.
+//! The same subjects on every floor: what `http/client_server/rooms/` parses, `service/rooms/` does and `store/rooms/` keeps.
 //! The verbs of a subject are reached through its handle: `hs.membership().knock(…)`, `hs.rooms().messages(…)`. Each folder's
 //! `mod.rs` has a line a file.
 //!
@@ -95,14 +95,14 @@
 //! | a backup, and a server that is made of one | `service/admin/backup/`; the copy of the database: `store/engine/copy.rs`; what is dropped: `store/engine/restored.rs` |
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
-//! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::device_keys`], [`protocol::cross_signing`] (`keys` are servers' signing keys) |
-//! | files that users upload, and those of other servers | `service/media/`; on the disk: `service/media/files.rs`; how servers give each other some: [`protocol::multipart`]; bodies that go to the disk as they come: `http/transport/body.rs` |
+//! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::keys::device`], [`protocol::keys::cross_signing`] (`keys` are servers' signing keys) |
+//! | files that users upload, and those of other servers | `service/media/`; on the disk: `service/media/files.rs`; how servers give each other some: [`protocol::media::multipart`]; bodies that go to the disk as they come: `http/transport/body.rs` |
 //! | a server that a test holds in its hand | [`testing`], and `tests/common/`; what goes wrong on purpose: `testing/faults.rs` |
 //!
 //! # A message goes out
 //!
 //! 1. `PUT /rooms/{roomId}/send/…`: `http/transport/` reads the head, `http/router.rs` finds the line of the table, who asks and
-//!    how much body they may send; the handler in `http/client_server/rooms.rs` calls `hs.rooms().send_message(…)`.
+//!    how much body they may send; the handler in `http/client_server/rooms/events_and_state.rs` calls `hs.rooms().send_message(…)`.
 //! 2. `service/rooms/send.rs` checks what a client may not do by this verb, and hands the draft to `service/events/build.rs`.
 //! 3. One closure on the writer thread: a repeat of the transaction id gets the first answer; else the event is placed behind the
 //!    room's forward extremities, authorised, hashed, signed and appended. Nothing is told before the commit is on disk.

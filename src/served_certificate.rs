@@ -17,8 +17,8 @@ use rustls::sign::CertifiedKey;
 
 use crate::error::{Error, Result};
 use crate::locks::lock;
-use crate::protocol::acme::TLS_PROTOCOL;
-use crate::protocol::certificate::CertificateFacts;
+use crate::protocol::certificates::CertificateFacts;
+use crate::protocol::certificates::acme::TLS_PROTOCOL;
 
 /// Certificates that a chain may have. Those of authorities have two or three.
 const CHAIN_MAX: usize = 10;

@@ -16,7 +16,7 @@ use crate::config::{Config, Data, Registration, reachable};
 use crate::error::{Result, reason};
 use crate::federation::Client;
 use crate::federation::inspect::TlsProbe;
-use crate::protocol::certificate::CertificateFacts;
+use crate::protocol::certificates::CertificateFacts;
 use crate::service::media::files::free_bytes;
 use crate::store::Store;
 use crate::store::engine::inspect::Inspection;

@@ -7,7 +7,7 @@ use crate::clock::{Clock, Millis};
 use crate::federation::discovery::HostPort;
 use crate::federation::inspect::Page;
 use crate::protocol::ServerName;
-use crate::protocol::certificate::CertificateFacts;
+use crate::protocol::certificates::CertificateFacts;
 use crate::protocol::json::{CanonicalObject, parse_object};
 use crate::service::keys::ring::read_statement;
 

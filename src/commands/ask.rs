@@ -11,7 +11,7 @@ use doorstep::config::{Config, Data, Settings};
 use doorstep::error::reason;
 use doorstep::internals::{Store, ask, ask_for_stream};
 use doorstep::launch::{SOCKET, answer_operator, stream_to_operator};
-pub use doorstep::protocol::web_url::percent_encoded as segment;
+pub use doorstep::protocol::media::web_url::percent_encoded as segment;
 use serde_json::Value;
 
 use super::{Failure, say};

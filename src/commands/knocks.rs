@@ -71,7 +71,10 @@ fn shown(knocks: &[&Value]) -> String {
     }
     let mut rows = vec![["WHO", "NAME", "SINCE", "ROOM", "ROOM'S NAME", "WHY"].map(str::to_owned).to_vec()];
     rows.extend(knocks.iter().map(|knock| {
-        let since = knock["since_ms"].as_i64().map(doorstep::protocol::calendar::utc).unwrap_or_default();
+        let since = knock["since_ms"]
+            .as_i64()
+            .map(doorstep::protocol::certificates::calendar::utc)
+            .unwrap_or_default();
         vec![
             text(knock, "user_id"),
             text(knock, "displayname"),

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use doorstep::clock::Clock;
 use doorstep::config::nearest;
 use doorstep::log_tail;
-pub use doorstep::protocol::calendar::utc;
+pub use doorstep::protocol::certificates::calendar::utc;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Who reads the lines.

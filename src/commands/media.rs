@@ -122,8 +122,10 @@ fn list(user: &str, operator: &Operator) -> Result<(), Failure> {
     operator.print(&json!({ "media": media }), |answer| {
         let mut rows = vec![["FILE", "NAME", "TYPE", "BYTES", "UPLOADED", ""].map(str::to_owned).to_vec()];
         rows.extend(rows_of(answer, "media").iter().map(|file| {
-            let uploaded =
-                file["created_ts"].as_i64().map(doorstep::protocol::calendar::utc).unwrap_or_default();
+            let uploaded = file["created_ts"]
+                .as_i64()
+                .map(doorstep::protocol::certificates::calendar::utc)
+                .unwrap_or_default();
             let quarantined = if file["quarantined_by"].is_null() { "" } else { "quarantined" };
             let uri = format!("mxc://{server}/{}", text(file, "media_id"));
             let [name, media_type, bytes] =

@@ -47,7 +47,7 @@ pub fn run(asked: &Restore) -> Result<(), Failure> {
         "{} is restored in {}, as it was on {}, with {} files of media.",
         manifest.server_name,
         folder.display(),
-        doorstep::protocol::calendar::utc(manifest.begun_ms),
+        doorstep::protocol::certificates::calendar::utc(manifest.begun_ms),
         end.media_files - restored.spoilt as u64,
     ));
     if restored.spoilt > 0 {

@@ -187,8 +187,10 @@ fn list_blocked(operator: &Operator) -> Result<(), Failure> {
     operator.print(&json!({ "rooms": all }), |answer| {
         let mut rows = vec![["ROOM", "SINCE", "BY"].map(str::to_owned).to_vec()];
         rows.extend(rows_of(answer, "rooms").iter().map(|room| {
-            let since =
-                room["blocked_ts"].as_i64().map(doorstep::protocol::calendar::utc).unwrap_or_default();
+            let since = room["blocked_ts"]
+                .as_i64()
+                .map(doorstep::protocol::certificates::calendar::utc)
+                .unwrap_or_default();
             let by = Some(text(room, "user_id")).filter(|by| !by.is_empty());
             vec![text(room, "room_id"), since, by.unwrap_or_else(|| "the operator".to_owned())]
         }));

@@ -2,7 +2,7 @@
 
 use argh::{ArgsInfo, FromArgs};
 use doorstep::clock::Clock;
-use doorstep::protocol::calendar::utc;
+use doorstep::protocol::certificates::calendar::utc;
 use serde_json::{Value, json};
 
 use super::Failure;

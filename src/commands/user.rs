@@ -1,7 +1,7 @@
 //! `doorstep user`: accounts.
 
 use argh::{ArgsInfo, FromArgs};
-use doorstep::protocol::calendar::utc;
+use doorstep::protocol::certificates::calendar::utc;
 use serde_json::{Value, json};
 
 use super::Failure;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::amounts::bytes;
 use super::{Config, Data, Registration};
-use crate::protocol::acme::is_certifiable;
+use crate::protocol::certificates::acme::is_certifiable;
 use crate::protocol::room_version;
 use crate::protocol::{ServerName, UserId};
 

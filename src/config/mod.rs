@@ -17,7 +17,7 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::Names;
 use crate::protocol::ServerName;
-use crate::protocol::acme::is_certifiable;
+use crate::protocol::certificates::acme::is_certifiable;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::server_acl::ServerAcl;
 

@@ -19,7 +19,7 @@ use crate::federation::address_guard::AddressGuard;
 use crate::federation::agent::{self, WebResolver, base_config, roots};
 use crate::federation::connections::Connections;
 use crate::federation::names::Names;
-use crate::protocol::acme::{retry_after, text, told_problem};
+use crate::protocol::certificates::acme::{retry_after, text, told_problem};
 use crate::protocol::json::parse_object;
 
 /// Time for one request and its answer.

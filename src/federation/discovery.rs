@@ -18,7 +18,7 @@ use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
 use crate::locks::lock;
 use crate::protocol::ServerName;
-use crate::protocol::calendar::http_date;
+use crate::protocol::certificates::calendar::http_date;
 
 /// The port of servers that name none.
 pub(super) const DEFAULT_PORT: u16 = 8448;

@@ -22,8 +22,8 @@ use super::discovery::{HostPort, SRV_SERVICES};
 use crate::error::{Error, Result, reason};
 use crate::federation::dns::Srv;
 use crate::locks::lock;
-use crate::protocol::calendar::http_date;
-use crate::protocol::certificate::CertificateFacts;
+use crate::protocol::certificates::CertificateFacts;
+use crate::protocol::certificates::calendar::http_date;
 use crate::protocol::{Millis, ServerName};
 
 const PAGE_BYTES_MAX: u64 = 256 << 10;
@@ -94,7 +94,7 @@ impl Client {
             else {
                 return page(url, answer);
             };
-            let here = crate::protocol::web_url::WebUrl::parse(&url);
+            let here = crate::protocol::media::web_url::WebUrl::parse(&url);
             let next = here.as_ref().and_then(|here| here.join(to));
             let next = next.ok_or_else(|| CallError::bad("it redirects to what is no address"))?;
             if url.starts_with("https:") && !next.is_https() {

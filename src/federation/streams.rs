@@ -11,7 +11,7 @@ use ureq::http::Uri;
 use super::answer_memory::HeldMemory;
 use super::call_error::{CallError, CallResult};
 use super::client::{Client, ExchangeFailure, PeerRequest, Repeat, read_error, request_head, with_body};
-use crate::protocol::multipart::text_of;
+use crate::protocol::media::multipart::text_of;
 
 /// Time for an answer's head, and for each piece of what follows.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(45);

@@ -8,7 +8,7 @@ use ureq::http;
 
 use super::call_error::{CallError, CallResult};
 use super::client::{Client, ExchangeFailure};
-use crate::protocol::web_url::WebUrl;
+use crate::protocol::media::web_url::WebUrl;
 
 /// Most redirects that are followed.
 const REDIRECTS_MAX: usize = 5;

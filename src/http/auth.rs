@@ -20,7 +20,7 @@ pub struct Requester {
     /// What keeps the user from doing what others may.
     pub standing: Standing,
     /// Whether the token has ended with something that was done lately and asked for proof: then only the answer to
-    /// that can be had once more, where `http/client_server/interactive.rs` gives it.
+    /// that can be had once more, where `http/client_server/accounts/interactive.rs` gives it.
     pub ended: bool,
 }
 

@@ -7,17 +7,13 @@ use super::admin::{
     devices as user_devices, health, media as admin_media, registration_tokens, rooms as admin_rooms, users,
     whole_server,
 };
-use super::client_server::{account, admin, dehydrated, devices, discovery, login, register, reports};
-use super::client_server::{
-    account_data, directory, filters, media, messages, profile, push_rules, pushers, relations, room_keys,
-    rooms, sync,
-};
+use super::client_server::{accounts, devices, discovery, media, push, rooms, sync, voip};
 use super::rate_limit::Rate;
 use super::route::Handler::{
     Admin, AdminPage, Anyone, MaybeUser, Page, Peer, PeerWaiting, User, UserPage, UserUpload, UserWaiting,
 };
 use super::route::{Route, delete, get, post, put};
-use super::{client_server, page, server_server};
+use super::{page, server_server};
 
 /// The largest body of an invite: an event and a dozen of the room's state events.
 const INVITE_BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -74,179 +70,190 @@ pub const ROUTES: &[Route] = &[
     get("/.well-known/acme-challenge/{token}", Anyone(discovery::acme_challenge)),
     get("/_matrix/client/versions", Anyone(discovery::versions)),
     get("/_matrix/client/v3/capabilities", User(discovery::capabilities)).guests(),
-    post("/_matrix/client/v3/register", Anyone(register::register)).rate(Rate::Register),
-    get("/_matrix/client/v3/register/available", Anyone(register::available)).rate(Rate::Write),
-    get("/_matrix/client/v1/register/m.login.registration_token/validity", Anyone(register::token_validity))
-        .rate(Rate::Login),
-    get("/_synapse/admin/v1/register", Anyone(register::shared_secret_nonce)).rate(Rate::Login),
-    post("/_synapse/admin/v1/register", Anyone(register::shared_secret_register)).rate(Rate::Login),
-    get("/_matrix/client/v3/login", Anyone(login::flows)),
-    post("/_matrix/client/v3/login", Anyone(login::login)).rate(Rate::Login),
-    post("/_matrix/client/v1/login/get_token", User(login::get_token)).rate(Rate::Login).interactive(),
-    post("/_matrix/client/v3/refresh", Anyone(login::refresh)).rate(Rate::Login),
-    post("/_matrix/client/v3/logout", User(login::logout)).guests().even_locked(),
-    post("/_matrix/client/v3/logout/all", User(login::logout_all)).even_locked(),
-    get("/_matrix/client/v3/account/whoami", User(account::whoami)).guests(),
-    post("/_matrix/client/v3/account/password", MaybeUser(account::change_password))
+    post("/_matrix/client/v3/register", Anyone(accounts::register::register)).rate(Rate::Register),
+    get("/_matrix/client/v3/register/available", Anyone(accounts::register::available)).rate(Rate::Write),
+    get(
+        "/_matrix/client/v1/register/m.login.registration_token/validity",
+        Anyone(accounts::register::token_validity),
+    )
+    .rate(Rate::Login),
+    get("/_synapse/admin/v1/register", Anyone(accounts::register::shared_secret_nonce)).rate(Rate::Login),
+    post("/_synapse/admin/v1/register", Anyone(accounts::register::shared_secret_register)).rate(Rate::Login),
+    get("/_matrix/client/v3/login", Anyone(accounts::login::flows)),
+    post("/_matrix/client/v3/login", Anyone(accounts::login::login)).rate(Rate::Login),
+    post("/_matrix/client/v1/login/get_token", User(accounts::login::get_token))
+        .rate(Rate::Login)
+        .interactive(),
+    post("/_matrix/client/v3/refresh", Anyone(accounts::login::refresh)).rate(Rate::Login),
+    post("/_matrix/client/v3/logout", User(accounts::login::logout)).guests().even_locked(),
+    post("/_matrix/client/v3/logout/all", User(accounts::login::logout_all)).even_locked(),
+    get("/_matrix/client/v3/account/whoami", User(accounts::account::whoami)).guests(),
+    post("/_matrix/client/v3/account/password", MaybeUser(accounts::account::change_password))
         .even_suspended()
         .rate(Rate::Login)
         .interactive(),
-    post("/_matrix/client/v3/account/deactivate", MaybeUser(account::deactivate))
+    post("/_matrix/client/v3/account/deactivate", MaybeUser(accounts::account::deactivate))
         .even_suspended()
         .rate(Rate::Login)
         .interactive(),
-    get("/_matrix/client/v3/admin/whois/{userId}", User(admin::whois)),
-    get("/_matrix/client/v1/admin/lock/{userId}", Admin(admin::lock)),
-    put("/_matrix/client/v1/admin/lock/{userId}", Admin(admin::set_lock)),
-    get("/_matrix/client/v1/admin/suspend/{userId}", Admin(admin::suspension)),
-    put("/_matrix/client/v1/admin/suspend/{userId}", Admin(admin::set_suspension)),
-    get("/_matrix/client/v3/devices", User(devices::list)).guests(),
-    get("/_matrix/client/v3/devices/{deviceId}", User(devices::get)).guests(),
-    put("/_matrix/client/v3/devices/{deviceId}", User(devices::update)).guests().even_suspended(),
-    delete("/_matrix/client/v3/devices/{deviceId}", User(devices::delete))
+    get("/_matrix/client/v3/admin/whois/{userId}", User(accounts::admin::whois)),
+    get("/_matrix/client/v1/admin/lock/{userId}", Admin(accounts::admin::lock)),
+    put("/_matrix/client/v1/admin/lock/{userId}", Admin(accounts::admin::set_lock)),
+    get("/_matrix/client/v1/admin/suspend/{userId}", Admin(accounts::admin::suspension)),
+    put("/_matrix/client/v1/admin/suspend/{userId}", Admin(accounts::admin::set_suspension)),
+    get("/_matrix/client/v3/devices", User(devices::management::list)).guests(),
+    get("/_matrix/client/v3/devices/{deviceId}", User(devices::management::get)).guests(),
+    put("/_matrix/client/v3/devices/{deviceId}", User(devices::management::update)).guests().even_suspended(),
+    delete("/_matrix/client/v3/devices/{deviceId}", User(devices::management::delete))
         .even_suspended()
         .rate(Rate::Login)
         .interactive(),
-    post("/_matrix/client/v3/delete_devices", User(devices::delete_many))
+    post("/_matrix/client/v3/delete_devices", User(devices::management::delete_many))
         .even_suspended()
         .rate(Rate::Login)
         .interactive(),
     // ----- client-server: rooms, events, membership -----
-    post("/_matrix/client/v3/join/{roomIdOrAlias}", User(client_server::membership::join))
+    post("/_matrix/client/v3/join/{roomIdOrAlias}", User(rooms::membership::join)).guests().rate(Rate::Join),
+    post("/_matrix/client/v3/knock/{roomIdOrAlias}", User(rooms::membership::knock)).rate(Rate::Join),
+    post("/_matrix/client/v3/rooms/{roomId}/join", User(rooms::membership::join_by_id))
         .guests()
         .rate(Rate::Join),
-    post("/_matrix/client/v3/knock/{roomIdOrAlias}", User(client_server::membership::knock)).rate(Rate::Join),
-    post("/_matrix/client/v3/rooms/{roomId}/join", User(client_server::membership::join_by_id))
-        .guests()
-        .rate(Rate::Join),
-    post("/_matrix/client/v3/rooms/{roomId}/invite", User(client_server::membership::invite))
-        .rate(Rate::Join),
-    post("/_matrix/client/v3/rooms/{roomId}/leave", User(client_server::membership::leave))
-        .guests()
-        .even_suspended(),
-    post("/_matrix/client/v3/rooms/{roomId}/forget", User(client_server::membership::forget))
-        .even_suspended(),
-    post("/_matrix/client/v3/rooms/{roomId}/kick", User(client_server::membership::kick)),
-    post("/_matrix/client/v3/rooms/{roomId}/ban", User(client_server::membership::ban)),
-    post("/_matrix/client/v3/rooms/{roomId}/unban", User(client_server::membership::unban)),
-    get("/_matrix/client/v3/joined_rooms", User(client_server::membership::joined_rooms)),
-    post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join).body(NEW_ROOM_BODY_BYTES_MAX),
-    post("/_matrix/client/v3/rooms/{roomId}/upgrade", User(rooms::upgrade)).rate(Rate::Upgrade),
-    put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::send))
+    post("/_matrix/client/v3/rooms/{roomId}/invite", User(rooms::membership::invite)).rate(Rate::Join),
+    post("/_matrix/client/v3/rooms/{roomId}/leave", User(rooms::membership::leave)).guests().even_suspended(),
+    post("/_matrix/client/v3/rooms/{roomId}/forget", User(rooms::membership::forget)).even_suspended(),
+    post("/_matrix/client/v3/rooms/{roomId}/kick", User(rooms::membership::kick)),
+    post("/_matrix/client/v3/rooms/{roomId}/ban", User(rooms::membership::ban)),
+    post("/_matrix/client/v3/rooms/{roomId}/unban", User(rooms::membership::unban)),
+    get("/_matrix/client/v3/joined_rooms", User(rooms::membership::joined_rooms)),
+    post("/_matrix/client/v3/createRoom", User(rooms::events_and_state::create))
+        .rate(Rate::Join)
+        .body(NEW_ROOM_BODY_BYTES_MAX),
+    post("/_matrix/client/v3/rooms/{roomId}/upgrade", User(rooms::events_and_state::upgrade))
+        .rate(Rate::Upgrade),
+    put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::events_and_state::send))
         .guests()
         .even_suspended(),
-    put("/_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}", User(rooms::redact)).even_suspended(),
-    get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::state)).guests(),
-    get("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::state_entry)).guests(),
-    put("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::put_state))
-        .member_rate(Rate::Join)
-        .guests()
+    put("/_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}", User(rooms::events_and_state::redact))
         .even_suspended(),
-    get("/_matrix/client/v3/rooms/{roomId}/messages", User(messages::messages)).guests(),
-    get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(messages::context)).guests(),
-    get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(messages::event)).guests(),
-    get("/_matrix/client/v3/events/{eventId}", User(messages::event_of_any_room)),
-    get("/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", User(messages::timestamp_to_event)),
-    get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}", User(relations::relations)),
-    get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}", User(relations::relations)),
+    get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::events_and_state::state)).guests(),
+    get(
+        "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}",
+        User(rooms::events_and_state::state_entry),
+    )
+    .guests(),
+    put(
+        "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}",
+        User(rooms::events_and_state::put_state),
+    )
+    .member_rate(Rate::Join)
+    .guests()
+    .even_suspended(),
+    get("/_matrix/client/v3/rooms/{roomId}/messages", User(rooms::messages::messages)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(rooms::messages::context)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(rooms::messages::event)).guests(),
+    get("/_matrix/client/v3/events/{eventId}", User(rooms::messages::event_of_any_room)),
+    get("/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", User(rooms::messages::timestamp_to_event)),
+    get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}", User(rooms::relations::relations)),
+    get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}", User(rooms::relations::relations)),
     get(
         "/_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}",
-        User(relations::relations),
+        User(rooms::relations::relations),
     ),
-    get("/_matrix/client/v1/rooms/{roomId}/threads", User(relations::threads)),
-    get("/_matrix/client/v3/rooms/{roomId}/initialSync", User(messages::room_initial_sync)).guests(),
-    get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)).guests(),
-    get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
-    get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
-    post("/_matrix/client/v3/rooms/{roomId}/report", User(reports::room)).even_suspended().rate(Rate::Join),
-    post("/_matrix/client/v3/rooms/{roomId}/report/{eventId}", User(reports::event))
+    get("/_matrix/client/v1/rooms/{roomId}/threads", User(rooms::relations::threads)),
+    get("/_matrix/client/v3/rooms/{roomId}/initialSync", User(rooms::messages::room_initial_sync)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/members", User(rooms::messages::members)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::events_and_state::joined_members)),
+    get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::events_and_state::aliases)),
+    post("/_matrix/client/v3/rooms/{roomId}/report", User(rooms::reports::room))
         .even_suspended()
         .rate(Rate::Join),
-    post("/_matrix/client/v3/users/{userId}/report", User(reports::user)).even_suspended().rate(Rate::Join),
-    get("/_matrix/client/v3/voip/turnServer", User(client_server::voip::turn_server)),
-    post("/_matrix/client/v3/search", User(client_server::search::search)).even_suspended(),
+    post("/_matrix/client/v3/rooms/{roomId}/report/{eventId}", User(rooms::reports::event))
+        .even_suspended()
+        .rate(Rate::Join),
+    post("/_matrix/client/v3/users/{userId}/report", User(rooms::reports::user))
+        .even_suspended()
+        .rate(Rate::Join),
+    get("/_matrix/client/v3/voip/turnServer", User(voip::turn_server)),
+    post("/_matrix/client/v3/search", User(rooms::search::search)).even_suspended(),
     // ----- client-server: delayed events, calls -----
-    get(
-        "/_matrix/client/unstable/org.matrix.msc4140/delayed_events",
-        User(client_server::delayed_events::list),
-    ),
+    get("/_matrix/client/unstable/org.matrix.msc4140/delayed_events", User(rooms::delayed_events::list)),
     get(
         "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
-        User(client_server::delayed_events::get),
+        User(rooms::delayed_events::get),
     ),
     post(
         "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
-        MaybeUser(client_server::delayed_events::act_by_body),
+        MaybeUser(rooms::delayed_events::act_by_body),
     )
     .rate(Rate::DelayedEvents),
     post(
         "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}/{action}",
-        MaybeUser(client_server::delayed_events::act),
+        MaybeUser(rooms::delayed_events::act),
     )
     .rate(Rate::DelayedEvents),
     get("/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", User(discovery::rtc_transports)),
     // ----- client-server: typing, receipts, presence, messages to devices -----
-    put("/_matrix/client/v3/rooms/{roomId}/typing/{userId}", User(client_server::ephemeral::typing)),
-    post(
-        "/_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}",
-        User(client_server::ephemeral::receipt),
-    )
-    .even_suspended(),
-    post("/_matrix/client/v3/rooms/{roomId}/read_markers", User(client_server::ephemeral::read_markers))
+    put("/_matrix/client/v3/rooms/{roomId}/typing/{userId}", User(sync::ephemeral::typing)),
+    post("/_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}", User(sync::ephemeral::receipt))
         .even_suspended(),
-    get("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::get)),
-    put("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::put)).even_suspended(),
-    put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(client_server::to_device::send))
+    post("/_matrix/client/v3/rooms/{roomId}/read_markers", User(sync::ephemeral::read_markers))
+        .even_suspended(),
+    get("/_matrix/client/v3/presence/{userId}/status", User(sync::presence::get)),
+    put("/_matrix/client/v3/presence/{userId}/status", User(sync::presence::put)).even_suspended(),
+    put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(devices::to_device::send))
         .guests()
         .even_suspended()
         .body(TO_DEVICE_BODY_BYTES_MAX),
     // ----- client-server: dehydrated devices -----
-    put("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::put))
+    put("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(devices::dehydrated::put))
         .even_suspended(),
-    get("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::get)),
-    delete("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::delete))
-        .even_suspended(),
+    get("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(devices::dehydrated::get)),
+    delete(
+        "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device",
+        User(devices::dehydrated::delete),
+    )
+    .even_suspended(),
     post(
         "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events",
-        User(dehydrated::events),
+        User(devices::dehydrated::events),
     )
     .even_suspended(),
     get(
         "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events",
-        User(dehydrated::events_from),
+        User(devices::dehydrated::events_from),
     ),
     // ----- client-server: key backups -----
-    post("/_matrix/client/v3/room_keys/version", User(room_keys::create_version)).even_suspended(),
-    get("/_matrix/client/v3/room_keys/version", User(room_keys::current_version)),
-    get("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::version)),
-    put("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::update_version)).even_suspended(),
-    delete("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::delete_version))
+    post("/_matrix/client/v3/room_keys/version", User(devices::room_keys::create_version)).even_suspended(),
+    get("/_matrix/client/v3/room_keys/version", User(devices::room_keys::current_version)),
+    get("/_matrix/client/v3/room_keys/version/{version}", User(devices::room_keys::version)),
+    put("/_matrix/client/v3/room_keys/version/{version}", User(devices::room_keys::update_version))
         .even_suspended(),
-    get("/_matrix/client/v3/room_keys/keys", User(room_keys::get_all)),
-    put("/_matrix/client/v3/room_keys/keys", User(room_keys::put_all))
+    delete("/_matrix/client/v3/room_keys/version/{version}", User(devices::room_keys::delete_version))
+        .even_suspended(),
+    get("/_matrix/client/v3/room_keys/keys", User(devices::room_keys::get_all)),
+    put("/_matrix/client/v3/room_keys/keys", User(devices::room_keys::put_all))
         .even_suspended()
         .body(ROOM_KEYS_BODY_BYTES_MAX),
-    delete("/_matrix/client/v3/room_keys/keys", User(room_keys::delete_all)).even_suspended(),
-    get("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::get_of_room)),
-    put("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::put_of_room))
+    delete("/_matrix/client/v3/room_keys/keys", User(devices::room_keys::delete_all)).even_suspended(),
+    get("/_matrix/client/v3/room_keys/keys/{roomId}", User(devices::room_keys::get_of_room)),
+    put("/_matrix/client/v3/room_keys/keys/{roomId}", User(devices::room_keys::put_of_room))
         .even_suspended()
         .body(ROOM_KEYS_BODY_BYTES_MAX),
-    delete("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::delete_of_room)).even_suspended(),
-    get("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::get_one)),
-    put("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::put_one)).even_suspended(),
-    delete("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::delete_one))
+    delete("/_matrix/client/v3/room_keys/keys/{roomId}", User(devices::room_keys::delete_of_room))
+        .even_suspended(),
+    get("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(devices::room_keys::get_one)),
+    put("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(devices::room_keys::put_one))
+        .even_suspended(),
+    delete("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(devices::room_keys::delete_one))
         .even_suspended(),
     // ----- client-server: media -----
     get("/_matrix/client/v1/media/config", User(media::config)),
     get("/_matrix/client/v1/media/download/{serverName}/{mediaId}", UserWaiting(media::download)).guests(),
     get("/_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}", UserWaiting(media::download))
         .guests(),
-    get(
-        "/_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}",
-        UserWaiting(client_server::thumbnails::get),
-    )
-    .guests(),
-    get("/_matrix/client/v1/media/preview_url", User(client_server::url_preview::get)).rate(Rate::Write),
+    get("/_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}", UserWaiting(media::thumbnails::get))
+        .guests(),
+    get("/_matrix/client/v1/media/preview_url", User(media::url_preview::get)).rate(Rate::Write),
     post("/_matrix/media/v3/upload", UserUpload(media::begin_upload, media::upload)),
     put(
         "/_matrix/media/v3/upload/{serverName}/{mediaId}",
@@ -257,102 +264,99 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/media/v3/download/{serverName}/{mediaId}", Anyone(media::frozen)),
     get("/_matrix/media/v3/download/{serverName}/{mediaId}/{fileName}", Anyone(media::frozen)),
     get("/_matrix/media/v3/thumbnail/{serverName}/{mediaId}", Anyone(media::frozen)),
-    get("/_matrix/media/v3/preview_url", User(client_server::url_preview::get)).rate(Rate::Write),
+    get("/_matrix/media/v3/preview_url", User(media::url_preview::get)).rate(Rate::Write),
     post("/_synapse/admin/v1/media/quarantine/{serverName}/{mediaId}", Admin(media::quarantine)),
     post("/_synapse/admin/v1/media/unquarantine/{serverName}/{mediaId}", Admin(media::unquarantine)),
     delete("/_synapse/admin/v1/media/{serverName}/{mediaId}", Admin(media::delete)),
     // ----- client-server: end-to-end keys -----
-    post("/_matrix/client/v3/keys/upload", User(client_server::keys::upload)).guests().even_suspended(),
-    post("/_matrix/client/v3/keys/query", User(client_server::keys::query))
+    post("/_matrix/client/v3/keys/upload", User(devices::keys::upload)).guests().even_suspended(),
+    post("/_matrix/client/v3/keys/query", User(devices::keys::query))
         .guests()
         .even_suspended()
         .body(KEY_QUERY_BODY_BYTES_MAX),
-    post("/_matrix/client/v3/keys/claim", User(client_server::keys::claim))
+    post("/_matrix/client/v3/keys/claim", User(devices::keys::claim))
         .guests()
         .even_suspended()
         .body(KEY_QUERY_BODY_BYTES_MAX),
-    get("/_matrix/client/v3/keys/changes", User(client_server::keys::changes)),
-    post("/_matrix/client/v3/keys/device_signing/upload", User(client_server::keys::upload_signing_keys))
+    get("/_matrix/client/v3/keys/changes", User(devices::keys::changes)),
+    post("/_matrix/client/v3/keys/device_signing/upload", User(devices::keys::upload_signing_keys))
         .even_suspended()
         .rate(Rate::Login),
-    post("/_matrix/client/v3/keys/signatures/upload", User(client_server::keys::upload_signatures))
+    post("/_matrix/client/v3/keys/signatures/upload", User(devices::keys::upload_signatures))
         .even_suspended(),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)).guests(),
-    post(
-        "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
-        UserWaiting(client_server::sliding_sync::sync),
-    )
-    .even_suspended()
-    .rate(Rate::Read),
-    post("/_matrix/client/v4/sync", UserWaiting(client_server::sliding_sync_v4::sync))
+    post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", UserWaiting(sync::sliding::sync))
         .even_suspended()
         .rate(Rate::Read),
-    post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)).even_suspended(),
-    get("/_matrix/client/v3/user/{userId}/filter/{filterId}", User(filters::get)),
-    get("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::get_global)),
-    put("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::put_global))
+    post("/_matrix/client/v4/sync", UserWaiting(sync::sliding_v4::sync)).even_suspended().rate(Rate::Read),
+    post("/_matrix/client/v3/user/{userId}/filter", User(accounts::filters::define)).even_suspended(),
+    get("/_matrix/client/v3/user/{userId}/filter/{filterId}", User(accounts::filters::get)),
+    get("/_matrix/client/v3/user/{userId}/account_data/{type}", User(accounts::account_data::get_global)),
+    put("/_matrix/client/v3/user/{userId}/account_data/{type}", User(accounts::account_data::put_global))
         .even_suspended(),
     get(
         "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
-        User(account_data::get_of_room),
+        User(accounts::account_data::get_of_room),
     ),
     put(
         "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
-        User(account_data::put_of_room),
+        User(accounts::account_data::put_of_room),
     )
     .even_suspended(),
-    get("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags", User(account_data::tags)),
-    put("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::put_tag))
+    get("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags", User(accounts::account_data::tags)),
+    put("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(accounts::account_data::put_tag))
         .even_suspended(),
-    delete("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::delete_tag))
+    delete(
+        "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}",
+        User(accounts::account_data::delete_tag),
+    )
+    .even_suspended(),
+    get("/_matrix/client/v3/pushers", User(push::pushers::list)),
+    post("/_matrix/client/v3/pushers/set", User(push::pushers::set)).rate(Rate::Write).even_suspended(),
+    get("/_matrix/client/v3/notifications", User(push::pushers::notifications)),
+    get("/_matrix/client/v3/pushrules/", User(push::push_rules::all)),
+    get("/_matrix/client/v3/pushrules/global/", User(push::push_rules::global)),
+    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push::push_rules::rule)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push::push_rules::put)).even_suspended(),
+    delete("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push::push_rules::delete))
         .even_suspended(),
-    get("/_matrix/client/v3/pushers", User(pushers::list)),
-    post("/_matrix/client/v3/pushers/set", User(pushers::set)).rate(Rate::Write).even_suspended(),
-    get("/_matrix/client/v3/notifications", User(pushers::notifications)),
-    get("/_matrix/client/v3/pushrules/", User(push_rules::all)),
-    get("/_matrix/client/v3/pushrules/global/", User(push_rules::global)),
-    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::rule)),
-    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::put)).even_suspended(),
-    delete("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::delete)).even_suspended(),
-    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::actions)),
-    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::put_actions))
+    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push::push_rules::actions)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push::push_rules::put_actions))
         .even_suspended(),
-    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::enabled)),
-    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::put_enabled))
+    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push::push_rules::enabled)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push::push_rules::put_enabled))
         .even_suspended(),
     // ----- client-server: profiles, directory -----
-    get("/_matrix/client/v3/profile/{userId}", MaybeUser(profile::get)),
-    get("/_matrix/client/v3/profile/{userId}/{keyName}", MaybeUser(profile::get_field)),
-    put("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::put_field)).guests(),
-    delete("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::delete_field)).guests(),
-    get("/_matrix/client/v3/directory/room/{roomAlias}", MaybeUser(directory::resolve)),
-    put("/_matrix/client/v3/directory/room/{roomAlias}", User(directory::set_alias)),
-    delete("/_matrix/client/v3/directory/room/{roomAlias}", User(directory::delete_alias)),
-    get("/_matrix/client/v3/directory/list/room/{roomId}", MaybeUser(directory::visibility)),
-    put("/_matrix/client/v3/directory/list/room/{roomId}", User(directory::set_visibility)),
-    get("/_matrix/client/v3/publicRooms", MaybeUser(directory::public_rooms)),
-    post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)).even_suspended(),
-    post("/_matrix/client/v3/user_directory/search", User(client_server::user_directory::search))
-        .even_suspended(),
-    get("/_matrix/client/v1/mutual_rooms", User(client_server::user_directory::mutual_rooms)),
+    get("/_matrix/client/v3/profile/{userId}", MaybeUser(accounts::profile::get)),
+    get("/_matrix/client/v3/profile/{userId}/{keyName}", MaybeUser(accounts::profile::get_field)),
+    put("/_matrix/client/v3/profile/{userId}/{keyName}", User(accounts::profile::put_field)).guests(),
+    delete("/_matrix/client/v3/profile/{userId}/{keyName}", User(accounts::profile::delete_field)).guests(),
+    get("/_matrix/client/v3/directory/room/{roomAlias}", MaybeUser(rooms::directory::resolve)),
+    put("/_matrix/client/v3/directory/room/{roomAlias}", User(rooms::directory::set_alias)),
+    delete("/_matrix/client/v3/directory/room/{roomAlias}", User(rooms::directory::delete_alias)),
+    get("/_matrix/client/v3/directory/list/room/{roomId}", MaybeUser(rooms::directory::visibility)),
+    put("/_matrix/client/v3/directory/list/room/{roomId}", User(rooms::directory::set_visibility)),
+    get("/_matrix/client/v3/publicRooms", MaybeUser(rooms::directory::public_rooms)),
+    post("/_matrix/client/v3/publicRooms", User(rooms::directory::search_public_rooms)).even_suspended(),
+    post("/_matrix/client/v3/user_directory/search", User(rooms::user_directory::search)).even_suspended(),
+    get("/_matrix/client/v1/mutual_rooms", User(rooms::user_directory::mutual_rooms)),
     get(
         "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms",
-        User(client_server::user_directory::unstable_mutual_rooms),
+        User(rooms::user_directory::unstable_mutual_rooms),
     ),
-    post("/_matrix/client/v3/user/{userId}/openid/request_token", User(client_server::openid::request_token)),
-    get("/_matrix/client/v1/rooms/{roomId}/hierarchy", User(client_server::spaces::hierarchy))
-        .rate(Rate::Write),
-    get("/_matrix/client/v1/room_summary/{roomIdOrAlias}", MaybeUser(client_server::spaces::room_summary))
+    post("/_matrix/client/v3/user/{userId}/openid/request_token", User(accounts::openid::request_token)),
+    get("/_matrix/client/v1/rooms/{roomId}/hierarchy", User(rooms::spaces::hierarchy)).rate(Rate::Write),
+    get("/_matrix/client/v1/room_summary/{roomIdOrAlias}", MaybeUser(rooms::spaces::room_summary))
         .rate(Rate::Write),
     get(
         "/_matrix/client/unstable/im.nheko.summary/summary/{roomIdOrAlias}",
-        MaybeUser(client_server::spaces::unstable_room_summary),
+        MaybeUser(rooms::spaces::unstable_room_summary),
     )
     .rate(Rate::Write),
     get(
         "/_matrix/client/unstable/im.nheko.summary/rooms/{roomIdOrAlias}/summary",
-        MaybeUser(client_server::spaces::unstable_room_summary),
+        MaybeUser(rooms::spaces::unstable_room_summary),
     )
     .rate(Rate::Write),
     // ----- what administrators ask: accounts -----

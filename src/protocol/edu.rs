@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::protocol::ids::{EventId, RoomId, UserId};
 use crate::protocol::json::{AtMost, First, FirstMembers, ObjectText};
-use crate::protocol::remote_keys::{RemoteDevice, ShownKeys};
+use crate::protocol::keys::remote::{RemoteDevice, ShownKeys};
 
 /// Rooms of one `m.receipt`, and receipts of one room, that are looked at.
 pub const RECEIPTS_MAX: usize = 1000;

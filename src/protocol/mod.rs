@@ -6,43 +6,33 @@
 //!   resolution), `visibility` (who may see what), `relations` (threads, edits and their kind), `server_acl`,
 //!   `policy_server`, `stripped_state`.
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
-//!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
-//! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units), `multipart` and
-//!   `header_values` (files, as they are given). For clients: `filter`, `search_text` (what is found, and by what),
-//!   `push_rules/` (what notifies whom), `glob` (patterns), `ignored_users`.
-//! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
-//!   `key_backup` (of rooms).
-//! - Certificates of this server: `acme` (how an authority is asked for one), `certificate` (what is read of one), `calendar`.
-//! - `media`: mxc:// URIs, and the headers that media come and go with; `web_url`: addresses of pages that are previewed.
+//!   a room that we are not in), `limits/` (how much strangers may ask).
+//! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`, `search_text`
+//!   (what is found, and by what), `push_rules/` (what notifies whom), `glob` (patterns), `ignored_users`.
+//! - `keys/`: end-to-end keys, of devices and users, as other servers tell them, and kept for rooms.
+//! - `media/`: mxc:// URIs, the headers and bodies that media come and go with, addresses of pages that are previewed.
+//! - `certificates/`: what is read of one, and how an authority is asked for one.
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
-pub mod acme;
-pub mod calendar;
-pub mod certificate;
+pub mod certificates;
 pub mod content;
-pub mod cross_signing;
-pub mod device_keys;
 pub mod edu;
 pub mod event_auth;
-pub mod fair_share;
 pub mod filter;
 pub mod glob;
 pub mod handshake;
 pub mod hash;
-pub mod header_values;
 pub mod ids;
 pub mod ignored_users;
 pub mod json;
-pub mod key_backup;
-pub mod knock_budget;
+pub mod keys;
+pub mod limits;
 pub mod media;
-pub mod multipart;
 pub mod pdu;
 pub mod policy_server;
 pub mod push_rules;
 pub mod redact;
 pub mod relations;
-pub mod remote_keys;
 pub mod remote_membership;
 pub mod room_version;
 pub mod search_text;
@@ -55,7 +45,6 @@ pub(crate) mod test_events;
 pub mod unchecked_event;
 pub mod verify;
 pub mod visibility;
-pub mod web_url;
 pub mod x_matrix;
 
 pub use ids::{EventId, RoomAlias, RoomId, ServerName, UserId};

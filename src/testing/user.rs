@@ -12,7 +12,7 @@ use super::faults::{Faults, LOOKING, SeenRequest};
 use super::patience::{Patience, patience};
 use crate::locks::lock;
 use crate::protocol::json::tree;
-use crate::protocol::web_url::percent_encoded;
+use crate::protocol::media::web_url::percent_encoded;
 
 /// The longest that a server takes for an answer, and a wait for news in it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);

@@ -7,8 +7,8 @@ use doorstep::TestServer;
 use doorstep::internals::NewKeyBackup;
 use doorstep::internals::{NewSigningKeys, UploadedSignatures};
 use doorstep::protocol::UserId;
-use doorstep::protocol::cross_signing::KeyUsage;
 use doorstep::protocol::json::ObjectText;
+use doorstep::protocol::keys::cross_signing::KeyUsage;
 use doorstep::testing::{TestDeviceKeys, TestSigningKeys, TestUser};
 use serde_json::{Value, json};
 

@@ -14,7 +14,7 @@ use crate::keys_across_servers::{
 };
 use doorstep::TestServer;
 use doorstep::protocol::UserId;
-use doorstep::protocol::remote_keys::{RemoteDevice, RemoteKeys};
+use doorstep::protocol::keys::remote::{RemoteDevice, RemoteKeys};
 use doorstep::testing::TestUser;
 use serde_json::{Value, json};
 

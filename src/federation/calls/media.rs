@@ -10,8 +10,8 @@ use crate::federation::call_error::{CallError, CallResult};
 use crate::federation::client::{Client, PeerRequest};
 use crate::federation::streams::{StreamedAnswer, redirected};
 use crate::protocol::ServerName;
-use crate::protocol::header_values::name_in_disposition;
-use crate::protocol::multipart::{Malformed, MultipartReader, PartHead};
+use crate::protocol::media::header_values::name_in_disposition;
+use crate::protocol::media::multipart::{Malformed, MultipartReader, PartHead};
 
 /// Longest wait for an upload that a peer is asked for; a longer one is asked for again.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(20);

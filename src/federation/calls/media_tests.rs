@@ -9,7 +9,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::federation::ClientSettings;
 use crate::federation::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
-use crate::protocol::multipart::envelope;
+use crate::protocol::media::multipart::envelope;
 use crate::protocol::sign::SigningKey;
 use crate::testing::certificates;
 

@@ -32,7 +32,7 @@ use crate::federation::call_error::{CallError, CallResult};
 use crate::federation::client::{Client, PeerRequest, Response};
 use crate::protocol::ServerName;
 use crate::protocol::json::{is_object, read, read_large};
-use crate::protocol::web_url::percent_encoded;
+use crate::protocol::media::web_url::percent_encoded;
 
 /// An event as the peer sent it.
 pub type RawEvent = Box<RawValue>;

@@ -13,7 +13,7 @@ use super::{LIST_ANSWER_BYTES_MAX, QUICK_TIMEOUT, enc, object_in, to_body};
 use crate::federation::call_error::{CallError, CallResult};
 use crate::federation::client::{Client, PeerRequest};
 use crate::protocol::json::{First, FirstMembers};
-use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys, read_one_time_key};
+use crate::protocol::keys::remote::{REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys, read_one_time_key};
 use crate::protocol::{ServerName, UserId};
 
 /// Users of one answer that are looked at: more than are ever asked for at once.

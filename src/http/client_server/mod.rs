@@ -1,45 +1,14 @@
-//! The client-server API, a file a subject. Thin: parse, call the homeserver, answer. What several of them share is
-//! here.
+//! The client-server API. Thin: parse, call the homeserver, answer. What several of them share is here.
 //!
-//! `rooms` makes rooms and sends events, `messages` reads them, `membership` joins, knocks, invites and leaves; `sync`
-//! waits for news, and so do `sliding_sync` and `sliding_sync_v4`; `register`, `login`, `account`, `devices` and `interactive` are about accounts; the others are named
-//! as the specification's sections are.
+//! The folders are the subjects of `service/`; the files in them are named as the specification's sections are.
 
-pub mod account;
-pub mod account_data;
-pub mod admin;
-pub mod dehydrated;
-pub mod delayed_events;
+pub mod accounts;
 pub mod devices;
-pub mod directory;
 pub mod discovery;
-pub mod ephemeral;
-pub mod filters;
-pub mod interactive;
-pub mod keys;
-pub mod login;
 pub mod media;
-pub mod membership;
-pub mod messages;
-pub mod openid;
-pub mod presence;
-pub mod profile;
-pub mod push_rules;
-pub mod pushers;
-pub mod register;
-pub mod relations;
-pub mod reports;
-pub mod room_keys;
+pub mod push;
 pub mod rooms;
-pub mod search;
-pub mod sliding_sync;
-pub mod sliding_sync_v4;
-pub mod spaces;
 pub mod sync;
-pub mod thumbnails;
-pub mod to_device;
-pub mod url_preview;
-pub mod user_directory;
 pub mod voip;
 
 use crate::error::{Error, Result};

@@ -11,7 +11,7 @@ use super::{Question, Tab, ask, begin_form, hidden, outcome, page, see};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Requester};
 use crate::protocol::UserId;
-use crate::protocol::web_url::percent_encoded;
+use crate::protocol::media::web_url::percent_encoded;
 use crate::random;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;

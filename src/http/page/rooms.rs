@@ -10,7 +10,7 @@ use super::{Question, Tab, ask, begin_form, hidden, outcome, page, see};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Requester};
 use crate::protocol::RoomId;
-use crate::protocol::web_url::percent_encoded;
+use crate::protocol::media::web_url::percent_encoded;
 use crate::service::Homeserver;
 use crate::service::admin::rooms::{RoomOrder, RoomsPage};
 

@@ -9,7 +9,7 @@ use super::visit::{Visit, Visitor};
 use super::{begin_form, door, hidden, outcome, page, see};
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Requester};
-use crate::protocol::web_url::percent_encoded;
+use crate::protocol::media::web_url::percent_encoded;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::interactive_auth::user_of_identifier;

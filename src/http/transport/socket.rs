@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::protocol::acme::TLS_PROTOCOL;
+use crate::protocol::certificates::acme::TLS_PROTOCOL;
 
 /// Waits until one of the descriptors has one of its events, or the deadline passes (`None`: forever). Returns
 /// whether something happened; each entry's `revents` says what.

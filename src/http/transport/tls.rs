@@ -13,7 +13,7 @@ use rustls::sign::SingleCertAndKey;
 use crate::config::TlsFiles;
 use crate::error::{Error, Result, reason};
 use crate::locks::lock;
-use crate::protocol::acme::TLS_PROTOCOL;
+use crate::protocol::certificates::acme::TLS_PROTOCOL;
 use crate::served_certificate::{ServedCertificate, certified_key};
 
 /// What is spoken to clients and other servers.

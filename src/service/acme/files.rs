@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::clock::Millis;
 use crate::error::{Error, Result, reason};
-use crate::protocol::acme::text;
+use crate::protocol::certificates::acme::text;
 use crate::protocol::json::parse_object;
 use crate::served_certificate::{CheckedCertificate, new_key};
 

@@ -15,10 +15,10 @@ use crate::clock::Millis;
 use crate::error::Error;
 use crate::federation::acme::{AccountKey, AcmeAnswer, AcmeError, AcmeResult, AcmeSession};
 use crate::locks::lock;
-use crate::protocol::acme::{
+use crate::protocol::certificates::CertificateFacts;
+use crate::protocol::certificates::acme::{
     AcmeStatus, ChallengeKind, authorized_name, choose_challenge, text, told_failure, told_problem,
 };
-use crate::protocol::certificate::CertificateFacts;
 use crate::served_certificate::{CheckedCertificate, new_key, signing_request};
 
 /// An order that is older is not gone on with: authorities forget them after a week.

@@ -9,9 +9,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage, NewlySigned};
-use crate::protocol::device_keys::{ED25519, KeySignature, SignedObject, signatures_in};
 use crate::protocol::json::CanonicalObject;
+use crate::protocol::keys::cross_signing::{CrossSigningKey, KeyUsage, NewlySigned};
+use crate::protocol::keys::device::{ED25519, KeySignature, SignedObject, signatures_in};
 use crate::protocol::sign::VerifyKey;
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::device_lists::{tell_of_device, tell_of_signing_keys};

@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
-use crate::protocol::device_keys::KeyUpload;
 use crate::protocol::json::ObjectText;
+use crate::protocol::keys::device::KeyUpload;
 use crate::service::accounts::sessions::{check_new_device, checked_device_id, checked_device_name};
 use crate::service::devices::device_lists::tell_of_device;
 use crate::service::devices::keys::{keep_upload, self_signature};

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::federation::calls::UserDevicesAnswer;
 use crate::protocol::edu::{DeviceListUpdate, DeviceNews, DeviceUpdate, SigningKeyUpdate};
 use crate::protocol::json::{AtMost, read_object};
-use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteDevice, ShownKeys};
+use crate::protocol::keys::remote::{REMOTE_DEVICES_MAX, RemoteDevice, ShownKeys};
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::{Devices, is_of};
 use crate::service::outgoing::{

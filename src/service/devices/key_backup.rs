@@ -124,7 +124,7 @@ impl Devices<'_> {
     }
 
     /// Puts keys into the current version, those that are new or better than what is there (see
-    /// [`crate::protocol::key_backup::KeyQuality::replaces`]). Errors: 403 `M_WRONG_ROOM_KEYS_VERSION` with
+    /// [`crate::protocol::keys::backup::KeyQuality::replaces`]). Errors: 403 `M_WRONG_ROOM_KEYS_VERSION` with
     /// `current_version` if the version is another one, 404 `M_NOT_FOUND` if there is no such or no current one, 400
     /// `M_INVALID_PARAM`, 413 `M_TOO_LARGE`, 403 `M_RESOURCE_LIMIT_EXCEEDED` if there would be too many.
     pub fn back_up_sessions(

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage};
-use crate::protocol::device_keys::{KeySignature, KeyUpload, UploadedDeviceKeys, quoted};
+use crate::protocol::keys::cross_signing::{CrossSigningKey, KeyUsage};
+use crate::protocol::keys::device::{KeySignature, KeyUpload, UploadedDeviceKeys, quoted};
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::Devices;
 use crate::service::devices::device_lists::tell_of_device;

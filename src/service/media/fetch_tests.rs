@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::federation::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::protocol::UserId;
 use crate::protocol::media::MediaId;
-use crate::protocol::multipart::envelope;
+use crate::protocol::media::multipart::envelope;
 use crate::testing::TestServer;
 
 fn small(config: &mut Config) {

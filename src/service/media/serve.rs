@@ -9,8 +9,8 @@ use super::fetch::keeps_up;
 use super::{Media, MediaFile};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ServerName;
+use crate::protocol::media::multipart::{Envelope, envelope};
 use crate::protocol::media::{UNKNOWN_MEDIA_TYPE, content_disposition};
-use crate::protocol::multipart::{Envelope, envelope};
 use crate::random;
 use crate::service::limits::fair_slots::{FairSlot, FairSlots};
 

@@ -14,12 +14,12 @@ use super::template::member_draft;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::CallError;
-use crate::protocol::fair_share::ServerStanding;
+use crate::protocol::limits::fair_share::ServerStanding;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, fair_share, handshake, json,
-    stripped_state, verify,
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, handshake, json,
+    limits::fair_share, stripped_state, verify,
 };
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;

@@ -4,8 +4,8 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage};
-use crate::protocol::device_keys::{ED25519, KeySignature, SignedObject};
+use crate::protocol::keys::cross_signing::{CrossSigningKey, KeyUsage};
+use crate::protocol::keys::device::{ED25519, KeySignature, SignedObject};
 use crate::store::{Db, Tx};
 
 /// A user's cross-signing keys, as far as they are known.

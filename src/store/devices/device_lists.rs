@@ -4,8 +4,8 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
-use crate::protocol::cross_signing::KeyUsage;
-use crate::protocol::remote_keys::{
+use crate::protocol::keys::cross_signing::KeyUsage;
+use crate::protocol::keys::remote::{
     REMOTE_DEVICE_OVERHEAD_BYTES, REMOTE_DEVICES_BYTES_MAX, RemoteDevice, RemoteKeys, ShownKeys,
 };
 use crate::protocol::{ServerName, UserId};

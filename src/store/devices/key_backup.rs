@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::error::Result;
 use crate::protocol::json::ObjectText;
-use crate::protocol::key_backup::{KeyBackupData, KeyQuality};
+use crate::protocol::keys::backup::{KeyBackupData, KeyQuality};
 use crate::protocol::{RoomId, UserId};
 use crate::store::{Db, Tx};
 

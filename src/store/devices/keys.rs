@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::protocol::device_keys::{OneTimeKey, SIGNED_CURVE25519, SignedObject};
+use crate::protocol::keys::device::{OneTimeKey, SIGNED_CURVE25519, SignedObject};
 use crate::store::{Db, Tx};
 
 /// Keys of one device that were given out and are known again: more than a client uploads before it learns what became

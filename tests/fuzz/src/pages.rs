@@ -1,7 +1,7 @@
 //! Pages that are to be previewed, and the links in them.
 
 use doorstep::internals::read_page;
-use doorstep::protocol::web_url::WebUrl;
+use doorstep::protocol::media::web_url::WebUrl;
 
 /// The first line is the page's address, the second its `Content-Type`, the rest the page. A preview is small whatever the page is, and an
 /// address that is written out is the same when it is read again.

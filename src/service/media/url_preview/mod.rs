@@ -26,7 +26,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::web_pages::{WebAnswer, WebRequest};
 use crate::locks::{KeyedLock, lock};
 use crate::protocol::UserId;
-use crate::protocol::web_url::WebUrl;
+use crate::protocol::media::web_url::WebUrl;
 use crate::service::limits::fair_slots::{FairSlot, FairSlots};
 use crate::service::limits::request_permits::AskerId;
 

@@ -1,5 +1,5 @@
 //! Sliding sync (MSC4186): what is new in the rooms that a client looks at. One engine for both of its dialects, which
-//! `http/client_server/sliding_sync.rs` translates. The numbers of rules in these files are:
+//! `http/client_server/sync/sliding.rs` translates. The numbers of rules in these files are:
 //!
 //! 1. the last two answers of a connection can be gone on from, whatever the body; any other token is unknown;
 //! 2. without `pos` or `timeout` nothing is waited for;

@@ -1,0 +1,138 @@
+//! Client-server API, "Rooms": creating them, sending events, state.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::delayed_events;
+use crate::error::{Error, Result};
+use crate::http::client_server::client_format;
+use crate::http::{Reply, Request, Requester};
+use crate::service::Homeserver;
+use crate::service::events::build::Draft;
+use crate::service::rooms::create::CreateRoom;
+use crate::service::rooms::upgrade::UpgradeRoom;
+use crate::store::accounts::client_transactions::ClientTxn;
+
+/// `POST /_matrix/client/v3/createRoom`.
+pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let body: CreateRoom = request.json_or_empty()?;
+    let room_id = hs.rooms().create_room(&requester.user_id, &body)?;
+    Ok(Reply::json(&json!({"room_id": room_id})))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`.
+pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let mut draft = draft(request, requester, request.json_object()?)?;
+    draft.state_key = None;
+    check_suspension(hs, requester, &draft)?;
+    let scope = format!("send/{}/{}", draft.room, draft.event_type);
+    if let Some(delay) = delayed_events::delay(request)? {
+        let txn = txn(request, requester, format!("delayed/{scope}"))?;
+        let delay_id = hs.rooms().delay_event(draft, Some(txn), delay)?;
+        return Ok(Reply::json(&json!({"delay_id": delay_id})));
+    }
+    let event_id = hs.rooms().send_message(draft, txn(request, requester, scope)?)?;
+    Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}`.
+pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let redacts = request.event_id()?;
+    let body = request.json_object_or_empty()?;
+    let mut content = Map::new();
+    match body.get("reason") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(reason)) => drop(content.insert("reason".to_owned(), reason.as_str().into())),
+        Some(_) => return Err(Error::bad_json("reason must be a string")),
+    }
+    let mut draft = draft(request, requester, content)?;
+    draft.event_type = "m.room.redaction".to_owned();
+    draft.state_key = None;
+    let scope = format!("redact/{}/{redacts}", draft.room);
+    draft.redacts = Some(redacts);
+    check_suspension(hs, requester, &draft)?;
+    let event_id = hs.rooms().send_message(draft, txn(request, requester, scope)?)?;
+    Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
+pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let draft = draft(request, requester, request.json_object()?)?;
+    check_suspension(hs, requester, &draft)?;
+    if let Some(delay) = delayed_events::delay(request)? {
+        let delay_id = hs.rooms().delay_event(draft, None, delay)?;
+        return Ok(Reply::json(&json!({"delay_id": delay_id})));
+    }
+    let event_id = hs.rooms().send_state(draft)?;
+    Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/upgrade`.
+pub fn upgrade(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let body: UpgradeRoom = request.json()?;
+    let room_id = hs.rooms().upgrade(&requester.user_id, &request.room_id()?, &body)?;
+    Ok(Reply::json(&json!({"replacement_room": room_id})))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state`.
+pub fn state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    Ok(Reply::raw_json(hs.rooms().room_state(&client_format(hs, requester), &request.room_id()?)?))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
+pub fn state_entry(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let whole = match request.query("format") {
+        None | Some("content") => false,
+        Some("event") => true,
+        Some(_) => return Err(Error::invalid_param("format must be content or event")),
+    };
+    let (event_type, state_key) = (request.param("eventType"), request.param("stateKey"));
+    let entry = hs.rooms().state_entry(
+        &client_format(hs, requester),
+        &request.room_id()?,
+        event_type,
+        state_key,
+        whole,
+    )?;
+    Ok(Reply::raw_json(entry))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`.
+pub fn joined_members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    Ok(Reply::raw_json(hs.rooms().joined_members(&requester.user_id, &request.room_id()?)?))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/aliases`.
+pub fn aliases(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let aliases = hs.rooms().aliases_of(&requester.user_id, &request.room_id()?)?;
+    Ok(Reply::json(&json!({"aliases": aliases})))
+}
+
+/// Who is suspended may still take back what is theirs. Errors: 403 `M_USER_SUSPENDED`.
+fn check_suspension(hs: &Homeserver, requester: &Requester, draft: &Draft) -> Result<()> {
+    match requester.standing.suspended {
+        true => hs.rooms().check_sent_while_suspended(draft),
+        false => Ok(()),
+    }
+}
+
+fn draft(request: &Request, requester: &Requester, content: Map<String, Value>) -> Result<Draft> {
+    Ok(Draft {
+        room: request.room_id()?,
+        sender: requester.user_id.clone(),
+        event_type: request.param("eventType").to_owned(),
+        state_key: Some(request.param("stateKey").to_owned()),
+        content,
+        redacts: None,
+    })
+}
+
+fn txn(request: &Request, requester: &Requester, scope: String) -> Result<ClientTxn> {
+    Ok(ClientTxn {
+        user_id: requester.user_id.clone(),
+        device_id: requester.device_id.clone().unwrap_or_default(),
+        scope,
+        txn_id: request.txn_id()?,
+    })
+}

@@ -1,0 +1,96 @@
+//! Client-server API, "Getting events for a room": pages of history, single events, what surrounds one, members.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::http::client_server::{client_format, reply};
+use crate::http::params::moment;
+use crate::http::{Reply, Request, Requester};
+use crate::protocol::filter::EventFilter;
+use crate::protocol::pdu::Membership;
+use crate::service::Homeserver;
+use crate::service::rooms::messages::{MembersRequest, MessagesRequest};
+
+/// "The maximum number of events to return. Default: 10."
+const DEFAULT_LIMIT: usize = 10;
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/messages`.
+pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let backwards = match request.required_query("dir")? {
+        "b" => true,
+        "f" => false,
+        _ => return Err(Error::invalid_param("dir must be b or f")),
+    };
+    let filter = filter(request)?;
+    let asked = MessagesRequest {
+        from: request.pagination_token("from")?,
+        to: request.pagination_token("to")?,
+        backwards,
+        limit: limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX)),
+        filter,
+    };
+    reply(&hs.rooms().messages(&client_format(hs, requester), &request.room_id()?, &asked)?)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/initialSync`.
+pub fn room_initial_sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let (format, limit) = (client_format(hs, requester), limit(request)?);
+    Ok(Reply::raw_json(hs.rooms().room_initial_sync(&format, &request.room_id()?, limit)?))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`.
+pub fn context(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let (room, event) = (request.room_id()?, request.event_id()?);
+    let filter = filter(request)?;
+    let limit = limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX));
+    reply(&hs.rooms().context(&client_format(hs, requester), &room, &event, limit, &filter)?)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`.
+pub fn event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    reply(&hs.rooms().event_for(&client_format(hs, requester), &request.room_id()?, &request.event_id()?)?)
+}
+
+/// `GET /_matrix/client/v3/events/{eventId}`: deprecated, for clients that know an event by its id alone.
+pub fn event_of_any_room(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    reply(&hs.rooms().event_of_any_room(&client_format(hs, requester), &request.event_id()?)?)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/members`.
+pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let asked = MembersRequest {
+        at: request.pagination_token("at")?,
+        membership: membership(request, "membership")?,
+        not_membership: membership(request, "not_membership")?,
+    };
+    let chunk = hs.rooms().members(&client_format(hs, requester), &request.room_id()?, &asked)?;
+    Ok(Reply::raw_json([b"{\"chunk\":".as_slice(), &chunk, b"}"].concat()))
+}
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.
+pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let when = moment(request)?;
+    let (event, ts) = hs.rooms().event_near(&requester.user_id, &request.room_id()?, when)?;
+    reply(&json!({ "event_id": event, "origin_server_ts": ts }))
+}
+
+fn limit(request: &Request) -> Result<usize> {
+    match request.query_int("limit")? {
+        None => Ok(DEFAULT_LIMIT),
+        Some(limit) => usize::try_from(limit).map_err(|_| Error::invalid_param("limit must not be negative")),
+    }
+}
+
+fn filter(request: &Request) -> Result<EventFilter> {
+    request
+        .query("filter")
+        .filter(|json| !json.is_empty())
+        .map_or_else(|| Ok(EventFilter::default()), EventFilter::parse)
+}
+
+fn membership(request: &Request, name: &str) -> Result<Option<Membership>> {
+    let wrong = || Error::invalid_param(format!("{name} must be a membership"));
+    request.query(name).map(|word| Membership::parse(word).ok_or_else(wrong)).transpose()
+}
