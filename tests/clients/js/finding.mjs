@@ -3,46 +3,11 @@
 // waited for.
 
 import { createInterface } from "node:readline";
-import { createClient, ClientEvent, Method } from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
-
-logger.disableAll?.();
-for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
+import { ClientEvent, Method } from "matrix-js-sdk";
+import { demand, end, membership, syncing, until } from "./ways.mjs";
 
 const [flow, baseUrl, ...accounts] = process.argv.slice(2);
 const CALL_MEMBER = "org.matrix.msc3401.call.member";
-
-async function client(user, password) {
-    const login = await createClient({ baseUrl }).login("m.login.password", {
-        identifier: { type: "m.id.user", user },
-        password,
-    });
-    const made = createClient({
-        baseUrl,
-        userId: login.user_id,
-        accessToken: login.access_token,
-        deviceId: login.device_id,
-        timelineSupport: true,
-    });
-    await made.startClient({ initialSyncLimit: 20 });
-    await until(`the first sync of ${user}`, () => made.isInitialSyncComplete());
-    return made;
-}
-
-function demand(condition, what) {
-    if (!condition) throw new Error(what);
-}
-
-// Resolves with what `look` gives, once that is something.
-async function until(what, look) {
-    const deadline = Date.now() + 60_000;
-    for (;;) {
-        const got = await look();
-        if (got) return got;
-        if (Date.now() > deadline) throw new Error(`not seen in time: ${what}`);
-        await new Promise((resolve) => setTimeout(resolve, 100));
-    }
-}
 
 const bodies = (of, room) =>
     (of.getRoom(room)?.getLiveTimeline().getEvents() ?? []).map((event) => event.getContent().body).filter(Boolean);
@@ -55,7 +20,7 @@ async function roomOfTwo(alice, bob, name) {
         invite: [bob.getUserId()],
         power_level_content_override: { events: { [CALL_MEMBER]: 0 } },
     });
-    await until("the invite", () => bob.getRoom(room)?.getMyMembership() === "invite");
+    await until("the invite", () => membership(bob, room) === "invite");
     await bob.joinRoom(room);
     for (const each of [alice, bob]) {
         await until("both in the room", () => each.getRoom(room)?.getJoinedMemberCount() === 2);
@@ -185,7 +150,7 @@ async function seesWhoFellOut(alice, bob) {
 }
 
 async function main() {
-    const [alice, bob] = [await client(accounts[0], accounts[1]), await client(accounts[2], accounts[3])];
+    const [alice, bob] = [await syncing(baseUrl, accounts[0], accounts[1]), await syncing(baseUrl, accounts[2], accounts[3])];
     try {
         await { finds, sendsLater, joinsACall, seesWhoFellOut }[flow](alice, bob);
     } finally {
@@ -194,10 +159,4 @@ async function main() {
     }
 }
 
-main().then(
-    () => process.exit(0),
-    (error) => {
-        process.stderr.write(`${error.stack ?? error}\n`);
-        process.exit(1);
-    },
-);
+end(main());

@@ -3,41 +3,10 @@
 // without. Announced uploads, parts and what the client has already are asked for by the addresses that the library makes.
 // Arguments: the server's address, then user and password of both.
 
-import { createClient, ClientEvent, EventType, MsgType } from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
-
-logger.disableAll?.();
-for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
+import { EventType, MsgType } from "matrix-js-sdk";
+import { demand, end, membership, syncing, until } from "./ways.mjs";
 
 const [baseUrl, ...accounts] = process.argv.slice(2);
-
-function demand(condition, what) {
-    if (!condition) throw new Error(what);
-}
-
-async function client(user, password) {
-    const login = await createClient({ baseUrl }).login("m.login.password", { identifier: { type: "m.id.user", user }, password });
-    const made = createClient({ baseUrl, userId: login.user_id, accessToken: login.access_token, deviceId: login.device_id });
-    await made.startClient({ initialSyncLimit: 20 });
-    await until(`the first sync of ${user}`, made, () => made.isInitialSyncComplete());
-    return made;
-}
-
-// Resolves with what `look` gives once that is something; looked at again after every sync.
-function until(what, emitter, look) {
-    return new Promise((resolve, reject) => {
-        const late = setTimeout(() => reject(new Error(`not seen in time: ${what}`)), 60_000);
-        const again = () => {
-            const seen = look();
-            if (!seen) return;
-            clearTimeout(late);
-            emitter.off(ClientEvent.Sync, again);
-            resolve(seen);
-        };
-        emitter.on(ClientEvent.Sync, again);
-        again();
-    });
-}
 
 const address = (of, mxc) => of.mxcUrlToHttp(mxc, undefined, undefined, undefined, false, true, true);
 
@@ -71,10 +40,10 @@ const picture = new Uint8Array(Buffer.from(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==", "base64"));
 
 async function main() {
-    const alice = await client(accounts[0], accounts[1]);
-    const bob = await client(accounts[2], accounts[3]);
+    const alice = await syncing(baseUrl, accounts[0], accounts[1]);
+    const bob = await syncing(baseUrl, accounts[2], accounts[3]);
     const { room_id: room } = await alice.createRoom({ preset: "private_chat", invite: [bob.getUserId()] });
-    await until("the invite", bob, () => bob.getRoom(room)?.getMyMembership() === "invite");
+    await until("the invite", () => membership(bob, room) === "invite");
     await bob.joinRoom(room);
 
     const config = await alice.getMediaConfig(true);
@@ -92,7 +61,7 @@ async function main() {
     await alice.sendMessage(room, { msgtype: MsgType.File, body: "secret", file: { ...info, url: hidden.content_uri } });
 
     const content = (type) => bob.getRoom(room)?.timeline.map((event) => event.getContent()).find((c) => c.msgtype === type);
-    const shown = await until("the picture", bob, () => content(MsgType.Image));
+    const shown = await until("the picture", () => content(MsgType.Image));
     const seen = await get(bob, shown.url);
     demand(seen.status === 200 && same(await bytesOf(seen), picture), `bob's picture is another: ${seen.status}`);
     demand(seen.headers.get("content-type") === "image/png", `its type is ${seen.headers.get("content-type")}`);
@@ -105,7 +74,7 @@ async function main() {
     const old = await fetch(bob.mxcUrlToHttp(shown.url));
     demand(old.status === 404, `by the old path: ${old.status}`);
 
-    const file = (await until("the encrypted file", bob, () => content(MsgType.File))).file;
+    const file = (await until("the encrypted file", () => content(MsgType.File))).file;
     const whole = await bytesOf(await get(bob, file.url));
     demand(same(await decrypted(whole, file), secret), "bob's file is another");
     const part = await get(bob, file.url, { Range: "bytes=1000-1999" });
@@ -117,8 +86,8 @@ async function main() {
     await alice.sendStateEvent(room, EventType.RoomAvatar, { url: sent.content_uri });
     const profile = await bob.getProfileInfo(alice.getUserId());
     demand(profile.avatar_url === sent.content_uri, `alice's picture is ${profile.avatar_url}`);
-    await until("alice's picture in the room", bob, () => bob.getRoom(room)?.getMember(alice.getUserId())?.getMxcAvatarUrl() === sent.content_uri);
-    await until("the room's picture", bob, () => bob.getRoom(room)?.getMxcAvatarUrl() === sent.content_uri);
+    await until("alice's picture in the room", () => bob.getRoom(room)?.getMember(alice.getUserId())?.getMxcAvatarUrl() === sent.content_uri);
+    await until("the room's picture", () => bob.getRoom(room)?.getMxcAvatarUrl() === sent.content_uri);
     demand(same(await bytesOf(await get(bob, profile.avatar_url)), picture), "alice's picture is another");
 
     // Announced first, waited for by who is told of it, and uploaded then.
@@ -134,10 +103,4 @@ async function main() {
     for (const one of [alice, bob]) one.stopClient();
 }
 
-main().then(
-    () => process.exit(0),
-    (error) => {
-        process.stderr.write(`${error?.stack ?? error}\n`);
-        process.exit(1);
-    },
-);
+end(main());

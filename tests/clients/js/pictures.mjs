@@ -3,11 +3,7 @@
 // server says of each, and of the page, goes to standard output, a line of JSON each.
 
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { createClient } from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
-
-logger.disableAll?.();
-for (const level of ["info", "debug", "warn"]) console[level] = () => {};
+import { end, logIn } from "./ways.mjs";
 
 const [baseUrl, user, password, folder, page] = process.argv.slice(2);
 const SIZES = [
@@ -19,23 +15,14 @@ const SIZES = [
 ];
 
 async function main() {
-    const login = await createClient({ baseUrl }).loginRequest({
-        type: "m.login.password",
-        identifier: { type: "m.id.user", user },
-        password,
-    });
-    const client = createClient({
-        baseUrl,
-        userId: login.user_id,
-        accessToken: login.access_token,
-        deviceId: login.device_id,
-    });
+    const client = await logIn(baseUrl, user, password);
+    const headers = { Authorization: `Bearer ${client.getAccessToken()}` };
     for (const name of readdirSync(folder).sort()) {
         const type = { jpg: "image/jpeg", png: "image/png", gif: "image/gif" }[name.split(".").at(-1)];
         const { content_uri: uri } = await client.uploadContent(readFileSync(`${folder}/${name}`), { name, type });
         for (const [width, height, method] of SIZES) {
             const url = client.mxcUrlToHttp(uri, width, height, method, false, true, true);
-            const answer = await fetch(url, { headers: { Authorization: `Bearer ${login.access_token}` } });
+            const answer = await fetch(url, { headers });
             const bytes = Buffer.from(await answer.arrayBuffer());
             const made = `${name}.${width}x${height}.${method}`;
             writeFileSync(`${folder}/${made}`, bytes);
@@ -45,7 +32,7 @@ async function main() {
     if (page) {
         const preview = await client.getUrlPreview(page, Date.now());
         const url = client.mxcUrlToHttp(preview["og:image"], undefined, undefined, undefined, false, true, true);
-        const answer = await fetch(url, { headers: { Authorization: `Bearer ${login.access_token}` } });
+        const answer = await fetch(url, { headers });
         const picture = Buffer.from(await answer.arrayBuffer()).toString("base64");
         const capabilities = await client.getCapabilities();
         console.log(JSON.stringify({ preview, picture, told: capabilities["io.element.msc4452.preview_url"] }));
@@ -53,10 +40,4 @@ async function main() {
     await client.logout(true);
 }
 
-main().then(
-    () => process.exit(0),
-    (error) => {
-        process.stderr.write(`${error.stack}\n`);
-        process.exit(1);
-    },
-);
+end(main());

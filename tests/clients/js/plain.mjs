@@ -2,48 +2,15 @@
 // for real, a room with a knock that is let in, a message, a redaction, a leave, a device that lets another log in.
 // Arguments: the server's address, then user and password of both.
 
-import { createClient, ClientEvent } from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
-
-logger.disableAll?.();
-for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
+import { createClient } from "matrix-js-sdk";
+import { demand, end, membership, syncing, until } from "./ways.mjs";
 
 const [baseUrl, ...accounts] = process.argv.slice(2);
 
-async function client(user, password, initialSyncLimit = 20) {
-    const guest = createClient({ baseUrl });
-    const flows = await guest.loginFlows();
-    demand(flows.flows.some((flow) => flow.type === "m.login.password"), "no m.login.password among the flows");
-    const login = await guest.login("m.login.password", { identifier: { type: "m.id.user", user }, password });
-    const made = createClient({
-        baseUrl,
-        userId: login.user_id,
-        accessToken: login.access_token,
-        deviceId: login.device_id,
-        timelineSupport: true,
-    });
-    await made.startClient({ initialSyncLimit });
-    await until(`the first sync of ${user}`, made, () => made.isInitialSyncComplete());
-    return made;
-}
-
-function demand(condition, what) {
-    if (!condition) throw new Error(what);
-}
-
-// Resolves once the condition holds; looked at again after every sync.
-function until(what, emitter, condition) {
-    return new Promise((resolve, reject) => {
-        const late = setTimeout(() => reject(new Error(`not seen in time: ${what}`)), 60_000);
-        const look = () => {
-            if (!condition()) return;
-            clearTimeout(late);
-            emitter.off(ClientEvent.Sync, look);
-            resolve();
-        };
-        emitter.on(ClientEvent.Sync, look);
-        look();
-    });
+async function client(user, password, options) {
+    const { flows } = await createClient({ baseUrl }).loginFlows();
+    demand(flows.some((flow) => flow.type === "m.login.password"), "no m.login.password among the flows");
+    return syncing(baseUrl, user, password, options);
 }
 
 // A device that is logged in gets a token, which is good for the login of one other.
@@ -63,7 +30,6 @@ async function letAnotherLogIn(owner, user, password) {
     await another.logout(true);
 }
 
-const membership = (of, room) => of.getRoom(room)?.getMyMembership();
 const has = (of, room, id) => of.getRoom(room)?.getLiveTimeline().getEvents().some((event) => event.getId() === id);
 
 async function main() {
@@ -76,29 +42,29 @@ async function main() {
             room_version: "11",
             initial_state: [{ type: "m.room.join_rules", state_key: "", content: { join_rule: "knock" } }],
         });
-        await until("the own room", owner, () => membership(owner, room) === "join");
+        await until("the own room", () => membership(owner, room) === "join");
         await knocker.knockRoom(room, { reason: "please" });
-        await until("the own knock", knocker, () => membership(knocker, room) === "knock");
-        await until("the knock", owner, () => {
+        await until("the own knock", () => membership(knocker, room) === "knock");
+        await until("the knock", () => {
             const member = owner.getRoom(room).getMember(knocker.getUserId());
             return member?.membership === "knock" && member.name === "Somebody";
         });
         await owner.invite(room, knocker.getUserId());
-        await until("the invite", knocker, () => membership(knocker, room) === "invite");
+        await until("the invite", () => membership(knocker, room) === "invite");
         await knocker.joinRoom(room);
-        await until("the join", knocker, () => membership(knocker, room) === "join");
+        await until("the join", () => membership(knocker, room) === "join");
         demand(knocker.getRoom(room).name === "The SDK's room", `the room's name is ${knocker.getRoom(room).name}`);
 
         const { event_id: said } = await owner.sendTextMessage(room, "hello from the SDK");
-        await until("the message", knocker, () => has(knocker, room, said));
+        await until("the message", () => has(knocker, room, said));
         await owner.sendTyping(room, true, 5000).catch(() => {}); // not what this is about
         await owner.redactEvent(room, said, undefined, { reason: "unsaid" });
-        await until("the redaction", knocker, () =>
+        await until("the redaction", () =>
             knocker.getRoom(room).findEventById(said)?.isRedacted(),
         );
         // Another device, for which the room's state is far behind its timeline.
         for (let n = 0; n < 12; n += 1) await owner.sendTextMessage(room, `message ${n}`);
-        const second = await client(accounts[0], accounts[1], 3);
+        const second = await client(accounts[0], accounts[1], { initialSyncLimit: 3 });
         try {
             const seen = second.getRoom(room);
             demand(seen.name === "The SDK's room", `on another device the room's name is ${seen.name}`);
@@ -112,7 +78,7 @@ async function main() {
         const types = knocker.getRoom(room).getLiveTimeline().getEvents().map((event) => event.getType());
         demand(types.includes("m.room.member"), `scrolling back shows ${types}`);
         await knocker.leave(room);
-        await until("the leave", knocker, () => membership(knocker, room) === "leave");
+        await until("the leave", () => membership(knocker, room) === "leave");
         await knocker.logout(true);
         await owner.logout(true);
     } finally {
@@ -121,10 +87,4 @@ async function main() {
     }
 }
 
-main().then(
-    () => process.exit(0),
-    (error) => {
-        process.stderr.write(`${error.stack ?? error}\n`);
-        process.exit(1);
-    },
-);
+end(main());

@@ -4,18 +4,10 @@
 
 import { createServer } from "node:http";
 
-import { ClientEvent, createClient, Method } from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
-
-logger.disableAll?.();
-for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
+import { Method } from "matrix-js-sdk";
+import { demand, end, membership, PATIENCE_MS, syncing, until } from "./ways.mjs";
 
 const [baseUrl, ...accounts] = process.argv.slice(2);
-const PATIENCE_MS = 60_000;
-
-function demand(condition, what) {
-    if (!condition) throw new Error(what);
-}
 
 // A push gateway that takes everything: what it was sent, by the key of the pusher.
 class Gateway {
@@ -49,37 +41,6 @@ class Gateway {
     }
 }
 
-async function client(user, password) {
-    const guest = createClient({ baseUrl });
-    const login = await guest.login("m.login.password", { identifier: { type: "m.id.user", user }, password });
-    const made = createClient({
-        baseUrl,
-        userId: login.user_id,
-        accessToken: login.access_token,
-        deviceId: login.device_id,
-        timelineSupport: true,
-    });
-    await made.startClient({ initialSyncLimit: 20 });
-    await until(`the first sync of ${user}`, made, () => made.isInitialSyncComplete());
-    return made;
-}
-
-// Resolves once the condition holds; looked at again after every sync.
-function until(what, emitter, condition) {
-    return new Promise((resolve, reject) => {
-        const late = setTimeout(() => reject(new Error(`not seen in time: ${what}`)), PATIENCE_MS);
-        const look = () => {
-            if (!condition()) return;
-            clearTimeout(late);
-            emitter.off(ClientEvent.Sync, look);
-            resolve();
-        };
-        emitter.on(ClientEvent.Sync, look);
-        look();
-    });
-}
-
-const membership = (of, room) => of.getRoom(room)?.getMyMembership();
 const find = (of, room, id) => of.getRoom(room)?.findEventById(id);
 
 function pusher(gateway, pushkey, data) {
@@ -97,7 +58,7 @@ function pusher(gateway, pushkey, data) {
 async function main() {
     const gateway = new Gateway();
     await gateway.start();
-    const [owner, reader, third] = await Promise.all([0, 2, 4].map((at) => client(accounts[at], accounts[at + 1])));
+    const [owner, reader, third] = await Promise.all([0, 2, 4].map((at) => syncing(baseUrl, accounts[at], accounts[at + 1])));
     try {
         await owner.setPusher(pusher(gateway, "owner", {}));
         await reader.setPusher(pusher(gateway, "reader", { format: "event_id_only" }));
@@ -111,7 +72,7 @@ async function main() {
         demand(invite.counts.unread === 1, `with the invite: ${JSON.stringify(invite)}`);
         await reader.joinRoom(room);
         await third.joinRoom(room);
-        await until("the join", reader, () => membership(reader, room) === "join");
+        await until("the join", () => membership(reader, room) === "join");
         await gateway.until("no unread invite", "reader", (sent) => !sent.event_id && sent.counts.unread === 0);
 
         const { event_id: said } = await owner.sendTextMessage(room, "hello");
@@ -124,7 +85,7 @@ async function main() {
         });
         const loud = await gateway.until("the mention", "reader", (sent) => sent.event_id === named);
         demand(loud.devices[0].tweaks?.highlight === true && loud.prio === "high", `of it: ${JSON.stringify(loud)}`);
-        await until("the mention", reader, () => find(reader, room, named));
+        await until("the mention", () => find(reader, room, named));
         const before = gateway.to("reader").length;
         await reader.sendReadReceipt(find(reader, room, named));
         await gateway.until("what was read", "reader", (sent) => {
@@ -144,7 +105,7 @@ async function main() {
         const knock = await gateway.until("the knock", "owner", (sent) => sent.room_id === door);
         demand(knock.content.membership === "knock" && knock.room_name === "Door", `of it: ${JSON.stringify(knock)}`);
         await owner.invite(door, reader.getUserId());
-        await until("the open door", reader, () => membership(reader, door) === "join");
+        await until("the open door", () => membership(reader, door) === "join");
 
         await reader.removePusher("reader", "org.example.flow");
         demand((await reader.getPushers()).pushers.length === 0, "the pusher is still there");
@@ -155,10 +116,4 @@ async function main() {
     }
 }
 
-main().then(
-    () => process.exit(0),
-    (error) => {
-        process.stderr.write(`${error.stack ?? error}\n`);
-        process.exit(1);
-    },
-);
+end(main());

@@ -2,58 +2,25 @@
 // locked, guests. Arguments: what is to be done, then words in pairs and triples as `doings` has them.
 
 import { createClient, ClientEvent, EventTimeline, SyncState } from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
+import { demand, end, membership, start, syncing, until } from "./ways.mjs";
 
-logger.disableAll?.();
-for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
-
-const PATIENCE_MS = 60_000;
+const SHORT_POLLS = { pollTimeout: 5000 };
 const opened = [];
 
-function demand(condition, what) {
-    if (!condition) throw new Error(what);
-}
-
-async function until(what, look) {
-    const deadline = Date.now() + PATIENCE_MS;
-    for (;;) {
-        const got = await look();
-        if (got) return got;
-        if (Date.now() > deadline) throw new Error(`not seen in time: ${what}`);
-        await new Promise((resolve) => setTimeout(resolve, 25));
-    }
-}
-
-async function start(made) {
+async function openClient(baseUrl, user, password) {
+    const made = await syncing(baseUrl, user, password, SHORT_POLLS);
     opened.push(made);
-    await made.startClient({ initialSyncLimit: 20, pollTimeout: 5000 });
-    await until(`the first sync of ${made.getUserId()}`, () => made.isInitialSyncComplete());
     return made;
 }
 
-async function client(baseUrl, user, password) {
-    const anyone = createClient({ baseUrl });
-    const login = await anyone.login("m.login.password", { identifier: { type: "m.id.user", user }, password });
-    return start(
-        createClient({
-            baseUrl,
-            userId: login.user_id,
-            accessToken: login.access_token,
-            deviceId: login.device_id,
-            timelineSupport: true,
-        }),
-    );
-}
-
-const membership = (of, room) => of.getRoom(room)?.getMyMembership();
 const has = (of, room, id) => of.getRoom(room)?.getLiveTimeline().getEvents().some((event) => event.getId() === id);
 const current = (of, room, type) =>
     of.getRoom(room)?.getLiveTimeline().getState(EventTimeline.FORWARDS)?.getStateEvents(type, "");
 
 // The host upgrades a room; the guest's client, which may be of another server, sees it and goes to the new one.
 async function upgrade(hostUrl, hostUser, hostPassword, guestUrl, guestUser, guestPassword, joinRule, ...versions) {
-    const host = await client(hostUrl, hostUser, hostPassword);
-    const guest = await client(guestUrl, guestUser, guestPassword);
+    const host = await openClient(hostUrl, hostUser, hostPassword);
+    const guest = await openClient(guestUrl, guestUser, guestPassword);
     for (const pair of versions) {
         const [from, to] = pair.split("-");
         const { room_id: room } = await host.createRoom({
@@ -97,8 +64,8 @@ async function upgrade(hostUrl, hostUser, hostPassword, guestUrl, guestUser, gue
 
 // A user reports, asks for a TURN server, is locked and unlocked, is suspended.
 async function moderation(baseUrl, adminUser, adminPassword, user, password) {
-    const admin = await client(baseUrl, adminUser, adminPassword);
-    const somebody = await client(baseUrl, user, password);
+    const admin = await openClient(baseUrl, adminUser, adminPassword);
+    const somebody = await openClient(baseUrl, user, password);
     const capabilities = await admin.getCapabilities();
     demand(capabilities["m.account_moderation"]?.lock, "an administrator's client does not see what it may do");
     const { room_id: room } = await admin.createRoom({ preset: "public_chat", name: "Moderated" });
@@ -146,7 +113,7 @@ async function moderation(baseUrl, adminUser, adminPassword, user, password) {
 
 // Somebody without an account looks into a room, comes in, speaks, and makes an account of it.
 async function guests(baseUrl, user, password) {
-    const owner = await client(baseUrl, user, password);
+    const owner = await openClient(baseUrl, user, password);
     const room = async (access, visibility) => {
         const { room_id: made } = await owner.createRoom({
             name: access,
@@ -172,7 +139,8 @@ async function guests(baseUrl, user, password) {
         timelineSupport: true,
     });
     guest.setGuest(true);
-    await start(guest);
+    opened.push(guest);
+    await start(guest, SHORT_POLLS);
     demand((await guest.whoami()).is_guest === true, "a guest is not told that it is one");
     const peeked = await guest.peekInRoom(open);
     demand(peeked.name === "can_join", `the room that is peeked into is called ${peeked.name}`);
@@ -201,12 +169,4 @@ async function guests(baseUrl, user, password) {
 const doings = { upgrade, moderation, guests };
 const [what, ...words] = process.argv.slice(2);
 
-doings[what](...words)
-    .finally(() => opened.forEach((made) => made.stopClient()))
-    .then(
-        () => process.exit(0),
-        (error) => {
-            process.stderr.write(`${error.stack ?? error}\n`);
-            process.exit(1);
-        },
-    );
+end(doings[what](...words).finally(() => opened.forEach((made) => made.stopClient())));

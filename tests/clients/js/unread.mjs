@@ -2,44 +2,13 @@
 // keyword, a muted room, what is read on the other device, threads, a redaction, an encrypted message.
 // Arguments: the server's address, whether it takes who speaks to have read (yes, no), then user and password of both.
 
-import { createClient, ClientEvent, NotificationCountType, PushRuleKind, ReceiptType } from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
-
-logger.disableAll?.();
-for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
+import { NotificationCountType, PushRuleKind, ReceiptType } from "matrix-js-sdk";
+import { end, membership, syncing, until } from "./ways.mjs";
 
 const [baseUrl, speakingReads, ...accounts] = process.argv.slice(2);
 const { Total, Highlight } = NotificationCountType;
 
-async function client(user, password) {
-    const login = await createClient({ baseUrl }).login("m.login.password", { identifier: { type: "m.id.user", user }, password });
-    const made = createClient({
-        baseUrl,
-        userId: login.user_id,
-        accessToken: login.access_token,
-        deviceId: login.device_id,
-        timelineSupport: true,
-    });
-    await made.startClient({ initialSyncLimit: 20, threadSupport: true });
-    await until(`the first sync of ${user}`, made, () => made.isInitialSyncComplete());
-    return made;
-}
-
-// Resolves once the condition holds; looked at again after every sync.
-function until(what, emitter, condition, now = () => "") {
-    return new Promise((resolve, reject) => {
-        const late = setTimeout(() => reject(new Error(`not seen in time: ${what} ${now()}`)), 60_000);
-        const look = () => {
-            if (!condition()) return;
-            clearTimeout(late);
-            emitter.off(ClientEvent.Sync, look);
-            resolve();
-        };
-        emitter.on(ClientEvent.Sync, look);
-        look();
-    });
-}
-
+const THREADS = { threadSupport: true };
 const has = (of, room, id) => of.getRoom(room)?.findEventById(id);
 
 // Waits until a client has this many unread in the main timeline, and in threads if any are named.
@@ -51,23 +20,23 @@ async function counts(what, of, room, total, highlights, threads = {}) {
         return JSON.stringify(told);
     };
     const wanted = JSON.stringify([total, highlights, ...Object.values(threads)]);
-    await until(`${what}: ${wanted}`, of, () => now() === wanted, () => `but ${now()}`);
+    await until(() => `${what}: ${wanted} but ${now()}`, () => now() === wanted);
 }
 
 async function main() {
-    const alice = await client(accounts[0], accounts[1]);
-    const bob = await client(accounts[2], accounts[3]);
-    const phone = await client(accounts[2], accounts[3]);
+    const alice = await syncing(baseUrl, accounts[0], accounts[1], THREADS);
+    const bob = await syncing(baseUrl, accounts[2], accounts[3], THREADS);
+    const phone = await syncing(baseUrl, accounts[2], accounts[3], THREADS);
     const say = async (room, body, more = {}) =>
         (await alice.sendMessage(room, { msgtype: "m.text", body, ...more })).event_id;
     const make = async (name) => {
         const { room_id: room } = await alice.createRoom({ name, preset: "public_chat" });
         await bob.joinRoom(room);
-        for (const device of [bob, phone]) await until(`${name}`, device, () => device.getRoom(room)?.getMyMembership() === "join");
+        for (const device of [bob, phone]) await until(`${name}`, () => membership(device, room) === "join");
         return room;
     };
     const read = async (device, room, id, thread) => {
-        await until("what is to be read", device, () => has(device, room, id));
+        await until("what is to be read", () => has(device, room, id));
         const path = `/rooms/${encodeURIComponent(room)}/receipt/${ReceiptType.Read}/${encodeURIComponent(id)}`;
         await device.http.authedRequest("POST", path, undefined, thread ? { thread_id: thread } : {});
     };
@@ -84,7 +53,7 @@ async function main() {
             pattern: "cake",
             actions: ["notify", { set_tweak: "highlight" }],
         });
-        await until("the rule on the other device", phone, () => phone.pushRules?.global.content?.some((rule) => rule.rule_id === "cake"));
+        await until("the rule on the other device", () => phone.pushRules?.global.content?.some((rule) => rule.rule_id === "cake"));
         const cake = await say(room, "there is CAKE");
         await counts("a keyword", bob, room, 4, 2);
         await read(phone, room, cake);
@@ -96,7 +65,7 @@ async function main() {
             actions: [],
         });
         const quiet = await say(muted, "quiet");
-        await until("the quiet message", bob, () => has(bob, muted, quiet));
+        await until("the quiet message", () => has(bob, muted, quiet));
         await counts("a muted room", bob, muted, 0, 0);
 
         const root = await say(room, "the root");
@@ -128,10 +97,4 @@ async function main() {
     }
 }
 
-main().then(
-    () => process.exit(0),
-    (error) => {
-        process.stderr.write(`${error.stack ?? error}\n`);
-        process.exit(1);
-    },
-);
+end(main());
