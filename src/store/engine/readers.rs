@@ -76,11 +76,16 @@ impl Readers {
     }
 
     pub(in crate::store) fn read<T>(&self, f: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
+        let lent = self.begin()?;
+        f(&Db::reader(lent.connection(), &self.shared))
+    }
+
+    /// A connection on which a snapshot was begun. Apart from `read`, which is compiled anew for each closure.
+    fn begin(&self) -> Result<LentReader<'_>> {
         refuse_nesting("a read")?;
         let lent = self.lend()?;
-        let connection = lent.connection();
-        connection.prepare_cached("BEGIN")?.execute([])?;
-        f(&Db::reader(connection, &self.shared))
+        lent.connection().prepare_cached("BEGIN")?.execute([])?;
+        Ok(lent)
     }
 
     /// Writes all that is there to a new database at this path.

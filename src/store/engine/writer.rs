@@ -49,9 +49,7 @@ impl<T: Send + 'static, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static> Wr
 {
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         let Some(f) = self.f.take() else { return Err(Error::internal("a closure ran twice")) };
-        let answer = catch_unwind(AssertUnwindSafe(|| f(tx))).unwrap_or_else(|panic| Err(panicked(&panic)));
-        let undone = answer.as_ref().err().map(copy_of);
-        self.answer = Some(answer);
+        let undone = self.answer.insert(f(tx)).as_ref().err().map(copy_of);
         undone.map_or(Ok(()), Err)
     }
 }
@@ -64,13 +62,23 @@ struct QueuedWrite {
     /// Where in the source it is asked for.
     asked_at: &'static Location<'static>,
     caller: mpsc::SyncSender<FinishedWrite>,
+    /// How it panicked, if it did: there is no other answer then.
+    panicked: Option<Error>,
 }
 
 impl QueuedWrite {
+    /// Runs the closure. An error means that what it wrote is to be undone.
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        catch_unwind(AssertUnwindSafe(|| self.job.run(tx))).unwrap_or_else(|panic| {
+            let why = self.panicked.insert(panicked(&panic));
+            Err(copy_of(why))
+        })
+    }
+
     /// Hands the closure back with its answer. `lost` says why that does not hold although the closure succeeded.
     fn finish(self, lost: Option<Error>) {
         // A caller that went away wants no answer.
-        let _ = self.caller.send(FinishedWrite { job: self.job, lost });
+        let _ = self.caller.send(FinishedWrite { job: self.job, lost: self.panicked.or(lost) });
     }
 }
 
@@ -178,7 +186,7 @@ impl Writer {
     ) -> Result<FinishedWrite> {
         let (caller, finished) = mpsc::sync_channel(1);
         let gone = || Error::internal("the database is closed");
-        let queued = QueuedWrite { job, lasting, asked_at, caller };
+        let queued = QueuedWrite { job, lasting, asked_at, caller, panicked: None };
         if let Some(counts) = self.shared.counts.get() {
             counts.queued.fetch_add(1, Ordering::Relaxed);
         }
@@ -379,7 +387,7 @@ impl WriterThread<'_> {
                 changes: Changes::default(),
             };
             let written = self.connection.total_changes();
-            let outcome = queued.job.run(&mut tx);
+            let outcome = queued.run(&mut tx);
             let Tx { stream, changes: own, .. } = tx;
             if self.connection.is_autocommit() {
                 // A full disk or an I/O error can make SQLite roll everything back by itself.
