@@ -52,8 +52,7 @@ pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
-/// Reads JSON text as whatever is asked for. A structure is read from an object, and from a list of its fields too: see
-/// [`read_object`].
+/// Reads JSON text as whatever is asked for. A structure is read from an object alone.
 ///
 /// Errors: `M_NOT_JSON`; `M_BAD_JSON` for JSON of another shape, nested more than [`JSON_DEPTH_MAX`] levels as far as
 /// it is looked at, or which would weigh too much for its size.
@@ -80,7 +79,7 @@ pub fn is_object(text: &[u8]) -> bool {
     text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) == Some(&b'{')
 }
 
-/// An object that was parsed as a structure; from nothing else, since a structure would also be read from a list.
+/// An object that was parsed, as a structure.
 ///
 /// Errors: `M_BAD_JSON` for another shape.
 pub fn shaped<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T> {
@@ -320,12 +319,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        name: &'static str,
-        fields: &'static [&'static str],
+        _name: &'static str,
+        _fields: &'static [&'static str],
         visitor: V,
     ) -> std::result::Result<V::Value, D::Error> {
+        // As a map: from a list of its fields, which would also do, a structure is not made.
         let visitor = WeighedVisitor { visitor: self.with(visitor), member: 0 };
-        self.inner.deserialize_struct(name, fields, visitor)
+        self.inner.deserialize_map(visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

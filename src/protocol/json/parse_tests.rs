@@ -89,6 +89,34 @@ fn what_is_read_is_what_is_there() {
 }
 
 #[test]
+fn a_structure_is_not_read_from_a_list_of_its_fields() {
+    #[derive(Deserialize, Debug, PartialEq)]
+    struct Part {
+        number: i64,
+    }
+    #[derive(Deserialize, Debug, PartialEq)]
+    struct Shape {
+        part: Part,
+        more: Vec<Part>,
+        maybe: Option<Part>,
+    }
+    let read_whole = |text: &str| read::<Shape>(text.as_bytes());
+    let whole = read_whole(r#"{"part":{"number":1},"more":[{"number":2}],"maybe":{"number":3}}"#)
+        .expect("of this shape");
+    assert_eq!(whole.part.number + whole.more[0].number + whole.maybe.map_or(0, |part| part.number), 6);
+    for text in [
+        r#"[{"number":1},[],null]"#,
+        r#"{"part":[1],"more":[],"maybe":null}"#,
+        r#"{"part":{"number":1},"more":[[2]],"maybe":null}"#,
+        r#"{"part":{"number":1},"more":[],"maybe":[3]}"#,
+    ] {
+        assert_eq!(read_whole(text).unwrap_err().errcode(), ErrCode::BadJson, "{text}");
+        let Ok(object) = parse_object(text.as_bytes()) else { continue };
+        assert_eq!(shaped::<Shape>(object).unwrap_err().errcode(), ErrCode::BadJson, "{text}");
+    }
+}
+
+#[test]
 fn a_tree_that_is_out_of_proportion_to_its_text_is_not_built() {
     for piece in ["[0]", "{\"\":0}", "{\"\":{\"\":{}}}", "[[0],[0]]"] {
         let text = filled(piece, 1 << 20);
