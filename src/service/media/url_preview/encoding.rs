@@ -79,7 +79,7 @@ fn text_of(bytes: &[u8], encoding: Encoding) -> String {
 fn declared(bytes: &[u8]) -> Option<String> {
     let head = &bytes[..bytes.len().min(DECLARED_WITHIN_BYTES)];
     let head = text_of(head, Encoding::Unknown);
-    super::page::metas(&head).into_iter().find_map(|meta| {
+    super::elements::elements(&head).metas.into_iter().find_map(|meta| {
         let content_type = || {
             meta.get("http-equiv")
                 .filter(|name| name.eq_ignore_ascii_case("content-type"))

@@ -2,12 +2,13 @@
 //! setting `--url-previews` says otherwise: whoever links to a page has this server ask for it.
 //!
 //! - here: who may, how often, what is remembered, and the picture of a page, which becomes media of ours that can be had again.
-//! - `page`: what a page says of itself. - `encoding`: its letters. The fetching, hop by hop: `federation/web_pages.rs`.
+//! - `page`: what a page says of itself; `elements`: where it says it. - `encoding`: its letters. The fetching, hop by hop: `federation/web_pages.rs`.
 //!
 //! A page is fetched once at a time and remembered by its address without the fragment: for a day, failures for an hour. A user has
 //! a share of the few fetches that are under way at once, and of what is fetched in an hour. What the client says of time (`ts`) is not looked at: there is the newest version
 //! or the one that is remembered.
 
+mod elements;
 mod encoding;
 mod page;
 

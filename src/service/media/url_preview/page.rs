@@ -3,15 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use html5gum::{DefaultEmitter, Token, Tokenizer};
 use serde_json::{Map, Value};
+
+use super::elements::elements;
 
 /// Most keys of a preview, and how long they and their values may be, in characters.
 const KEYS_MAX: usize = 50;
 const KEY_CHARACTERS_MAX: usize = 50;
 const VALUE_CHARACTERS_MAX: usize = 1000;
-/// Elements that are looked at.
-const METAS_MAX: usize = 1000;
 
 /// What twitter calls otherwise than Open Graph.
 const TWITTER: [(&str, &str); 5] = [
@@ -24,7 +23,7 @@ const TWITTER: [(&str, &str); 5] = [
 
 /// The preview of a page: `og:` keys with text. Its `og:image` is a link as it stands in the page.
 pub fn preview(html: &str) -> Map<String, Value> {
-    let page = read(html);
+    let page = elements(html);
     let mut found: BTreeMap<String, String> = BTreeMap::new();
     let mut put = |key: &str, value: &str| {
         let value = tidy(value);
@@ -58,59 +57,6 @@ fn content_of<'m>(meta: &'m BTreeMap<String, String>, prefix: &str) -> Option<(S
     let keys = [meta.get("property"), meta.get("name")].into_iter().flatten();
     let key = keys.map(|key| key.trim().to_ascii_lowercase()).find(|key| key.starts_with(prefix))?;
     Some((key, meta.get("content")?))
-}
-
-/// The attributes of the `meta` elements of a page, their names in lower case.
-pub fn metas(html: &str) -> Vec<BTreeMap<String, String>> {
-    read(html).metas
-}
-
-#[derive(Default)]
-struct Page {
-    metas: Vec<BTreeMap<String, String>>,
-    title: Option<String>,
-}
-
-fn read(html: &str) -> Page {
-    let mut emitter = DefaultEmitter::default();
-    // What stands in a script or a style sheet is no element.
-    emitter.naively_switch_states(true);
-    let mut page = Page::default();
-    let mut in_title = false;
-    let mut in_svg = 0_usize;
-    for token in Tokenizer::new_with_emitter(html, emitter) {
-        let Ok(token) = token;
-        match token {
-            Token::StartTag(tag) => match &tag.name[..] {
-                b"meta" if page.metas.len() < METAS_MAX => {
-                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                    let attributes = tag.attributes.iter().map(|(name, value)| (text(name), text(value)));
-                    page.metas.push(attributes.collect());
-                }
-                b"title" if in_svg == 0 && page.title.is_none() => {
-                    in_title = true;
-                    page.title = Some(String::new());
-                }
-                // Pictures within the page have titles too.
-                b"svg" if !tag.self_closing => in_svg += 1,
-                _ => {}
-            },
-            Token::EndTag(tag) => match &tag.name[..] {
-                b"title" => in_title = false,
-                b"svg" => in_svg = in_svg.saturating_sub(1),
-                _ => {}
-            },
-            Token::String(text) if in_title => {
-                if let Some(title) =
-                    page.title.as_mut().filter(|title| title.len() < 8 * VALUE_CHARACTERS_MAX)
-                {
-                    title.push_str(&String::from_utf8_lossy(&text));
-                }
-            }
-            _ => {}
-        }
-    }
-    page
 }
 
 /// In one line, and not longer than it may be.
