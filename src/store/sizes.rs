@@ -64,12 +64,11 @@ impl Db<'_> {
 
     /// Local users by what they uploaded, the most first, so many at most.
     pub fn media_shares(&self, most: usize) -> Result<Vec<(String, FilesSize)>> {
-        let mut query = self.conn().prepare_cached(
+        self.rows(
             "SELECT owner, files, bytes FROM media_shares WHERE owner <> '' AND files > 0 ORDER BY bytes DESC, owner LIMIT ?1",
-        )?;
-        let rows = query
-            .query_map(params![most as i64], |row| Ok((row.get(0)?, (count(row, 1)?, count(row, 2)?))))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![most as i64],
+            |row| Ok((row.get(0)?, (count(row, 1)?, count(row, 2)?))),
+        )
     }
 
     /// What all local users uploaded, and what was fetched from elsewhere.

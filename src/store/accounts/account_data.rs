@@ -69,12 +69,10 @@ impl Db<'_> {
         room: &RoomId,
         after: i64,
     ) -> Result<Vec<AccountData>> {
-        let mut statement = self.conn().prepare_cached(ACCOUNT_DATA_OF_ROOM_SINCE)?;
-        let rows = statement.query_map(params![user.as_str(), room.as_str(), after], |row| {
+        self.rows(ACCOUNT_DATA_OF_ROOM_SINCE, params![user.as_str(), room.as_str(), after], |row| {
             let room_id = Some(room.clone());
             Ok(AccountData { room_id, event_type: row.get(0)?, content: row.get(1)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
     }
 
     /// When the user's account data of each of their rooms changed last.
@@ -126,12 +124,11 @@ impl Tx<'_> {
             }
         }
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO account_data (user_id, room_id, type, content, stream)
-                 VALUES (?, ?, ?, ?, ?)",
-            )?
-            .execute(params![user.as_str(), room_key(room), event_type, content, stream])?;
+        self.execute(
+            "INSERT OR REPLACE INTO account_data (user_id, room_id, type, content, stream)
+             VALUES (?, ?, ?, ?, ?)",
+            params![user.as_str(), room_key(room), event_type, content, stream],
+        )?;
         if room.is_none() && [RULES, IGNORED].contains(&event_type) {
             self.remember(|cache| cache.forget_push_settings(user));
         }

@@ -75,20 +75,18 @@ impl Tx<'_> {
     /// Notes a request that was worked off, and the event that it made if it made one; and drops a few rows that are
     /// too old to matter.
     pub fn add_client_txn(&mut self, txn: &ClientTxn, event: Option<EventKey>, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO client_transactions (sent_ms, request, device_id, txn_id, event_key)
-                 VALUES (?, ?, ?, ?, ?)",
-            )?
-            .execute(params![now, txn.digest(), txn.device_id, txn.txn_id, event])?;
+        self.execute(
+            "INSERT INTO client_transactions (sent_ms, request, device_id, txn_id, event_key)
+             VALUES (?, ?, ?, ?, ?)",
+            params![now, txn.digest(), txn.device_id, txn.txn_id, event],
+        )?;
         // Row ids grow with time, so the first rows are the oldest. More out than in keeps the table bounded.
         if self.conn().last_insert_rowid() % SWEEP_EVERY == 0 {
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM client_transactions
-                     WHERE sent_ms < ? AND txn IN (SELECT txn FROM client_transactions ORDER BY txn LIMIT ?)",
-                )?
-                .execute([now - KEPT_MS, 2 * SWEEP_EVERY])?;
+            self.execute(
+                "DELETE FROM client_transactions
+                 WHERE sent_ms < ? AND txn IN (SELECT txn FROM client_transactions ORDER BY txn LIMIT ?)",
+                params![now - KEPT_MS, 2 * SWEEP_EVERY],
+            )?;
         }
         Ok(())
     }

@@ -120,12 +120,12 @@ impl Db<'_> {
 
     /// The user's devices that have nothing but sessions which ended before a time and cannot be refreshed.
     pub fn abandoned_devices(&self, user: &UserId, before: Millis) -> Result<Vec<String>> {
-        let mut query = self.conn().prepare_cached(
+        self.rows(
             "SELECT device_id FROM sessions WHERE user_id = ?1 GROUP BY device_id
              HAVING min(refresh IS NULL AND coalesce(expires_ms, ?2) < ?2) = 1",
-        )?;
-        let rows = query.query_map(params![user.as_str(), before], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str(), before],
+            |row| row.get(0),
+        )
     }
 
     /// How many devices the user has.
@@ -146,14 +146,14 @@ impl Tx<'_> {
         session: &NewSession,
     ) -> Result<()> {
         self.sessions_changed();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![user.as_str(), device, display_name])?;
-        self.conn()
-            .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
-            .execute([user.as_str(), device])?;
+        self.execute(
+            "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![user.as_str(), device, display_name],
+        )?;
+        self.execute(
+            "DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device],
+        )?;
         self.delete_pushers_of_device(user, device)?;
         self.add_session(user, device, session, None)
     }
@@ -162,7 +162,7 @@ impl Tx<'_> {
     /// never used are forgotten.
     pub fn refresh_session(&mut self, old: &Session, new: &NewSession) -> Result<()> {
         self.sessions_changed();
-        self.conn().prepare_cached("DELETE FROM sessions WHERE replaces = ?1")?.execute([old.key])?;
+        self.execute("DELETE FROM sessions WHERE replaces = ?1", params![old.key])?;
         self.add_session(&old.user_id, &old.device_id, new, Some(old.key))
     }
 
@@ -173,12 +173,11 @@ impl Tx<'_> {
         new: &NewSession,
         replaces: Option<SessionKey>,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO sessions (user_id, device_id, access, refresh, expires_ms, replaces)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![user.as_str(), device, new.access, new.refresh, new.expires_ms, replaces])?;
+        self.execute(
+            "INSERT INTO sessions (user_id, device_id, access, refresh, expires_ms, replaces)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![user.as_str(), device, new.access, new.refresh, new.expires_ms, replaces],
+        )?;
         Ok(())
     }
 
@@ -186,46 +185,44 @@ impl Tx<'_> {
     pub fn confirm_session(&mut self, session: &Session) -> Result<()> {
         let Some(replaced) = session.replaces else { return Ok(()) };
         self.sessions_changed();
-        self.conn()
-            .prepare_cached("UPDATE sessions SET replaces = NULL WHERE session = ?1")?
-            .execute([session.key])?;
-        self.conn().prepare_cached("DELETE FROM sessions WHERE session = ?1")?.execute([replaced])?;
+        self.execute("UPDATE sessions SET replaces = NULL WHERE session = ?1", params![session.key])?;
+        self.execute("DELETE FROM sessions WHERE session = ?1", params![replaced])?;
         Ok(())
     }
 
     /// Notes that the device was heard of.
     pub fn device_seen(&mut self, user: &UserId, device: &str, now: Millis, ip: &str) -> Result<()> {
         self.sessions_changed();
-        self.conn()
-            .prepare_cached(
-                "UPDATE devices SET last_seen_ms = ?3, last_seen_ip = ?4 WHERE user_id = ?1 AND device_id = ?2",
-            )?
-            .execute(params![user.as_str(), device, now, ip])?;
+        self.execute(
+            "UPDATE devices SET last_seen_ms = ?3, last_seen_ip = ?4 WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device, now, ip],
+        )?;
         Ok(())
     }
 
     /// Renames a device. False: there is none of this id.
     pub fn rename_device(&mut self, user: &UserId, device: &str, display_name: &str) -> Result<bool> {
-        let renamed = self
-            .conn()
-            .prepare_cached("UPDATE devices SET display_name = ?3 WHERE user_id = ?1 AND device_id = ?2")?
-            .execute([user.as_str(), device, display_name])?;
+        let renamed = self.execute(
+            "UPDATE devices SET display_name = ?3 WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device, display_name],
+        )?;
         Ok(renamed == 1)
     }
 
     /// Logs a device out and forgets it, with its keys and messages. Whether there was one of this id.
     pub fn delete_device(&mut self, user: &UserId, device: &str) -> Result<bool> {
         self.sessions_changed();
-        self.conn()
-            .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
-            .execute([user.as_str(), device])?;
+        self.execute(
+            "DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device],
+        )?;
         self.forget_signatures_of_device(user, device)?;
         self.delete_pushers_of_device(user, device)?;
         self.close_sliding_connections(user, device)?;
-        let deleted = self
-            .conn()
-            .prepare_cached("DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2")?
-            .execute([user.as_str(), device])?;
+        let deleted = self.execute(
+            "DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device],
+        )?;
         Ok(deleted > 0)
     }
 

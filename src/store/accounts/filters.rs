@@ -40,11 +40,10 @@ impl Tx<'_> {
                  FROM filters WHERE user_id = ?",
             )?
             .query_row([user.as_str()], |row| row.get(0))?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO filters (user_id, filter_id, digest, definition) VALUES (?, ?, ?, ?)",
-            )?
-            .execute(params![user.as_str(), filter_id, digest, definition])?;
+        self.execute(
+            "INSERT INTO filters (user_id, filter_id, digest, definition) VALUES (?, ?, ?, ?)",
+            params![user.as_str(), filter_id, digest, definition],
+        )?;
         Ok(filter_id)
     }
 }

@@ -70,36 +70,29 @@ impl Tx<'_> {
     /// Makes an account of a guest. False: the name is taken.
     pub fn create_guest(&mut self, user: &UserId, now: Millis) -> Result<bool> {
         self.shared.any_guests.store(true, Ordering::Relaxed);
-        let made = self
-            .conn()
-            .prepare_cached(
-                "INSERT INTO users (user_id, guest, created_ms) VALUES (?1, 1, ?2) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![user.as_str(), now])?;
+        let made = self.execute(
+            "INSERT INTO users (user_id, guest, created_ms) VALUES (?1, 1, ?2) ON CONFLICT DO NOTHING",
+            params![user.as_str(), now],
+        )?;
         Ok(made == 1)
     }
 
     /// Makes a user of a guest.
     pub fn end_guest(&mut self, user: &UserId) -> Result<()> {
         self.sessions_changed();
-        self.conn()
-            .prepare_cached("UPDATE users SET guest = 0 WHERE user_id = ?1")?
-            .execute([user.as_str()])?;
+        self.execute("UPDATE users SET guest = 0 WHERE user_id = ?1", params![user.as_str()])?;
         Ok(())
     }
 
     /// Forgets a guest whose account was closed and who has left their rooms: nobody else will ever have the name.
     pub fn forget_guest(&mut self, user: &UserId) -> Result<()> {
         for table in ["account_data", "profile_fields", "filters", "presence"] {
-            self.conn()
-                .prepare_cached(&format!("DELETE FROM {table} WHERE user_id = ?1"))?
-                .execute([user.as_str()])?;
+            self.execute(&format!("DELETE FROM {table} WHERE user_id = ?1"), params![user.as_str()])?;
         }
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM users WHERE user_id = ?1 AND guest = 1 AND deactivated = 1 AND leaving = 0",
-            )?
-            .execute([user.as_str()])?;
+        self.execute(
+            "DELETE FROM users WHERE user_id = ?1 AND guest = 1 AND deactivated = 1 AND leaving = 0",
+            params![user.as_str()],
+        )?;
         Ok(())
     }
 
@@ -120,24 +113,23 @@ impl Tx<'_> {
         if access.as_deref() == Some("can_join") || self.guests_in(room)?.is_empty() {
             return Ok(());
         }
-        self.conn()
-            .prepare_cached("INSERT OR REPLACE INTO guest_removals (room_key, due_ms) VALUES (?1, 0)")?
-            .execute([room])?;
+        self.execute(
+            "INSERT OR REPLACE INTO guest_removals (room_key, due_ms) VALUES (?1, 0)",
+            params![room],
+        )?;
         self.wake_timer();
         Ok(())
     }
 
     /// Puts off the removal of a room's guests.
     pub fn put_off_guest_removal(&mut self, room: RoomKey, due: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE guest_removals SET due_ms = ?2 WHERE room_key = ?1")?
-            .execute(params![room, due])?;
+        self.execute("UPDATE guest_removals SET due_ms = ?2 WHERE room_key = ?1", params![room, due])?;
         Ok(())
     }
 
     /// A room's guests have left, or may stay.
     pub fn end_guest_removal(&mut self, room: RoomKey) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM guest_removals WHERE room_key = ?1")?.execute([room])?;
+        self.execute("DELETE FROM guest_removals WHERE room_key = ?1", params![room])?;
         Ok(())
     }
 }

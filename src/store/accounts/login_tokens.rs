@@ -37,27 +37,24 @@ impl Tx<'_> {
         (now, expires): (Millis, Millis),
         most: usize,
     ) -> Result<bool> {
-        self.conn().prepare_cached("DELETE FROM login_tokens WHERE expires_ms <= ?1")?.execute([now])?;
-        let added = self
-            .conn()
-            .prepare_cached(
-                "INSERT INTO login_tokens (hash, user_id, device_id, expires_ms)
-                 SELECT ?1, user_id, device_id, ?4 FROM devices WHERE user_id = ?2 AND device_id = ?3",
-            )?
-            .execute(params![token, user.as_str(), device, expires])?;
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM login_tokens WHERE hash IN (
-                   SELECT hash FROM login_tokens WHERE user_id = ?1 AND hash <> ?3
-                   ORDER BY expires_ms DESC LIMIT -1 OFFSET ?2)",
-            )?
-            .execute(params![user.as_str(), most.saturating_sub(1) as i64, token])?;
+        self.execute("DELETE FROM login_tokens WHERE expires_ms <= ?1", params![now])?;
+        let added = self.execute(
+            "INSERT INTO login_tokens (hash, user_id, device_id, expires_ms)
+             SELECT ?1, user_id, device_id, ?4 FROM devices WHERE user_id = ?2 AND device_id = ?3",
+            params![token, user.as_str(), device, expires],
+        )?;
+        self.execute(
+            "DELETE FROM login_tokens WHERE hash IN (
+             SELECT hash FROM login_tokens WHERE user_id = ?1 AND hash <> ?3
+             ORDER BY expires_ms DESC LIMIT -1 OFFSET ?2)",
+            params![user.as_str(), most.saturating_sub(1) as i64, token],
+        )?;
         Ok(added == 1)
     }
 
     /// A token is good no more.
     pub fn forget_login_token(&mut self, token: &TokenHash) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM login_tokens WHERE hash = ?1")?.execute([token])?;
+        self.execute("DELETE FROM login_tokens WHERE hash = ?1", params![token])?;
         Ok(())
     }
 }

@@ -150,10 +150,8 @@ impl Db<'_> {
         if !self.shared.any_erased_users.load(Ordering::Relaxed) {
             return Ok(HashMap::new());
         }
-        let mut query =
-            self.conn().prepare_cached("SELECT user_id, erased_at FROM users WHERE erased_at IS NOT NULL")?;
-        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        let erased = "SELECT user_id, erased_at FROM users WHERE erased_at IS NOT NULL";
+        Ok(self.rows(erased, &[], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
     }
 }
 
@@ -170,33 +168,30 @@ impl Tx<'_> {
         let admin = admin || is_first;
         if is_first {
             // Whoever makes it, by whatever way: the token that was printed for it is good for no second one.
-            self.conn().prepare_cached("DELETE FROM registration_tokens WHERE first = 1")?.execute([])?;
+            self.execute("DELETE FROM registration_tokens WHERE first = 1", &[])?;
         }
-        let made = self
-            .conn()
-            .prepare_cached(
-                "INSERT INTO users (user_id, password, admin, created_ms) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![user.as_str(), password, admin, now])?;
+        let made = self.execute(
+            "INSERT INTO users (user_id, password, admin, created_ms) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO NOTHING",
+            params![user.as_str(), password, admin, now],
+        )?;
         Ok(made == 1)
     }
 
     /// Locks or suspends an account, or undoes that.
     pub fn set_standing(&mut self, user: &UserId, standing: Standing) -> Result<()> {
         self.sessions_changed();
-        self.conn()
-            .prepare_cached("UPDATE users SET locked = ?2, suspended = ?3 WHERE user_id = ?1")?
-            .execute(params![user.as_str(), standing.locked, standing.suspended])?;
+        self.execute(
+            "UPDATE users SET locked = ?2, suspended = ?3 WHERE user_id = ?1",
+            params![user.as_str(), standing.locked, standing.suspended],
+        )?;
         Ok(())
     }
 
     /// Makes the user an administrator, or makes them one no more.
     pub fn set_admin(&mut self, user: &UserId, admin: bool) -> Result<()> {
         self.sessions_changed();
-        self.conn()
-            .prepare_cached("UPDATE users SET admin = ?2 WHERE user_id = ?1")?
-            .execute(params![user.as_str(), admin])?;
+        self.execute("UPDATE users SET admin = ?2 WHERE user_id = ?1", params![user.as_str(), admin])?;
         Ok(())
     }
 
@@ -210,11 +205,10 @@ impl Tx<'_> {
     /// Closes an account for good: no password, no devices, no tokens, no keys. Its rooms are to be left. Gives the ids of the
     /// devices that are gone.
     pub fn deactivate(&mut self, user: &UserId) -> Result<Vec<String>> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE users SET deactivated = 1, leaving = 1, password = NULL WHERE user_id = ?1",
-            )?
-            .execute([user.as_str()])?;
+        self.execute(
+            "UPDATE users SET deactivated = 1, leaving = 1, password = NULL WHERE user_id = ?1",
+            params![user.as_str()],
+        )?;
         self.forget_own_cross_signing(user)?;
         self.delete_key_backups(user)?;
         self.delete_delayed_events_of(user)?;
@@ -225,28 +219,21 @@ impl Tx<'_> {
     pub fn erase(&mut self, user: &UserId) -> Result<()> {
         let now = self.stream();
         self.shared.any_erased_users.store(true, Ordering::Relaxed);
-        self.conn()
-            .prepare_cached("UPDATE users SET erased_at = ?2 WHERE user_id = ?1")?
-            .execute(params![user.as_str(), now])?;
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM receipts WHERE user_id = ?1 AND room_key IN
-                 (SELECT room_key FROM memberships WHERE user_id = ?1 AND local = 1)",
-            )?
-            .execute([user.as_str()])?;
+        self.execute("UPDATE users SET erased_at = ?2 WHERE user_id = ?1", params![user.as_str(), now])?;
+        self.execute(
+            "DELETE FROM receipts WHERE user_id = ?1 AND room_key IN
+             (SELECT room_key FROM memberships WHERE user_id = ?1 AND local = 1)",
+            params![user.as_str()],
+        )?;
         for table in ["account_data", "profile_fields", "filters", "presence", "openid_tokens"] {
-            self.conn()
-                .prepare_cached(&format!("DELETE FROM {table} WHERE user_id = ?1"))?
-                .execute([user.as_str()])?;
+            self.execute(&format!("DELETE FROM {table} WHERE user_id = ?1"), params![user.as_str()])?;
         }
         Ok(())
     }
 
     /// A deactivated user has left every room.
     pub fn deactivated_user_left(&mut self, user: &UserId) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE users SET leaving = 0 WHERE user_id = ?1")?
-            .execute([user.as_str()])?;
+        self.execute("UPDATE users SET leaving = 0 WHERE user_id = ?1", params![user.as_str()])?;
         Ok(())
     }
 }

@@ -39,17 +39,17 @@ impl Tx<'_> {
         (now, expires): (Millis, Millis),
         most: usize,
     ) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM openid_tokens WHERE expires_ms <= ?1")?.execute([now])?;
-        self.conn()
-            .prepare_cached("INSERT INTO openid_tokens (hash, user_id, expires_ms) VALUES (?1, ?2, ?3)")?
-            .execute(params![token, user.as_str(), expires])?;
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM openid_tokens WHERE hash IN (
-                   SELECT hash FROM openid_tokens WHERE user_id = ?1 AND hash <> ?3
-                   ORDER BY expires_ms DESC LIMIT -1 OFFSET ?2)",
-            )?
-            .execute(params![user.as_str(), most.saturating_sub(1) as i64, token])?;
+        self.execute("DELETE FROM openid_tokens WHERE expires_ms <= ?1", params![now])?;
+        self.execute(
+            "INSERT INTO openid_tokens (hash, user_id, expires_ms) VALUES (?1, ?2, ?3)",
+            params![token, user.as_str(), expires],
+        )?;
+        self.execute(
+            "DELETE FROM openid_tokens WHERE hash IN (
+             SELECT hash FROM openid_tokens WHERE user_id = ?1 AND hash <> ?3
+             ORDER BY expires_ms DESC LIMIT -1 OFFSET ?2)",
+            params![user.as_str(), most.saturating_sub(1) as i64, token],
+        )?;
         Ok(())
     }
 }

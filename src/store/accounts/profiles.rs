@@ -35,17 +35,19 @@ impl Db<'_> {
 impl Tx<'_> {
     /// Sets one field of a profile.
     pub fn set_profile_field(&mut self, user: &UserId, field: &str, value: &Value) -> Result<()> {
-        self.conn()
-            .prepare_cached("INSERT OR REPLACE INTO profile_fields (user_id, field, value) VALUES (?, ?, ?)")?
-            .execute(params![user.as_str(), field, value.to_string()])?;
+        self.execute(
+            "INSERT OR REPLACE INTO profile_fields (user_id, field, value) VALUES (?, ?, ?)",
+            params![user.as_str(), field, value.to_string()],
+        )?;
         Ok(())
     }
 
     /// Removes one field of a profile, if it is there.
     pub fn delete_profile_field(&mut self, user: &UserId, field: &str) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM profile_fields WHERE user_id = ? AND field = ?")?
-            .execute([user.as_str(), field])?;
+        self.execute(
+            "DELETE FROM profile_fields WHERE user_id = ? AND field = ?",
+            params![user.as_str(), field],
+        )?;
         Ok(())
     }
 }

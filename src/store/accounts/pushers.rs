@@ -145,13 +145,11 @@ impl Db<'_> {
 
     /// The bells of a pusher at which something waits.
     pub fn waiting_bells(&self, pusher: PusherKey) -> Result<Vec<Bell>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT room_key, until_ms, waiting FROM bells WHERE pusher = ?1 AND waiting IS NOT NULL",
-        )?;
-        let rows = statement.query_map([pusher], |row| {
-            Ok(Bell { room: row.get(0)?, until_ms: row.get(1)?, waiting: row.get(2)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![pusher],
+            |row| Ok(Bell { room: row.get(0)?, until_ms: row.get(1)?, waiting: row.get(2)? }),
+        )
     }
 
     /// When the last of the knocks was made that wait in a room and were made from this position on.
@@ -168,9 +166,10 @@ impl Tx<'_> {
     /// `pushkey` any more. Errors: 403 `M_FORBIDDEN` if the user has too many.
     pub fn set_pusher(&mut self, new: &NewPusher, alone: bool, now: Millis) -> Result<()> {
         if alone {
-            self.conn()
-                .prepare_cached("DELETE FROM pushers WHERE app_id = ?1 AND pushkey = ?2 AND user_id <> ?3")?
-                .execute(params![new.app_id, new.pushkey, new.user_id.as_str()])?;
+            self.execute(
+                "DELETE FROM pushers WHERE app_id = ?1 AND pushkey = ?2 AND user_id <> ?3",
+                params![new.app_id, new.pushkey, new.user_id.as_str()],
+            )?;
         }
         let (user, stream) = (new.user_id.as_str(), self.stream());
         let row =
@@ -205,71 +204,67 @@ impl Tx<'_> {
 
     /// Removes a user's pusher.
     pub fn delete_pusher(&mut self, user: &UserId, app_id: &str, pushkey: &str) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM pushers WHERE user_id = ?1 AND app_id = ?2 AND pushkey = ?3")?
-            .execute([user.as_str(), app_id, pushkey])?;
+        self.execute(
+            "DELETE FROM pushers WHERE user_id = ?1 AND app_id = ?2 AND pushkey = ?3",
+            params![user.as_str(), app_id, pushkey],
+        )?;
         Ok(())
     }
 
     /// Removes the pushers of a device: whoever set them has lost its token.
     pub(in crate::store) fn delete_pushers_of_device(&mut self, user: &UserId, device: &str) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM pushers WHERE user_id = ?1 AND device_id = ?2")?
-            .execute([user.as_str(), device])?;
+        self.execute(
+            "DELETE FROM pushers WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device],
+        )?;
         Ok(())
     }
 
     /// Removes a pusher that was refused by its gateway, unless it was set anew since.
     pub fn delete_rejected_pusher(&mut self, key: PusherKey, set_ms: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM pushers WHERE pusher = ?1 AND set_ms = ?2")?
-            .execute([key, set_ms])?;
+        self.execute("DELETE FROM pushers WHERE pusher = ?1 AND set_ms = ?2", params![key, set_ms])?;
         Ok(())
     }
 
     /// A gateway took what is up to this cursor, and knows this number.
     pub fn pusher_delivered(&mut self, key: PusherKey, cursor: i64, badge: i64) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE pushers SET cursor = max(cursor, ?2), badge = ?3, failures = 0, retry_ms = 0,
-                   failing_since = NULL, failing_from = NULL WHERE pusher = ?1",
-            )?
-            .execute(params![key, cursor, badge])?;
+        self.execute(
+            "UPDATE pushers SET cursor = max(cursor, ?2), badge = ?3, failures = 0, retry_ms = 0,
+             failing_since = NULL, failing_from = NULL WHERE pusher = ?1",
+            params![key, cursor, badge],
+        )?;
         Ok(())
     }
 
     /// A gateway did not take what it was sent, which says nothing of a pusher that was set anew since.
     pub fn pusher_failed(&mut self, key: PusherKey, set_ms: Millis, failure: &PusherFailure) -> Result<()> {
         let PusherFailure { cursor, failures, retry_ms, failing_since: (since, from) } = failure;
-        self.conn()
-            .prepare_cached(
-                "UPDATE pushers SET cursor = max(cursor, ?3), failures = ?4, retry_ms = ?5, failing_since = ?6,
-                   failing_from = ?7 WHERE pusher = ?1 AND set_ms = ?2",
-            )?
-            .execute(params![key, set_ms, cursor, failures, retry_ms, since, from])?;
+        self.execute(
+            "UPDATE pushers SET cursor = max(cursor, ?3), failures = ?4, retry_ms = ?5, failing_since = ?6,
+             failing_from = ?7 WHERE pusher = ?1 AND set_ms = ?2",
+            params![key, set_ms, cursor, failures, retry_ms, since, from],
+        )?;
         Ok(())
     }
 
     /// Nothing up to this cursor is to be sent.
     pub fn move_pusher_cursor(&mut self, key: PusherKey, cursor: i64) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE pushers SET cursor = max(cursor, ?2) WHERE pusher = ?1")?
-            .execute([key, cursor])?;
+        self.execute("UPDATE pushers SET cursor = max(cursor, ?2) WHERE pusher = ?1", params![key, cursor])?;
         Ok(())
     }
 
     /// Sets a room's bell. One at which nothing waits goes with the next that is set after its time.
     pub fn set_bell(&mut self, pusher: PusherKey, bell: &Bell, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM bells WHERE pusher = ?1 AND waiting IS NULL AND until_ms < ?2")?
-            .execute([pusher, now])?;
+        self.execute(
+            "DELETE FROM bells WHERE pusher = ?1 AND waiting IS NULL AND until_ms < ?2",
+            params![pusher, now],
+        )?;
         // The pusher may have gone meanwhile.
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO bells (pusher, room_key, until_ms, waiting)
-                 SELECT pusher, ?2, ?3, ?4 FROM pushers WHERE pusher = ?1",
-            )?
-            .execute(params![pusher, bell.room, bell.until_ms, bell.waiting])?;
+        self.execute(
+            "INSERT OR REPLACE INTO bells (pusher, room_key, until_ms, waiting)
+             SELECT pusher, ?2, ?3, ?4 FROM pushers WHERE pusher = ?1",
+            params![pusher, bell.room, bell.until_ms, bell.waiting],
+        )?;
         Ok(())
     }
 }

@@ -69,13 +69,12 @@ impl Db<'_> {
 impl Tx<'_> {
     /// Keeps a registration token, in place of one of the same hash.
     pub fn put_registration_token(&mut self, token: &RegistrationToken) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO registration_tokens (hash, uses_allowed, completed, expires_ms) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET uses_allowed = excluded.uses_allowed, completed = excluded.completed,
-                   expires_ms = excluded.expires_ms",
-            )?
-            .execute(params![token.hash, token.uses_allowed, token.completed, token.expires_ms])?;
+        self.execute(
+            "INSERT INTO registration_tokens (hash, uses_allowed, completed, expires_ms) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET uses_allowed = excluded.uses_allowed, completed = excluded.completed,
+               expires_ms = excluded.expires_ms",
+            params![token.hash, token.uses_allowed, token.completed, token.expires_ms],
+        )?;
         Ok(())
     }
 
@@ -87,10 +86,11 @@ impl Tx<'_> {
 
     /// The one-time token for the first account, in place of the one that was printed at an earlier start.
     pub fn replace_first_token(&mut self, hash: &TokenHash) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM registration_tokens WHERE first = 1")?.execute([])?;
-        self.conn()
-            .prepare_cached("INSERT INTO registration_tokens (hash, uses_allowed, first) VALUES (?1, 1, 1)")?
-            .execute([hash])?;
+        self.execute("DELETE FROM registration_tokens WHERE first = 1", &[])?;
+        self.execute(
+            "INSERT INTO registration_tokens (hash, uses_allowed, first) VALUES (?1, 1, 1)",
+            params![hash],
+        )?;
         Ok(())
     }
 
@@ -99,7 +99,7 @@ impl Tx<'_> {
         if !self.is_first_token(hash)? {
             return Ok(false);
         }
-        self.conn().prepare_cached("DELETE FROM registration_tokens WHERE hash = ?1")?.execute([hash])?;
+        self.execute("DELETE FROM registration_tokens WHERE hash = ?1", params![hash])?;
         Ok(true)
     }
 
@@ -108,9 +108,10 @@ impl Tx<'_> {
         if !self.registration_token_is_valid(hash, now)? {
             return Ok(false);
         }
-        self.conn()
-            .prepare_cached("UPDATE registration_tokens SET completed = completed + 1 WHERE hash = ?1")?
-            .execute([hash])?;
+        self.execute(
+            "UPDATE registration_tokens SET completed = completed + 1 WHERE hash = ?1",
+            params![hash],
+        )?;
         Ok(true)
     }
 }

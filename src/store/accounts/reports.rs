@@ -29,23 +29,20 @@ impl Tx<'_> {
     /// Keeps a report, in place of what the same user said of the same thing before. Beyond 100 of one user their oldest go.
     pub fn add_report(&mut self, new: &NewReport, now: Millis) -> Result<()> {
         let reporter = new.reporter.as_str();
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM reports WHERE reporter = ?1 AND room_id IS ?2 AND event_id IS ?3 AND user_id IS ?4",
-            )?
-            .execute(params![reporter, new.room, new.event, new.user])?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO reports (reporter, room_id, event_id, user_id, reason, created_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![reporter, new.room, new.event, new.user, new.reason, now])?;
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM reports WHERE report IN
-                 (SELECT report FROM reports WHERE reporter = ?1 ORDER BY report DESC LIMIT -1 OFFSET ?2)",
-            )?
-            .execute(params![reporter, REPORTS_MAX])?;
+        self.execute(
+            "DELETE FROM reports WHERE reporter = ?1 AND room_id IS ?2 AND event_id IS ?3 AND user_id IS ?4",
+            params![reporter, new.room, new.event, new.user],
+        )?;
+        self.execute(
+            "INSERT INTO reports (reporter, room_id, event_id, user_id, reason, created_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![reporter, new.room, new.event, new.user, new.reason, now],
+        )?;
+        self.execute(
+            "DELETE FROM reports WHERE report IN
+             (SELECT report FROM reports WHERE reporter = ?1 ORDER BY report DESC LIMIT -1 OFFSET ?2)",
+            params![reporter, REPORTS_MAX],
+        )?;
         Ok(())
     }
 }

@@ -114,12 +114,11 @@ impl Tx<'_> {
         now: Millis,
     ) -> Result<SlidingConnection> {
         let of_device = params![user.as_str(), device];
-        self.conn()
-            .prepare_cached(
-                "UPDATE sliding_connections SET conn_id = NULL
-                 WHERE user_id = ?1 AND device_id = ?2 AND conn_id = ?3",
-            )?
-            .execute(params![user.as_str(), device, conn_id])?;
+        self.execute(
+            "UPDATE sliding_connections SET conn_id = NULL
+             WHERE user_id = ?1 AND device_id = ?2 AND conn_id = ?3",
+            params![user.as_str(), device, conn_id],
+        )?;
         let open: i64 = self
             .conn()
             .prepare_cached(
@@ -137,23 +136,21 @@ impl Tx<'_> {
                 .execute(of_device)?;
         }
         let connection = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO sliding_connections (connection, user_id, device_id, conn_id, base, issued, used_ms)
-                 VALUES (?1, ?2, ?3, ?4, 0, 0, ?5)",
-            )?
-            .execute(params![connection, user.as_str(), device, conn_id, now])?;
+        self.execute(
+            "INSERT INTO sliding_connections (connection, user_id, device_id, conn_id, base, issued, used_ms)
+             VALUES (?1, ?2, ?3, ?4, 0, 0, ?5)",
+            params![connection, user.as_str(), device, conn_id, now],
+        )?;
         Ok(SlidingConnection { connection, base: 0, issued: 0, used_ms: now })
     }
 
     /// Closes all connections of a device, which is logged out. What they were told goes by and by.
     pub fn close_sliding_connections(&mut self, user: &UserId, device: &str) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE sliding_connections SET conn_id = NULL
-                 WHERE user_id = ?1 AND device_id = ?2 AND conn_id IS NOT NULL",
-            )?
-            .execute([user.as_str(), device])?;
+        self.execute(
+            "UPDATE sliding_connections SET conn_id = NULL
+             WHERE user_id = ?1 AND device_id = ?2 AND conn_id IS NOT NULL",
+            params![user.as_str(), device],
+        )?;
         Ok(())
     }
 
@@ -168,22 +165,21 @@ impl Tx<'_> {
     ) -> Result<Option<i64>> {
         let connection = seen.connection;
         let next = seen.issued + 1;
-        let updated = self
-            .conn()
-            .prepare_cached(
-                "UPDATE sliding_connections SET base = ?4, issued = ?5, used_ms = ?6
-                 WHERE connection = ?1 AND base = ?2 AND issued = ?3 AND conn_id IS NOT NULL",
-            )?
-            .execute(params![connection, seen.base, seen.issued, has, next, now])?;
+        let updated = self.execute(
+            "UPDATE sliding_connections SET base = ?4, issued = ?5, used_ms = ?6
+             WHERE connection = ?1 AND base = ?2 AND issued = ?3 AND conn_id IS NOT NULL",
+            params![connection, seen.base, seen.issued, has, next, now],
+        )?;
         if updated == 0 {
             return Ok(None);
         }
         if has == seen.issued {
             self.drop_versions_before(connection, has)?;
         } else {
-            self.conn()
-                .prepare_cached("DELETE FROM sliding_rooms WHERE connection = ?1 AND version > ?2")?
-                .execute([connection, has])?;
+            self.execute(
+                "DELETE FROM sliding_rooms WHERE connection = ?1 AND version > ?2",
+                params![connection, has],
+            )?;
         }
         let mut insert = self.conn().prepare_cached(
             "INSERT INTO sliding_rooms (connection, room_id, version, told) VALUES (?1, ?2, ?3, ?4)",
@@ -197,27 +193,26 @@ impl Tx<'_> {
 
     /// The client has a version: what came before it of the same rooms is of no use any more.
     fn drop_versions_before(&mut self, connection: i64, version: i64) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM sliding_rooms WHERE connection = ?1 AND version < ?2 AND room_id IN (
-                   SELECT room_id FROM sliding_rooms WHERE connection = ?1 AND version = ?2)",
-            )?
-            .execute([connection, version])?;
+        self.execute(
+            "DELETE FROM sliding_rooms WHERE connection = ?1 AND version < ?2 AND room_id IN (
+             SELECT room_id FROM sliding_rooms WHERE connection = ?1 AND version = ?2)",
+            params![connection, version],
+        )?;
         // By the primary key all rooms of the connection would be gone through.
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM sliding_rooms INDEXED BY sliding_rooms_by_version
-                 WHERE connection = ?1 AND version = ?2 AND told IS NULL",
-            )?
-            .execute([connection, version])?;
+        self.execute(
+            "DELETE FROM sliding_rooms INDEXED BY sliding_rooms_by_version
+             WHERE connection = ?1 AND version = ?2 AND told IS NULL",
+            params![connection, version],
+        )?;
         Ok(())
     }
 
     /// Notes that a connection is in use, though nothing was told.
     pub fn touch_sliding_connection(&mut self, connection: i64, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE sliding_connections SET used_ms = ?2 WHERE connection = ?1")?
-            .execute([connection, now])?;
+        self.execute(
+            "UPDATE sliding_connections SET used_ms = ?2 WHERE connection = ?1",
+            params![connection, now],
+        )?;
         Ok(())
     }
 
@@ -241,17 +236,13 @@ impl Tx<'_> {
                 .optional()?,
         };
         let Some(dead) = dead else { return Ok(false) };
-        let gone = self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM sliding_rooms WHERE connection = ?1 AND (room_id, version) IN (
-                   SELECT room_id, version FROM sliding_rooms WHERE connection = ?1 LIMIT ?2)",
-            )?
-            .execute(params![dead, i64::try_from(most).unwrap_or(i64::MAX)])?;
+        let gone = self.execute(
+            "DELETE FROM sliding_rooms WHERE connection = ?1 AND (room_id, version) IN (
+             SELECT room_id, version FROM sliding_rooms WHERE connection = ?1 LIMIT ?2)",
+            params![dead, i64::try_from(most).unwrap_or(i64::MAX)],
+        )?;
         if gone < most {
-            self.conn()
-                .prepare_cached("DELETE FROM sliding_connections WHERE connection = ?1")?
-                .execute([dead])?;
+            self.execute("DELETE FROM sliding_connections WHERE connection = ?1", params![dead])?;
         }
         Ok(true)
     }
@@ -259,11 +250,10 @@ impl Tx<'_> {
     /// Forgets connections that were not used for long, and a portion of what is left of dead ones. Whether there is
     /// more to do.
     pub fn sweep_sliding_connections(&mut self, now: Millis) -> Result<bool> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE sliding_connections SET conn_id = NULL WHERE used_ms < ?1 AND conn_id IS NOT NULL",
-            )?
-            .execute([now - UNUSED_MAX_MS])?;
+        self.execute(
+            "UPDATE sliding_connections SET conn_id = NULL WHERE used_ms < ?1 AND conn_id IS NOT NULL",
+            params![now - UNUSED_MAX_MS],
+        )?;
         self.delete_dead_sliding_rooms(None, SWEPT_ROWS_MAX)
     }
 }

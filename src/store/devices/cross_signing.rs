@@ -148,19 +148,18 @@ impl Tx<'_> {
             }
         }
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO cross_signing_keys (user_id, usage, public_key, key, signatures, stream)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT OR REPLACE INTO cross_signing_keys (user_id, usage, public_key, key, signatures, stream)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![
                 user.as_str(),
                 usage.as_str(),
                 key.public_key,
                 key.signed.object,
                 key.signed.signatures,
-                stream
-            ])?;
+                stream,
+            ],
+        )?;
         Ok(())
     }
 
@@ -168,9 +167,10 @@ impl Tx<'_> {
     pub fn forget_cross_signing_key(&mut self, user: &UserId, usage: KeyUsage) -> Result<()> {
         if let Some(before) = self.cross_signing_key(user, usage)? {
             self.forget_signatures_by(user, &before.key_id())?;
-            self.conn()
-                .prepare_cached("DELETE FROM cross_signing_keys WHERE user_id = ?1 AND usage = ?2")?
-                .execute([user.as_str(), usage.as_str()])?;
+            self.execute(
+                "DELETE FROM cross_signing_keys WHERE user_id = ?1 AND usage = ?2",
+                params![user.as_str(), usage.as_str()],
+            )?;
         }
         Ok(())
     }
@@ -178,9 +178,7 @@ impl Tx<'_> {
     /// Forgets the cross-signing keys of another server's user: nobody here shares a room with them any more. What ours
     /// have signed of theirs stays, since they may meet again.
     pub fn forget_remote_cross_signing_keys(&mut self, user: &UserId) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM cross_signing_keys WHERE user_id = ?1")?
-            .execute([user.as_str()])?;
+        self.execute("DELETE FROM cross_signing_keys WHERE user_id = ?1", params![user.as_str()])?;
         Ok(())
     }
 
@@ -191,7 +189,7 @@ impl Tx<'_> {
             "DELETE FROM key_signatures WHERE user_id = ?1",
             "DELETE FROM key_signatures WHERE signer = ?1",
         ] {
-            self.conn().prepare_cached(sql)?.execute([user.as_str()])?;
+            self.execute(sql, params![user.as_str()])?;
         }
         Ok(())
     }
@@ -208,28 +206,29 @@ impl Tx<'_> {
             return Ok(false);
         }
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO key_signatures (user_id, target, signer, key_id, signature, stream)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![user.as_str(), target, signer.as_str(), key_id, signature, stream])?;
+        self.execute(
+            "INSERT OR REPLACE INTO key_signatures (user_id, target, signer, key_id, signature, stream)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![user.as_str(), target, signer.as_str(), key_id, signature, stream],
+        )?;
         Ok(true)
     }
 
     /// Forgets the signatures of one device or master key.
     pub fn forget_signatures_of(&mut self, user: &UserId, target: &str) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM key_signatures WHERE user_id = ?1 AND target = ?2")?
-            .execute([user.as_str(), target])?;
+        self.execute(
+            "DELETE FROM key_signatures WHERE user_id = ?1 AND target = ?2",
+            params![user.as_str(), target],
+        )?;
         Ok(())
     }
 
     /// Forgets the signatures that one key of a user made.
     fn forget_signatures_by(&mut self, signer: &UserId, key_id: &str) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM key_signatures WHERE signer = ?1 AND key_id = ?2")?
-            .execute([signer.as_str(), key_id])?;
+        self.execute(
+            "DELETE FROM key_signatures WHERE signer = ?1 AND key_id = ?2",
+            params![signer.as_str(), key_id],
+        )?;
         Ok(())
     }
 

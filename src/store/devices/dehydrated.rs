@@ -42,16 +42,14 @@ impl Tx<'_> {
         device_data: &ObjectText,
         now: Millis,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO devices (user_id, device_id, display_name, last_seen_ms) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![user.as_str(), device, display_name, now])?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO dehydrated_devices (user_id, device_id, device_data) VALUES (?1, ?2, ?3)",
-            )?
-            .execute([user.as_str(), device, device_data.get()])?;
+        self.execute(
+            "INSERT INTO devices (user_id, device_id, display_name, last_seen_ms) VALUES (?1, ?2, ?3, ?4)",
+            params![user.as_str(), device, display_name, now],
+        )?;
+        self.execute(
+            "INSERT INTO dehydrated_devices (user_id, device_id, device_data) VALUES (?1, ?2, ?3)",
+            params![user.as_str(), device, device_data.get()],
+        )?;
         Ok(())
     }
 }

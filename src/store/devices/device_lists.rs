@@ -162,13 +162,11 @@ impl Db<'_> {
 
     /// The known devices of another server's user.
     pub fn remote_devices(&self, user: &UserId) -> Result<Vec<RemoteDevice>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT device_id, display_name, keys FROM remote_devices WHERE user_id = ?1 ORDER BY device_id",
-        )?;
-        let rows = statement.query_map([user.as_str()], |row| {
-            Ok(RemoteDevice { device_id: row.get(0)?, display_name: row.get(1)?, keys: row.get(2)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str()],
+            |row| Ok(RemoteDevice { device_id: row.get(0)?, display_name: row.get(1)?, keys: row.get(2)? }),
+        )
     }
 
     /// What is known of another server's user: the devices and the cross-signing keys.
@@ -252,50 +250,47 @@ impl Tx<'_> {
     /// The same without waking anybody: another change follows, or nobody shares a room with them.
     pub fn note_device_change(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
         let at = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO device_changes (user_id, stream, update_id, device_id)
-                 VALUES (?1, ?2, iif(?3 IS NULL, NULL, ?2), ?3)
-                 ON CONFLICT DO UPDATE SET stream = excluded.stream,
-                   previous = iif(?3 IS NULL, previous, update_id),
-                   update_id = coalesce(excluded.update_id, update_id),
-                   device_id = coalesce(excluded.device_id, device_id)",
-            )?
-            .execute(params![user.as_str(), at, device])?;
+        self.execute(
+            "INSERT INTO device_changes (user_id, stream, update_id, device_id)
+             VALUES (?1, ?2, iif(?3 IS NULL, NULL, ?2), ?3)
+             ON CONFLICT DO UPDATE SET stream = excluded.stream,
+               previous = iif(?3 IS NULL, previous, update_id),
+               update_id = coalesce(excluded.update_id, update_id),
+               device_id = coalesce(excluded.device_id, device_id)",
+            params![user.as_str(), at, device],
+        )?;
         Ok(())
     }
 
     /// Keeps how well the devices of another server's user are known.
     pub fn set_remote_device_list(&mut self, user: &UserId, list: &RemoteDeviceList) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO remote_device_lists (user_id, server, stream_id, due_ms, attempts, fetched_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT OR REPLACE INTO remote_device_lists (user_id, server, stream_id, due_ms, attempts, fetched_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![
                 user.as_str(),
                 user.server_name(),
                 list.stream_id,
                 list.due_ms,
                 list.attempts,
-                list.fetched_ms
-            ])?;
+                list.fetched_ms,
+            ],
+        )?;
         Ok(())
     }
 
     /// Lets the lists of a server's users that are to be fetched be fetched now.
     pub fn hasten_device_lists(&mut self, server: &ServerName, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE remote_device_lists SET due_ms = ?2 WHERE server = ?1 AND due_ms > ?2")?
-            .execute(params![server.as_str(), now])?;
+        self.execute(
+            "UPDATE remote_device_lists SET due_ms = ?2 WHERE server = ?1 AND due_ms > ?2",
+            params![server.as_str(), now],
+        )?;
         Ok(())
     }
 
     /// Lets all lists that are to be fetched be fetched now.
     pub fn hasten_all_device_lists(&mut self, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE remote_device_lists SET due_ms = ?1 WHERE due_ms > ?1")?
-            .execute([now])?;
+        self.execute("UPDATE remote_device_lists SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
         Ok(())
     }
 
@@ -330,22 +325,20 @@ impl Tx<'_> {
     }
 
     fn put_remote_device(&mut self, user: &UserId, device: &RemoteDevice) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO remote_devices (user_id, device_id, display_name, keys)
-                 VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![user.as_str(), device.device_id, device.display_name, device.keys])?;
+        self.execute(
+            "INSERT OR REPLACE INTO remote_devices (user_id, device_id, display_name, keys)
+             VALUES (?1, ?2, ?3, ?4)",
+            params![user.as_str(), device.device_id, device.display_name, device.keys],
+        )?;
         Ok(())
     }
 
     /// Forgets a device of another server's user, or (none named) all of them.
     pub fn forget_remote_devices(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM remote_devices WHERE user_id = ?1 AND (?2 IS NULL OR device_id = ?2)",
-            )?
-            .execute(params![user.as_str(), device])?;
+        self.execute(
+            "DELETE FROM remote_devices WHERE user_id = ?1 AND (?2 IS NULL OR device_id = ?2)",
+            params![user.as_str(), device],
+        )?;
         Ok(())
     }
 
@@ -401,9 +394,7 @@ impl Tx<'_> {
     pub fn forget_remote_device_list(&mut self, user: &UserId) -> Result<()> {
         self.forget_remote_devices(user, None)?;
         self.forget_remote_cross_signing_keys(user)?;
-        self.conn()
-            .prepare_cached("DELETE FROM remote_device_lists WHERE user_id = ?1")?
-            .execute([user.as_str()])?;
+        self.execute("DELETE FROM remote_device_lists WHERE user_id = ?1", params![user.as_str()])?;
         Ok(())
     }
 }

@@ -223,22 +223,20 @@ impl Tx<'_> {
         let lost: i64 = self.conn().prepare_cached(restores)?.query_row([], |row| row.get(0))?;
         let last = self.last_key_backup(user)?.map_or(0, |last| last.version);
         let version = last.max(lost * 1_000_000) + 1;
-        self.conn()
-            .prepare_cached("DELETE FROM key_backups WHERE user_id = ?1 AND deleted = 2")?
-            .execute([user.as_str()])?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO key_backups (user_id, version, algorithm, auth_data) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![user.as_str(), version, algorithm, auth_data.get()])?;
+        self.execute("DELETE FROM key_backups WHERE user_id = ?1 AND deleted = 2", params![user.as_str()])?;
+        self.execute(
+            "INSERT INTO key_backups (user_id, version, algorithm, auth_data) VALUES (?1, ?2, ?3, ?4)",
+            params![user.as_str(), version, algorithm, auth_data.get()],
+        )?;
         Ok(version)
     }
 
     /// Replaces what the algorithm of a version needs to know.
     pub fn set_key_backup_auth_data(&mut self, backup: BackupKey, auth_data: &ObjectText) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE key_backups SET auth_data = ?2 WHERE backup = ?1")?
-            .execute(params![backup, auth_data.get()])?;
+        self.execute(
+            "UPDATE key_backups SET auth_data = ?2 WHERE backup = ?1",
+            params![backup, auth_data.get()],
+        )?;
         Ok(())
     }
 
@@ -291,15 +289,13 @@ impl Tx<'_> {
 
     fn set_backed_up_session(&mut self, backup: BackupKey, session: &NewSession, bytes: i64) -> Result<()> {
         let data = &session.data;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO key_backup_sessions (backup, room_id, session_id, first_message_index,
-                   forwarded_count, is_verified, bytes, session_data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-                 ON CONFLICT DO UPDATE SET first_message_index = excluded.first_message_index,
-                   forwarded_count = excluded.forwarded_count, is_verified = excluded.is_verified,
-                   bytes = excluded.bytes, session_data = excluded.session_data",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT INTO key_backup_sessions (backup, room_id, session_id, first_message_index,
+             forwarded_count, is_verified, bytes, session_data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+           ON CONFLICT DO UPDATE SET first_message_index = excluded.first_message_index,
+             forwarded_count = excluded.forwarded_count, is_verified = excluded.is_verified,
+             bytes = excluded.bytes, session_data = excluded.session_data",
+            params![
                 backup,
                 session.room_id.as_str(),
                 session.session_id,
@@ -308,17 +304,17 @@ impl Tx<'_> {
                 data.is_verified,
                 bytes,
                 data.session_data.get(),
-            ])?;
+            ],
+        )?;
         Ok(())
     }
 
     /// The keys of a version have changed, by so many and so many bytes.
     fn keys_changed(&mut self, backup: BackupKey, count: i64, bytes: i64) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE key_backups SET etag = etag + 1, count = count + ?2, bytes = bytes + ?3 WHERE backup = ?1",
-            )?
-            .execute([backup, count, bytes])?;
+        self.execute(
+            "UPDATE key_backups SET etag = etag + 1, count = count + ?2, bytes = bytes + ?3 WHERE backup = ?1",
+            params![backup, count, bytes],
+        )?;
         Ok(())
     }
 
@@ -362,20 +358,20 @@ impl Tx<'_> {
     /// From now on there is no such version. The timer sees to its keys, see [`Tx::empty_deleted_key_backups`].
     pub fn delete_key_backup(&mut self, backup: BackupKey) -> Result<()> {
         self.wake_timer();
-        self.conn()
-            .prepare_cached("UPDATE key_backups SET deleted = 1, auth_data = '{}' WHERE backup = ?1")?
-            .execute([backup])?;
+        self.execute(
+            "UPDATE key_backups SET deleted = 1, auth_data = '{}' WHERE backup = ?1",
+            params![backup],
+        )?;
         Ok(())
     }
 
     /// The same for all of a user's versions.
     pub fn delete_key_backups(&mut self, user: &UserId) -> Result<()> {
         self.wake_timer();
-        self.conn()
-            .prepare_cached(
-                "UPDATE key_backups SET deleted = 1, auth_data = '{}' WHERE user_id = ?1 AND deleted = 0",
-            )?
-            .execute([user.as_str()])?;
+        self.execute(
+            "UPDATE key_backups SET deleted = 1, auth_data = '{}' WHERE user_id = ?1 AND deleted = 0",
+            params![user.as_str()],
+        )?;
         Ok(())
     }
 
@@ -388,19 +384,16 @@ impl Tx<'_> {
             .optional()?;
         let Some(backup) = next else { return Ok(false) };
         if self.delete_backed_up_sessions(backup, &SessionScope::All, most)? < most {
-            self.conn()
-                .prepare_cached("UPDATE key_backups SET deleted = 2 WHERE backup = ?1")?
-                .execute([backup])?;
+            self.execute("UPDATE key_backups SET deleted = 2 WHERE backup = ?1", params![backup])?;
             // Who made a later one is never given this version again; who is gone makes none.
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM key_backups WHERE backup = ?1 AND (
-                       EXISTS (SELECT 1 FROM key_backups AS later WHERE later.user_id = key_backups.user_id
-                         AND later.version > key_backups.version)
-                       OR EXISTS (SELECT 1 FROM users WHERE users.user_id = key_backups.user_id
-                         AND users.deactivated = 1))",
-                )?
-                .execute([backup])?;
+            self.execute(
+                "DELETE FROM key_backups WHERE backup = ?1 AND (
+                 EXISTS (SELECT 1 FROM key_backups AS later WHERE later.user_id = key_backups.user_id
+                   AND later.version > key_backups.version)
+                 OR EXISTS (SELECT 1 FROM users WHERE users.user_id = key_backups.user_id
+                   AND users.deactivated = 1))",
+                params![backup],
+            )?;
         }
         Ok(true)
     }

@@ -55,11 +55,11 @@ impl Db<'_> {
 
     /// The algorithms of which the device has a fallback key that was never given out.
     pub fn unused_fallback_key_types(&self, user: &UserId, device: &str) -> Result<Vec<String>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT algorithm FROM fallback_keys WHERE user_id = ?1 AND device_id = ?2 AND used = 0 ORDER BY 1",
-        )?;
-        let rows = statement.query_map([user.as_str(), device], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str(), device],
+            |row| row.get(0),
+        )
     }
 
     /// The identity keys of one of our users' devices.
@@ -75,18 +75,18 @@ impl Db<'_> {
 
     /// The devices of one of our users that have identity keys, in the order of their ids.
     pub fn devices_with_keys(&self, user: &UserId) -> Result<Vec<DeviceWithKeys>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT k.device_id, d.display_name, k.keys, k.signatures
              FROM device_keys k JOIN devices d USING (user_id, device_id) WHERE k.user_id = ?1 ORDER BY 1",
-        )?;
-        let rows = statement.query_map([user.as_str()], |row| {
-            Ok(DeviceWithKeys {
-                device_id: row.get(0)?,
-                display_name: row.get(1)?,
-                keys: SignedObject { object: row.get(2)?, signatures: row.get(3)? },
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str()],
+            |row| {
+                Ok(DeviceWithKeys {
+                    device_id: row.get(0)?,
+                    display_name: row.get(1)?,
+                    keys: SignedObject { object: row.get(2)?, signatures: row.get(3)? },
+                })
+            },
+        )
     }
 
     /// Whether a key of this algorithm can be claimed of the device, at the moment.
@@ -102,11 +102,10 @@ impl Db<'_> {
 impl Tx<'_> {
     /// Keeps the identity keys of a device that there is.
     pub fn set_device_keys(&mut self, user: &UserId, device: &str, keys: &SignedObject) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO device_keys (user_id, device_id, keys, signatures) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute([user.as_str(), device, &keys.object, &keys.signatures])?;
+        self.execute(
+            "INSERT OR REPLACE INTO device_keys (user_id, device_id, keys, signatures) VALUES (?1, ?2, ?3, ?4)",
+            params![user.as_str(), device, &keys.object, &keys.signatures],
+        )?;
         Ok(())
     }
 
@@ -114,9 +113,10 @@ impl Tx<'_> {
     /// does not know them.
     pub fn forget_one_time_keys(&mut self, user: &UserId, device: &str) -> Result<()> {
         for table in ["one_time_keys", "issued_one_time_keys", "fallback_keys"] {
-            self.conn()
-                .prepare_cached(&format!("DELETE FROM {table} WHERE user_id = ?1 AND device_id = ?2"))?
-                .execute([user.as_str(), device])?;
+            self.execute(
+                &format!("DELETE FROM {table} WHERE user_id = ?1 AND device_id = ?2"),
+                params![user.as_str(), device],
+            )?;
         }
         self.key_counts_changed(user);
         Ok(())
@@ -153,13 +153,12 @@ impl Tx<'_> {
                 None => {}
             }
         }
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO one_time_keys (user_id, device_id, algorithm, number, key_id, digest, key)
-                 SELECT ?1, ?2, ?3, 1 + coalesce(max(number), 0), ?4, ?5, ?6 FROM one_time_keys
-                 WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",
-            )?
-            .execute(params![user.as_str(), device, key.algorithm, key.key_id, key.digest, key.key])?;
+        self.execute(
+            "INSERT INTO one_time_keys (user_id, device_id, algorithm, number, key_id, digest, key)
+             SELECT ?1, ?2, ?3, 1 + coalesce(max(number), 0), ?4, ?5, ?6 FROM one_time_keys
+             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",
+            params![user.as_str(), device, key.algorithm, key.key_id, key.digest, key.key],
+        )?;
         drop((held, issued));
         self.key_counts_changed(user);
         Ok(OneTimeKeyOutcome::Added)
@@ -167,13 +166,12 @@ impl Tx<'_> {
 
     /// Puts a fallback key in the place of the one before it. The same again changes nothing, also not that it was used.
     pub fn set_fallback_key(&mut self, user: &UserId, device: &str, key: &OneTimeKey) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, key) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO UPDATE SET key_id = excluded.key_id, key = excluded.key, used = 0
-                 WHERE key_id <> excluded.key_id OR key <> excluded.key",
-            )?
-            .execute([user.as_str(), device, &key.algorithm, &key.key_id, &key.key])?;
+        self.execute(
+            "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, key) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO UPDATE SET key_id = excluded.key_id, key = excluded.key, used = 0
+             WHERE key_id <> excluded.key_id OR key <> excluded.key",
+            params![user.as_str(), device, &key.algorithm, &key.key_id, &key.key],
+        )?;
         self.key_counts_changed(user);
         Ok(())
     }
@@ -247,11 +245,10 @@ impl Tx<'_> {
                  RETURNING number",
             )?
             .query_row(params![user.as_str(), device, algorithm, key_id, digest], |row| row.get(0))?;
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM issued_one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND number <= ?3",
-            )?
-            .execute(params![user.as_str(), device, number - ISSUED_MAX])?;
+        self.execute(
+            "DELETE FROM issued_one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND number <= ?3",
+            params![user.as_str(), device, number - ISSUED_MAX],
+        )?;
         Ok(())
     }
 }

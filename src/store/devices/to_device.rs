@@ -148,14 +148,12 @@ impl Db<'_> {
         since: i64,
         limit: usize,
     ) -> Result<Vec<(i64, String)>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT stream, message FROM to_device WHERE user_id = ?1 AND device_id = ?2 AND stream > ?3
              ORDER BY number LIMIT ?4",
-        )?;
-        let rows = statement.query_map(params![user.as_str(), device, since, limit as i64], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str(), device, since, limit as i64],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
     }
 
     /// The last message that waits for a device and had come by a position.
@@ -174,14 +172,12 @@ impl Db<'_> {
         after: i64,
         limit: usize,
     ) -> Result<Vec<ToDevice>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT number, message FROM to_device WHERE user_id = ?1 AND device_id = ?2 AND number > ?3
              ORDER BY number LIMIT ?4",
-        )?;
-        let rows = statement.query_map(params![user.as_str(), device, after, limit as i64], |row| {
-            Ok(ToDevice { number: row.get(0)?, message: row.get(1)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str(), device, after, limit as i64],
+            |row| Ok(ToDevice { number: row.get(0)?, message: row.get(1)? }),
+        )
     }
 }
 
@@ -224,22 +220,20 @@ impl Tx<'_> {
             return Ok(if asleep || held { InboxOutcome::Asleep } else { InboxOutcome::Full });
         }
         for name in counted_for(share, sender.as_str()) {
-            self.conn()
-                .prepare_cached(
-                    "INSERT INTO to_device_shares (user_id, device_id, share, origin, messages, bytes, since_ms)
-                     VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6)
-                     ON CONFLICT DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes",
-                )?
-                .execute(params![user.as_str(), device.device_id, share, name, size, now])?;
+            self.execute(
+                "INSERT INTO to_device_shares (user_id, device_id, share, origin, messages, bytes, since_ms)
+                 VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6)
+                 ON CONFLICT DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes",
+                params![user.as_str(), device.device_id, share, name, size, now],
+            )?;
         }
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO to_device (user_id, device_id, number, stream, share, origin, bytes, message)
-                 VALUES (?1, ?2, (SELECT coalesce(max(number), 0) + 1 FROM to_device WHERE user_id = ?1 AND device_id = ?2),
-                   ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![user.as_str(), device.device_id, stream, share, sender.as_str(), size, message])?;
+        self.execute(
+            "INSERT INTO to_device (user_id, device_id, number, stream, share, origin, bytes, message)
+             VALUES (?1, ?2, (SELECT coalesce(max(number), 0) + 1 FROM to_device WHERE user_id = ?1 AND device_id = ?2),
+               ?3, ?4, ?5, ?6, ?7)",
+            params![user.as_str(), device.device_id, stream, share, sender.as_str(), size, message],
+        )?;
         self.wake_user(user);
         Ok(InboxOutcome::Waits)
     }
@@ -283,25 +277,22 @@ impl Tx<'_> {
             }
         }
         for ((share, origin), InboxAmount { messages, bytes }) in gone {
-            self.conn()
-                .prepare_cached(
-                    "UPDATE to_device_shares SET messages = messages - ?5, bytes = bytes - ?6
-                     WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4",
-                )?
-                .execute(params![user.as_str(), device, share, origin, messages, bytes])?;
+            self.execute(
+                "UPDATE to_device_shares SET messages = messages - ?5, bytes = bytes - ?6
+                 WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4",
+                params![user.as_str(), device, share, origin, messages, bytes],
+            )?;
             // Of these alone: a line may be shared by many who are not concerned.
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM to_device_shares
-                     WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4 AND messages = 0",
-                )?
-                .execute(params![user.as_str(), device, share, origin])?;
+            self.execute(
+                "DELETE FROM to_device_shares
+                 WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4 AND messages = 0",
+                params![user.as_str(), device, share, origin],
+            )?;
         }
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM to_device_portions WHERE user_id = ?1 AND device_id = ?2 AND stream <= ?3",
-            )?
-            .execute(params![user.as_str(), device, since])?;
+        self.execute(
+            "DELETE FROM to_device_portions WHERE user_id = ?1 AND device_id = ?2 AND stream <= ?3",
+            params![user.as_str(), device, since],
+        )?;
         Ok(())
     }
 
@@ -312,11 +303,10 @@ impl Tx<'_> {
             return Ok(());
         }
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO to_device_portions (user_id, device_id, number, stream) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![user.as_str(), device, upto, stream])?;
+        self.execute(
+            "INSERT OR REPLACE INTO to_device_portions (user_id, device_id, number, stream) VALUES (?1, ?2, ?3, ?4)",
+            params![user.as_str(), device, upto, stream],
+        )?;
         Ok(())
     }
 
@@ -329,13 +319,11 @@ impl Tx<'_> {
     ) -> Result<bool> {
         let stranger = matches!(origin, MessageOrigin::Stranger(_));
         let (_, origin) = origin.of();
-        let added = self
-            .conn()
-            .prepare_cached(
-                "INSERT INTO to_device_received (origin, message_id, received_ms, stranger) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![origin, message_id, now, stranger])?;
+        let added = self.execute(
+            "INSERT INTO to_device_received (origin, message_id, received_ms, stranger) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO NOTHING",
+            params![origin, message_id, now, stranger],
+        )?;
         Ok(added > 0)
     }
 

@@ -29,9 +29,8 @@ impl Db<'_> {
 
     /// How many memberships of local users in rooms elsewhere are in which state.
     pub fn remote_memberships_by_state(&self) -> Result<Vec<(String, i64)>> {
-        let mut statement =
-            self.conn().prepare_cached("SELECT state, count(*) FROM remote_memberships GROUP BY state")?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        self.rows("SELECT state, count(*) FROM remote_memberships GROUP BY state", &[], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
     }
 }

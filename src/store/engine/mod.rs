@@ -4,6 +4,7 @@
 //!   schema;
 //! - `writer`: the thread that writes, and its group commit; `commit_feed`: who is told of commits;
 //! - `readers`: the connections that read; `gate`: what keeps new ones out now and then;
+//! - `statements`: how most statements are run;
 //! - `backlogs`: how much there is still to be done;
 //! - `inspect`: a database that is looked at and not opened;
 //! - `restoring`: an empty folder that a server is restored into; `restored`: what becomes of a database that comes from a
@@ -26,5 +27,6 @@ pub mod restored;
 pub mod restoring;
 pub mod space;
 pub(super) mod sqlite_error;
+pub(super) mod statements;
 pub(super) mod sweep;
 pub(super) mod writer;

@@ -156,7 +156,7 @@ impl Tx<'_> {
                 "DELETE FROM media WHERE hash = ?1 AND quarantined = 0",
                 "DELETE FROM media_thumbnails WHERE hash = ?1 OR source = ?1",
             ] {
-                self.conn().prepare_cached(of_it)?.execute([hash])?;
+                self.execute(of_it, params![hash])?;
             }
         }
         Ok(())

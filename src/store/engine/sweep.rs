@@ -37,23 +37,18 @@ impl Sweep {
                    WHERE {whose} ORDER BY number DESC LIMIT ?2 OFFSET ?1)"
             )
         };
-        tx.conn().prepare_cached(&beyond("origin = ?3"))?.execute(params![
-            self.per_origin_max,
-            self.rows_max,
-            origin
-        ])?;
+        tx.execute(&beyond("origin = ?3"), params![self.per_origin_max, self.rows_max, origin])?;
         if stranger {
-            tx.conn()
-                .prepare_cached(&beyond("stranger = 1"))?
-                .execute([self.of_strangers_max, self.rows_max])?;
+            tx.execute(&beyond("stranger = 1"), params![self.of_strangers_max, self.rows_max])?;
         }
         let table = self.table;
-        tx.conn()
-            .prepare_cached(&format!(
+        tx.execute(
+            &format!(
                 "DELETE FROM {table} WHERE received_ms < ?1
                    AND number IN (SELECT number FROM {table} ORDER BY number LIMIT ?2)"
-            ))?
-            .execute(params![now - self.kept_ms, self.rows_max])?;
+            ),
+            params![now - self.kept_ms, self.rows_max],
+        )?;
         Ok(())
     }
 }

@@ -119,20 +119,19 @@ impl Tx<'_> {
     pub fn set_presence(&mut self, user: &UserId, presence: &Presence) -> Result<()> {
         let stream = self.next_stream();
         self.presence_changed(stream);
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO presence (user_id, state, status, last_active_ms, active, until_ms, stream)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT OR REPLACE INTO presence (user_id, state, status, last_active_ms, active, until_ms, stream)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
                 user.as_str(),
                 presence.state.as_str(),
                 presence.status,
                 presence.last_active_ms,
                 presence.active,
                 presence.until_ms,
-                stream
-            ])?;
+                stream,
+            ],
+        )?;
         let audience = self.local_users_who_share_rooms(user, WOKEN_MAX + 1)?;
         if audience.len() <= WOKEN_MAX {
             audience.iter().for_each(|sharer| self.wake_user(sharer));
@@ -142,9 +141,7 @@ impl Tx<'_> {
 
     /// Puts off when a user of another server counts as offline: nothing else is new.
     pub fn prolong_presence(&mut self, user: &UserId, until: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE presence SET until_ms = ?2 WHERE user_id = ?1")?
-            .execute(params![user.as_str(), until])?;
+        self.execute("UPDATE presence SET until_ms = ?2 WHERE user_id = ?1", params![user.as_str(), until])?;
         Ok(())
     }
 }

@@ -77,13 +77,13 @@ impl Db<'_> {
         (after, upto): (i64, i64),
         limit: usize,
     ) -> Result<Vec<Receipt>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT user_id, type, thread, event_id, ts FROM receipts
              WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 AND type <> 'm.read.private'
              ORDER BY stream DESC LIMIT ?4",
-        )?;
-        let rows = statement.query_map(params![room, after, upto, limit as i64], receipt_of)?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![room, after, upto, limit as i64],
+            receipt_of,
+        )
     }
 
     /// The event that a receipt has reached.
@@ -128,20 +128,19 @@ impl Tx<'_> {
                 )?
                 .execute(key)?;
         }
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO receipts (room_key, user_id, type, thread, event_id, ts, stream)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT OR REPLACE INTO receipts (room_key, user_id, type, thread, event_id, ts, stream)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
                 room,
                 receipt.user_id,
                 receipt.receipt_type,
                 receipt.thread,
                 receipt.event_id,
                 receipt.ts,
-                stream
-            ])?;
+                stream,
+            ],
+        )?;
         self.note_ephemeral_change(room, stream)?;
         if self.is_local(&receipt.user_id)
             && let Ok(user) = UserId::parse(&receipt.user_id)

@@ -38,12 +38,12 @@ impl Db<'_> {
             }
             return Ok(of_user);
         }
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT m.room_key FROM memberships m CROSS JOIN ephemeral_changes c ON c.room_key = m.room_key
              WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND c.stream > ?2",
-        )?;
-        let rows = statement.query_map(params![user.as_str(), after], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str(), after],
+            |row| row.get(0),
+        )
     }
 
     /// When something fleeting changed in the room last, and when the list of those who are typing did.
@@ -55,21 +55,21 @@ impl Db<'_> {
 
     /// Who is typing in a room, as far as they are in it.
     pub fn typing_users(&self, room: RoomKey) -> Result<Vec<String>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT t.user_id FROM typing t JOIN memberships m USING (room_key, user_id)
              WHERE t.room_key = ?1 AND m.membership = 'join' ORDER BY t.user_id",
-        )?;
-        let rows = statement.query_map([room], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![room],
+            |row| row.get(0),
+        )
     }
 
     /// Who has been typing for longer than they said: at most `limit`.
     pub fn typing_expired(&self, now: Millis, limit: usize) -> Result<Vec<(RoomKey, String)>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT room_key, user_id FROM typing WHERE until_ms <= ?1 ORDER BY until_ms LIMIT ?2",
-        )?;
-        let rows = statement.query_map(params![now, limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![now, limit as i64],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
     }
 
     /// When the next of those who are typing will have done so for long enough.
@@ -98,11 +98,10 @@ impl Tx<'_> {
         if let Some(told) = told {
             let tell_again = now - told >= tell_every;
             let told = if tell_again { now } else { told };
-            self.conn()
-                .prepare_cached(
-                    "UPDATE typing SET until_ms = ?3, told_ms = ?4 WHERE room_key = ?1 AND user_id = ?2",
-                )?
-                .execute(params![room, user, until, told])?;
+            self.execute(
+                "UPDATE typing SET until_ms = ?3, told_ms = ?4 WHERE room_key = ?1 AND user_id = ?2",
+                params![room, user, until, told],
+            )?;
             return Ok(TypingChange { changed: false, tell_again });
         }
         let (already, of_server): (i64, i64) = self
@@ -115,21 +114,18 @@ impl Tx<'_> {
         if already >= most as i64 || of_server >= most_of_server as i64 {
             return Ok(TypingChange { changed: false, tell_again: false });
         }
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO typing (room_key, user_id, until_ms, told_ms) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![room, user, until, now])?;
+        self.execute(
+            "INSERT INTO typing (room_key, user_id, until_ms, told_ms) VALUES (?1, ?2, ?3, ?4)",
+            params![room, user, until, now],
+        )?;
         self.typing_changed(room)?;
         Ok(TypingChange { changed: true, tell_again: false })
     }
 
     /// Somebody does not type any more. Whether they did.
     pub fn stop_typing(&mut self, room: RoomKey, user: &str) -> Result<bool> {
-        let stopped = self
-            .conn()
-            .prepare_cached("DELETE FROM typing WHERE room_key = ?1 AND user_id = ?2")?
-            .execute(params![room, user])?;
+        let stopped =
+            self.execute("DELETE FROM typing WHERE room_key = ?1 AND user_id = ?2", params![room, user])?;
         if stopped > 0 {
             self.typing_changed(room)?;
         }
@@ -138,10 +134,10 @@ impl Tx<'_> {
 
     /// The same, if they have not said anything new in the meantime.
     pub fn let_typing_expire(&mut self, room: RoomKey, user: &str, now: Millis) -> Result<bool> {
-        let stopped = self
-            .conn()
-            .prepare_cached("DELETE FROM typing WHERE room_key = ?1 AND user_id = ?2 AND until_ms <= ?3")?
-            .execute(params![room, user, now])?;
+        let stopped = self.execute(
+            "DELETE FROM typing WHERE room_key = ?1 AND user_id = ?2 AND until_ms <= ?3",
+            params![room, user, now],
+        )?;
         if stopped > 0 {
             self.typing_changed(room)?;
         }
@@ -150,23 +146,21 @@ impl Tx<'_> {
 
     fn typing_changed(&mut self, room: RoomKey) -> Result<()> {
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO ephemeral_changes (room_key, stream, typing) VALUES (?1, ?2, ?2)
-                 ON CONFLICT DO UPDATE SET stream = excluded.stream, typing = excluded.typing",
-            )?
-            .execute([room, stream])?;
+        self.execute(
+            "INSERT INTO ephemeral_changes (room_key, stream, typing) VALUES (?1, ?2, ?2)
+             ON CONFLICT DO UPDATE SET stream = excluded.stream, typing = excluded.typing",
+            params![room, stream],
+        )?;
         self.wake_room(room)
     }
 
     /// Something fleeting other than typing changed in the room at this position.
     pub(crate) fn note_ephemeral_change(&mut self, room: RoomKey, stream: i64) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO ephemeral_changes (room_key, stream) VALUES (?1, ?2)
-                 ON CONFLICT DO UPDATE SET stream = excluded.stream",
-            )?
-            .execute([room, stream])?;
+        self.execute(
+            "INSERT INTO ephemeral_changes (room_key, stream) VALUES (?1, ?2)
+             ON CONFLICT DO UPDATE SET stream = excluded.stream",
+            params![room, stream],
+        )?;
         Ok(())
     }
 }

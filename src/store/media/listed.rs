@@ -145,29 +145,26 @@ impl Db<'_> {
 
     /// Who has uploaded what, of what was uploaded from then on and before then.
     pub fn media_usage(&self, (from_ms, until_ms): (Millis, Millis)) -> Result<Vec<MediaUsage>> {
-        let mut query = self.conn().prepare_cached(
+        self.rows(
             "SELECT uploader, (SELECT value FROM profile_fields WHERE user_id = uploader AND field = 'displayname'),
-                    count(*), sum(bytes)
-             FROM media WHERE uploader IS NOT NULL AND hash IS NOT NULL AND created_ms >= ?1 AND created_ms < ?2
-             GROUP BY uploader",
-        )?;
-        let rows = query.query_map([from_ms, until_ms], |row| {
+             count(*), sum(bytes)
+      FROM media WHERE uploader IS NOT NULL AND hash IS NOT NULL AND created_ms >= ?1 AND created_ms < ?2
+      GROUP BY uploader",
+            params![from_ms, until_ms],
+            |row| {
             Ok(MediaUsage {
                 user_id: row.get(0)?,
                 displayname: row.get(1)?,
                 count: row.get::<_, i64>(2)?.unsigned_abs(),
                 bytes: row.get::<_, i64>(3)?.unsigned_abs(),
             })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        },
+        )
     }
 
     /// The avatars that local users have, as JSON.
     pub fn profile_avatars(&self) -> Result<Vec<String>> {
-        let mut query =
-            self.conn().prepare_cached("SELECT value FROM profile_fields WHERE field = 'avatar_url'")?;
-        let rows = query.query_map([], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        self.rows("SELECT value FROM profile_fields WHERE field = 'avatar_url'", &[], |row| row.get(0))
     }
 }
 
@@ -176,10 +173,8 @@ impl Tx<'_> {
     pub fn delete_media_rows(&mut self, keys: &[i64]) -> Result<usize> {
         let mut gone = 0;
         for key in keys {
-            gone += self
-                .conn()
-                .prepare_cached("DELETE FROM media WHERE media_key = ?1 AND quarantined = 0")?
-                .execute([key])?;
+            gone +=
+                self.execute("DELETE FROM media WHERE media_key = ?1 AND quarantined = 0", params![key])?;
         }
         Ok(gone)
     }

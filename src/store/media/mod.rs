@@ -188,11 +188,11 @@ impl Db<'_> {
     /// Files that nothing has, behind one of them.
     pub fn unused_blobs(&self, behind: Option<&BlobHash>, most: usize) -> Result<Vec<BlobHash>> {
         let behind = behind.map_or(&[][..], |hash| &hash.0);
-        let mut query = self.conn().prepare_cached(
+        self.rows(
             "SELECT hash FROM media_blobs WHERE uses = 0 AND quarantined = 0 AND hash > ?1 ORDER BY hash LIMIT ?2",
-        )?;
-        let rows = query.query_map(params![behind, most as i64], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![behind, most as i64],
+            |row| row.get(0),
+        )
     }
 
     /// When the first URI expires that waits for its file.
@@ -215,22 +215,20 @@ impl Db<'_> {
 impl Tx<'_> {
     /// Says that a file of this hash is about to be there.
     pub fn add_blob(&mut self, hash: &BlobHash, bytes: u64) -> Result<()> {
-        self.conn()
-            .prepare_cached("INSERT OR IGNORE INTO media_blobs (hash, bytes) VALUES (?1, ?2)")?
-            .execute(params![hash, bytes as i64])?;
+        self.execute(
+            "INSERT OR IGNORE INTO media_blobs (hash, bytes) VALUES (?1, ?2)",
+            params![hash, bytes as i64],
+        )?;
         Ok(())
     }
 
     /// Has a file be had by a URI. False: there is something by that URI already.
     pub fn add_media(&mut self, new: &NewMedia, now: Millis) -> Result<bool> {
-        let added = self
-            .conn()
-            .prepare_cached(
-                "INSERT OR IGNORE INTO media
-                   (server_name, media_id, hash, bytes, content_type, upload_name, uploader, created_ms, used_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
-            )?
-            .execute(params![
+        let added = self.execute(
+            "INSERT OR IGNORE INTO media
+             (server_name, media_id, hash, bytes, content_type, upload_name, uploader, created_ms, used_ms)
+           VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
+            params![
                 new.uri.server.as_str(),
                 new.uri.media_id.as_str(),
                 new.hash,
@@ -238,8 +236,9 @@ impl Tx<'_> {
                 new.content_type,
                 new.upload_name,
                 new.uploader.as_ref().map(UserId::as_str),
-                now
-            ])?;
+                now,
+            ],
+        )?;
         Ok(added == 1)
     }
 
@@ -251,18 +250,11 @@ impl Tx<'_> {
         expires_ms: Millis,
         now: Millis,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO media (server_name, media_id, uploader, created_ms, expires_ms, used_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?4)",
-            )?
-            .execute(params![
-                uri.server.as_str(),
-                uri.media_id.as_str(),
-                uploader.as_str(),
-                now,
-                expires_ms
-            ])?;
+        self.execute(
+            "INSERT INTO media (server_name, media_id, uploader, created_ms, expires_ms, used_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?4)",
+            params![uri.server.as_str(), uri.media_id.as_str(), uploader.as_str(), now, expires_ms],
+        )?;
         Ok(())
     }
 
@@ -275,30 +267,27 @@ impl Tx<'_> {
         if known.hash.is_some() {
             return Ok(Filling::AlreadyFilled);
         }
-        self.conn()
-            .prepare_cached(
-                "UPDATE media SET hash = ?2, bytes = ?3, content_type = ?4, upload_name = ?5, expires_ms = NULL,
-                                  used_ms = ?6
-                 WHERE media_key = ?1",
-            )?
-            .execute(params![known.key, new.hash, new.bytes as i64, new.content_type, new.upload_name, now])?;
+        self.execute(
+            "UPDATE media SET hash = ?2, bytes = ?3, content_type = ?4, upload_name = ?5, expires_ms = NULL,
+             used_ms = ?6
+WHERE media_key = ?1",
+            params![known.key, new.hash, new.bytes as i64, new.content_type, new.upload_name, now],
+        )?;
         Ok(Filling::Filled)
     }
 
     /// Notes that it was asked for.
     pub fn touch_media(&mut self, key: MediaKey, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE media SET used_ms = max(used_ms, ?2) WHERE media_key = ?1")?
-            .execute([key, now])?;
+        self.execute("UPDATE media SET used_ms = max(used_ms, ?2) WHERE media_key = ?1", params![key, now])?;
         Ok(())
     }
 
     /// Takes a URI and what it stands for away. False: there was none.
     pub fn delete_media(&mut self, uri: &MxcUri) -> Result<bool> {
-        let deleted = self
-            .conn()
-            .prepare_cached("DELETE FROM media WHERE server_name = ?1 AND media_id = ?2")?
-            .execute([uri.server.as_str(), uri.media_id.as_str()])?;
+        let deleted = self.execute(
+            "DELETE FROM media WHERE server_name = ?1 AND media_id = ?2",
+            params![uri.server.as_str(), uri.media_id.as_str()],
+        )?;
         Ok(deleted == 1)
     }
 
@@ -307,52 +296,48 @@ impl Tx<'_> {
     pub fn quarantine_media(&mut self, uri: &MxcUri, quarantined: bool, now: Millis) -> Result<bool> {
         let (server, id) = (uri.server.as_str(), uri.media_id.as_str());
         if quarantined && uri.server != *self.server_name() {
-            self.conn()
-                .prepare_cached(
-                    "INSERT OR IGNORE INTO media (server_name, media_id, created_ms, used_ms, quarantined)
-                     VALUES (?1, ?2, ?3, ?3, 1)",
-                )?
-                .execute(params![server, id, now])?;
+            self.execute(
+                "INSERT OR IGNORE INTO media (server_name, media_id, created_ms, used_ms, quarantined)
+                 VALUES (?1, ?2, ?3, ?3, 1)",
+                params![server, id, now],
+            )?;
         }
-        let known = self
-            .conn()
-            .prepare_cached("UPDATE media SET quarantined = ?3 WHERE server_name = ?1 AND media_id = ?2")?
-            .execute(params![server, id, quarantined])?;
-        self.conn()
-            .prepare_cached(
-                "UPDATE media_blobs SET quarantined = ?3
-                 WHERE hash = (SELECT hash FROM media WHERE server_name = ?1 AND media_id = ?2)",
-            )?
-            .execute(params![server, id, quarantined])?;
+        let known = self.execute(
+            "UPDATE media SET quarantined = ?3 WHERE server_name = ?1 AND media_id = ?2",
+            params![server, id, quarantined],
+        )?;
+        self.execute(
+            "UPDATE media_blobs SET quarantined = ?3
+             WHERE hash = (SELECT hash FROM media WHERE server_name = ?1 AND media_id = ?2)",
+            params![server, id, quarantined],
+        )?;
         if !quarantined {
             // What was written down of something that is not here says nothing any more.
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM media WHERE server_name = ?1 AND media_id = ?2 AND hash IS NULL AND expires_ms IS NULL",
-                )?
-                .execute([server, id])?;
+            self.execute(
+                "DELETE FROM media WHERE server_name = ?1 AND media_id = ?2 AND hash IS NULL AND expires_ms IS NULL",
+                params![server, id],
+            )?;
         }
         Ok(known == 1)
     }
 
     /// Lets go of URIs that waited for their files for too long: so many at most. How many those were.
     pub fn delete_expired_media(&mut self, now: Millis, most: usize) -> Result<usize> {
-        let deleted = self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM media WHERE media_key IN
-                   (SELECT media_key FROM media WHERE expires_ms IS NOT NULL AND expires_ms <= ?1
-                    ORDER BY expires_ms LIMIT ?2)",
-            )?
-            .execute(params![now, most as i64])?;
+        let deleted = self.execute(
+            "DELETE FROM media WHERE media_key IN
+             (SELECT media_key FROM media WHERE expires_ms IS NOT NULL AND expires_ms <= ?1
+              ORDER BY expires_ms LIMIT ?2)",
+            params![now, most as i64],
+        )?;
         Ok(deleted)
     }
 
     /// Lets go of the URIs of a user that wait for their files.
     pub fn delete_pending_media_of(&mut self, user: &UserId) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM media WHERE uploader = ?1 AND expires_ms IS NOT NULL")?
-            .execute([user.as_str()])?;
+        self.execute(
+            "DELETE FROM media WHERE uploader = ?1 AND expires_ms IS NOT NULL",
+            params![user.as_str()],
+        )?;
         Ok(())
     }
 
@@ -362,14 +347,12 @@ impl Tx<'_> {
         let mut evicted = 0;
         while evicted < most {
             let full = self.media_bytes(None)? > bytes_max;
-            let gone = self
-                .conn()
-                .prepare_cached(
-                    "DELETE FROM media WHERE media_key =
-                       (SELECT media_key FROM media WHERE uploader IS NULL AND quarantined = 0
-                          AND used_ms < ?1 ORDER BY used_ms LIMIT 1)",
-                )?
-                .execute([if full { Millis::MAX } else { before }])?;
+            let gone = self.execute(
+                "DELETE FROM media WHERE media_key =
+                 (SELECT media_key FROM media WHERE uploader IS NULL AND quarantined = 0
+                    AND used_ms < ?1 ORDER BY used_ms LIMIT 1)",
+                params![if full { Millis::MAX } else { before }],
+            )?;
             if gone == 0 {
                 break;
             }
@@ -384,8 +367,8 @@ impl Tx<'_> {
         if !self.conn().prepare_cached(UNUSED)?.exists([hash])? {
             return Ok(false);
         }
-        self.conn().prepare_cached("DELETE FROM media_thumbnails WHERE source = ?1")?.execute([hash])?;
-        self.conn().prepare_cached("DELETE FROM media_blobs WHERE hash = ?1")?.execute([hash])?;
+        self.execute("DELETE FROM media_thumbnails WHERE source = ?1", params![hash])?;
+        self.execute("DELETE FROM media_blobs WHERE hash = ?1", params![hash])?;
         Ok(true)
     }
 }

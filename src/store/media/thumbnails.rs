@@ -48,18 +48,16 @@ impl Tx<'_> {
     /// Writes down what was made, unless the picture is gone. What was made before has lost its file.
     pub fn add_thumbnail(&mut self, key: &ThumbnailKey, made: &ThumbnailRow) -> Result<()> {
         // Not by one statement: what REPLACE deletes no trigger counts.
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM media_thumbnails
-                 WHERE source = ?1 AND width = ?2 AND height = ?3 AND method = ?4 AND animated = 0",
-            )?
-            .execute(params![key.source, key.width, key.height, key.method])?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO media_thumbnails (source, width, height, method, animated, hash, content_type)
-                 SELECT ?1, ?2, ?3, ?4, 0, ?5, ?6 WHERE EXISTS (SELECT 1 FROM media_blobs WHERE hash = ?1)",
-            )?
-            .execute(params![key.source, key.width, key.height, key.method, made.hash, made.content_type])?;
+        self.execute(
+            "DELETE FROM media_thumbnails
+             WHERE source = ?1 AND width = ?2 AND height = ?3 AND method = ?4 AND animated = 0",
+            params![key.source, key.width, key.height, key.method],
+        )?;
+        self.execute(
+            "INSERT INTO media_thumbnails (source, width, height, method, animated, hash, content_type)
+             SELECT ?1, ?2, ?3, ?4, 0, ?5, ?6 WHERE EXISTS (SELECT 1 FROM media_blobs WHERE hash = ?1)",
+            params![key.source, key.width, key.height, key.method, made.hash, made.content_type],
+        )?;
         Ok(())
     }
 }

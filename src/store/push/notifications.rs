@@ -232,19 +232,11 @@ impl Tx<'_> {
         new: &NewNotification<'_>,
         usual: &Actions,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO notifications (room_key, stream, event_key, thread, outcome, actions)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
-                new.room,
-                new.stream,
-                new.event,
-                new.thread,
-                usual.outcome.code(),
-                usual.unusual
-            ])?;
+        self.execute(
+            "INSERT INTO notifications (room_key, stream, event_key, thread, outcome, actions)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![new.room, new.stream, new.event, new.thread, usual.outcome.code(), usual.unusual],
+        )?;
         Ok(())
     }
 
@@ -254,13 +246,11 @@ impl Tx<'_> {
         new: &NewNotification<'_>,
         own: &OwnNotification<'_>,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO notifications_of_users
-                   (user_id, room_key, stream, event_key, room_id, thread, outcome, instead_of, actions)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT OR REPLACE INTO notifications_of_users
+             (user_id, room_key, stream, event_key, room_id, thread, outcome, instead_of, actions)
+           VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
                 own.user.as_str(),
                 new.room,
                 new.stream,
@@ -269,24 +259,23 @@ impl Tx<'_> {
                 new.thread,
                 own.actions.outcome.code(),
                 own.instead_of.code(),
-                own.actions.unusual
-            ])?;
+                own.actions.unusual,
+            ],
+        )?;
         Ok(())
     }
 
     /// An event is nothing to anybody any more: it was redacted.
     pub(in crate::store) fn forget_notifications(&mut self, event: &StoredEvent) -> Result<()> {
         let Some(place) = event.place.filter(|place| place.sub == 0) else { return Ok(()) };
-        let of_all = self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM notifications WHERE room_key = ?1 AND stream = ?2 AND event_key = ?3",
-            )?
-            .execute([event.room, place.stream, event.key])?;
-        let of_users = self
-            .conn()
-            .prepare_cached("DELETE FROM notifications_of_users WHERE stream = ?1 AND event_key = ?2")?
-            .execute([place.stream, event.key])?;
+        let of_all = self.execute(
+            "DELETE FROM notifications WHERE room_key = ?1 AND stream = ?2 AND event_key = ?3",
+            params![event.room, place.stream, event.key],
+        )?;
+        let of_users = self.execute(
+            "DELETE FROM notifications_of_users WHERE stream = ?1 AND event_key = ?2",
+            params![place.stream, event.key],
+        )?;
         if of_all + of_users > 0 {
             self.changes.recounted.insert(event.room);
         }

@@ -194,11 +194,11 @@ impl Db<'_> {
 
     /// The rooms of which a user has read more after a position, other than by speaking there.
     pub fn rooms_read_since(&self, user: &UserId, after: i64) -> Result<Vec<RoomKey>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT DISTINCT room_key FROM read_positions WHERE user_id = ?1 AND moved > ?2 AND moved > 0",
-        )?;
-        let rows = statement.query_map(params![user.as_str(), after], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str(), after],
+            |row| row.get(0),
+        )
     }
 
     /// When a user last read more of a room than before, other than by speaking there; 0: never.
@@ -211,11 +211,11 @@ impl Db<'_> {
 
     /// The same for all rooms that they ever read.
     pub fn last_reads(&self, user: &UserId) -> Result<Vec<(RoomKey, i64)>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT room_key, max(moved) FROM read_positions WHERE user_id = ?1 GROUP BY room_key",
-        )?;
-        let rows = statement.query_map([user.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
     }
 
     /// What a user has not read of a room: the sum of the rows behind their read positions, since they joined. Nothing if
@@ -346,12 +346,11 @@ impl Tx<'_> {
         thread: &str,
         stream: i64,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO read_positions (user_id, room_key, thread, stream, moved) VALUES (?1, ?2, ?3, ?4, 0)
-                 ON CONFLICT DO UPDATE SET stream = excluded.stream WHERE excluded.stream > stream",
-            )?
-            .execute(params![user.as_str(), room, thread, stream])?;
+        self.execute(
+            "INSERT INTO read_positions (user_id, room_key, thread, stream, moved) VALUES (?1, ?2, ?3, ?4, 0)
+             ON CONFLICT DO UPDATE SET stream = excluded.stream WHERE excluded.stream > stream",
+            params![user.as_str(), room, thread, stream],
+        )?;
         Ok(())
     }
 
@@ -367,14 +366,12 @@ impl Tx<'_> {
         // History sits right before the event with its position.
         let upto = if place.sub < 0 { place.stream - 1 } else { place.stream };
         let now = self.stream();
-        let changed = self
-            .conn()
-            .prepare_cached(
-                "INSERT INTO read_positions (user_id, room_key, thread, stream, moved) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO UPDATE SET stream = excluded.stream, moved = excluded.moved
-                   WHERE excluded.stream > stream",
-            )?
-            .execute(params![user.as_str(), room, thread, upto, now])?;
+        let changed = self.execute(
+            "INSERT INTO read_positions (user_id, room_key, thread, stream, moved) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO UPDATE SET stream = excluded.stream, moved = excluded.moved
+               WHERE excluded.stream > stream",
+            params![user.as_str(), room, thread, upto, now],
+        )?;
         if changed > 0 {
             self.changes.reads.insert((room, user.clone()));
             self.wake_user(user);

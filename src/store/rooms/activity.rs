@@ -61,12 +61,12 @@ impl Db<'_> {
             moved.retain(|_| of_user.next().unwrap_or(false));
             return Ok(moved);
         }
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT m.room_key FROM memberships m CROSS JOIN room_activity a ON a.room_key = m.room_key
              WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND a.stream > ?2",
-        )?;
-        let rows = statement.query_map(params![user.as_str(), after], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str(), after],
+            |row| row.get(0),
+        )
     }
 
     /// All rooms of one of our users, forgotten ones too, each with its activity.
@@ -134,12 +134,11 @@ impl Tx<'_> {
     ) -> Result<()> {
         let bumps = event_type.is_some_and(|event_type| BUMPING_TYPES.contains(&event_type));
         let bump = if bumps { stream } else { 0 };
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO room_activity (room_key, stream, bump) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET stream = excluded.stream, bump = max(bump, excluded.bump)",
-            )?
-            .execute([room, stream, bump])?;
+        self.execute(
+            "INSERT INTO room_activity (room_key, stream, bump) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET stream = excluded.stream, bump = max(bump, excluded.bump)",
+            params![room, stream, bump],
+        )?;
         Ok(())
     }
 }

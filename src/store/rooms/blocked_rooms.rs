@@ -40,20 +40,17 @@ impl Db<'_> {
 impl Tx<'_> {
     /// Blocks a room, whether or not there is one here. Who did so first stays.
     pub fn block_room(&mut self, room: &RoomId, by: &str, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO blocked_rooms (room_id, blocked_by, blocked_ms) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![room.as_str(), by, now])?;
+        self.execute(
+            "INSERT INTO blocked_rooms (room_id, blocked_by, blocked_ms) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO NOTHING",
+            params![room.as_str(), by, now],
+        )?;
         Ok(())
     }
 
     /// Blocks a room no more.
     pub fn unblock_room(&mut self, room: &RoomId) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM blocked_rooms WHERE room_id = ?1")?
-            .execute([room.as_str()])?;
+        self.execute("DELETE FROM blocked_rooms WHERE room_id = ?1", params![room.as_str()])?;
         Ok(())
     }
 }

@@ -124,12 +124,10 @@ impl Tx<'_> {
         if usize::try_from(there).unwrap_or(usize::MAX) >= most {
             return Ok(None);
         }
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO delayed_events (delay_id, request, user_id, room_id, type, state_key, content, delay_ms,
-                   since_ms, due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT INTO delayed_events (delay_id, request, user_id, room_id, type, state_key, content, delay_ms,
+             since_ms, due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
                 event.delay_id,
                 request.map(ClientTxn::digest),
                 event.user_id.as_str(),
@@ -140,36 +138,36 @@ impl Tx<'_> {
                 event.delay_ms,
                 event.since_ms,
                 event.due_ms,
-            ])?;
+            ],
+        )?;
         Ok(Some(event.delay_id.clone()))
     }
 
     /// Begins the delay anew. False: there is no such delayed event, any more.
     pub fn restart_delayed_event(&mut self, delay_id: &str, now: Millis) -> Result<bool> {
-        let restarted = self
-            .conn()
-            .prepare_cached(
-                "UPDATE delayed_events SET since_ms = ?2, due_ms = ?2 + delay_ms WHERE delay_id = ?1",
-            )?
-            .execute(params![delay_id, now])?;
+        let restarted = self.execute(
+            "UPDATE delayed_events SET since_ms = ?2, due_ms = ?2 + delay_ms WHERE delay_id = ?1",
+            params![delay_id, now],
+        )?;
         Ok(restarted == 1)
     }
 
     /// Has a delayed event tried later that is still due as it was.
     pub fn put_off_delayed_event(&mut self, delay_id: &str, (due, later): (Millis, Millis)) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE delayed_events SET due_ms = ?3 WHERE delay_id = ?1 AND due_ms = ?2")?
-            .execute(params![delay_id, due, later])?;
+        self.execute(
+            "UPDATE delayed_events SET due_ms = ?3 WHERE delay_id = ?1 AND due_ms = ?2",
+            params![delay_id, due, later],
+        )?;
         Ok(())
     }
 
     /// Takes a delayed event out, if it is still due at this time where one is said. False: it is not there, any more or
     /// so.
     pub fn delete_delayed_event(&mut self, delay_id: &str, due: Option<Millis>) -> Result<bool> {
-        let deleted = self
-            .conn()
-            .prepare_cached("DELETE FROM delayed_events WHERE delay_id = ?1 AND (?2 IS NULL OR due_ms = ?2)")?
-            .execute(params![delay_id, due])?;
+        let deleted = self.execute(
+            "DELETE FROM delayed_events WHERE delay_id = ?1 AND (?2 IS NULL OR due_ms = ?2)",
+            params![delay_id, due],
+        )?;
         Ok(deleted == 1)
     }
 
@@ -180,19 +178,16 @@ impl Tx<'_> {
         (event_type, state_key): (&str, &str),
         sender: &UserId,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM delayed_events WHERE room_id = ?1 AND type = ?2 AND state_key = ?3 AND user_id <> ?4",
-            )?
-            .execute(params![room.as_str(), event_type, state_key, sender.as_str()])?;
+        self.execute(
+            "DELETE FROM delayed_events WHERE room_id = ?1 AND type = ?2 AND state_key = ?3 AND user_id <> ?4",
+            params![room.as_str(), event_type, state_key, sender.as_str()],
+        )?;
         Ok(())
     }
 
     /// A user is gone: what they wanted to be sent is not.
     pub(in crate::store) fn delete_delayed_events_of(&mut self, user: &UserId) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM delayed_events WHERE user_id = ?1")?
-            .execute([user.as_str()])?;
+        self.execute("DELETE FROM delayed_events WHERE user_id = ?1", params![user.as_str()])?;
         Ok(())
     }
 }

@@ -115,12 +115,10 @@ impl Tx<'_> {
         }
         drop(under_way);
         self.sweep_room_deletions(now)?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO room_deletions (delete_id, room_id, order_json, result, stage, asked_ms, due_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT INTO room_deletions (delete_id, room_id, order_json, result, stage, asked_ms, due_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
                 deletion.delete_id,
                 deletion.room_id.as_str(),
                 deletion.order,
@@ -128,60 +126,47 @@ impl Tx<'_> {
                 deletion.stage as i64,
                 now,
                 due,
-            ])?;
+            ],
+        )?;
         self.wake_timer();
         Ok(true)
     }
 
     fn sweep_room_deletions(&mut self, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM room_deletions WHERE ended_ms < ?1")?
-            .execute([now - ENDED_KEPT_MS])?;
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM room_deletions WHERE ended_ms <=
-                   (SELECT ended_ms FROM room_deletions WHERE ended_ms IS NOT NULL
-                    ORDER BY ended_ms DESC LIMIT 1 OFFSET ?1)",
-            )?
-            .execute([ENDED_MAX])?;
+        self.execute("DELETE FROM room_deletions WHERE ended_ms < ?1", params![now - ENDED_KEPT_MS])?;
+        self.execute(
+            "DELETE FROM room_deletions WHERE ended_ms <=
+             (SELECT ended_ms FROM room_deletions WHERE ended_ms IS NOT NULL
+              ORDER BY ended_ms DESC LIMIT 1 OFFSET ?1)",
+            params![ENDED_MAX],
+        )?;
         Ok(())
     }
 
     /// Puts off a deletion until then, because somebody is at it, or it cannot go on now.
     pub fn put_off_room_deletion(&mut self, delete_id: &str, due: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE room_deletions SET due_ms = ?2 WHERE delete_id = ?1 AND due_ms IS NOT NULL",
-            )?
-            .execute(params![delete_id, due])?;
+        self.execute(
+            "UPDATE room_deletions SET due_ms = ?2 WHERE delete_id = ?1 AND due_ms IS NOT NULL",
+            params![delete_id, due],
+        )?;
         Ok(())
     }
 
     /// Has all that have not ended be taken up now: nobody is at them after a start.
     pub fn hasten_room_deletions(&mut self, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE room_deletions SET due_ms = ?1 WHERE due_ms > ?1")?
-            .execute([now])?;
+        self.execute("UPDATE room_deletions SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
         Ok(())
     }
 
     /// Writes down how far a deletion is.
     pub fn save_room_deletion(&mut self, deletion: &RoomDeletion, now: Millis) -> Result<()> {
         let over = deletion.stage.is_over();
-        self.conn()
-            .prepare_cached(
-                "UPDATE room_deletions SET result = ?2, stage = ?3, error = ?4,
-                   due_ms = CASE WHEN ?5 THEN NULL ELSE due_ms END, ended_ms = CASE WHEN ?5 THEN ?6 END
-                 WHERE delete_id = ?1",
-            )?
-            .execute(params![
-                deletion.delete_id,
-                deletion.result,
-                deletion.stage as i64,
-                deletion.error,
-                over,
-                now
-            ])?;
+        self.execute(
+            "UPDATE room_deletions SET result = ?2, stage = ?3, error = ?4,
+             due_ms = CASE WHEN ?5 THEN NULL ELSE due_ms END, ended_ms = CASE WHEN ?5 THEN ?6 END
+           WHERE delete_id = ?1",
+            params![deletion.delete_id, deletion.result, deletion.stage as i64, deletion.error, over, now],
+        )?;
         Ok(())
     }
 }

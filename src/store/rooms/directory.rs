@@ -1,6 +1,6 @@
 //! Room aliases of this server, and the rooms that it publishes.
 
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
 use crate::protocol::{RoomAlias, RoomId, UserId};
@@ -57,29 +57,25 @@ impl Db<'_> {
 impl Tx<'_> {
     /// Makes an alias. False, and nothing changed, if there is one with this name.
     pub fn add_alias(&mut self, alias: &RoomAlias, room: &RoomId, created_by: &UserId) -> Result<bool> {
-        let added = self
-            .conn()
-            .prepare_cached(
-                "INSERT OR IGNORE INTO room_aliases (alias, room_id, created_by) VALUES (?, ?, ?)",
-            )?
-            .execute([alias.as_str(), room.as_str(), created_by.as_str()])?;
+        let added = self.execute(
+            "INSERT OR IGNORE INTO room_aliases (alias, room_id, created_by) VALUES (?, ?, ?)",
+            params![alias.as_str(), room.as_str(), created_by.as_str()],
+        )?;
         Ok(added == 1)
     }
 
     /// Has all our aliases of a room name another one.
     pub fn move_aliases(&mut self, from: &RoomId, to: &RoomId) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE room_aliases SET room_id = ?2 WHERE room_id = ?1")?
-            .execute([from.as_str(), to.as_str()])?;
+        self.execute(
+            "UPDATE room_aliases SET room_id = ?2 WHERE room_id = ?1",
+            params![from.as_str(), to.as_str()],
+        )?;
         Ok(())
     }
 
     /// Removes an alias. False if there was none.
     pub fn delete_alias(&mut self, alias: &RoomAlias) -> Result<bool> {
-        let deleted = self
-            .conn()
-            .prepare_cached("DELETE FROM room_aliases WHERE alias = ?")?
-            .execute([alias.as_str()])?;
+        let deleted = self.execute("DELETE FROM room_aliases WHERE alias = ?", params![alias.as_str()])?;
         Ok(deleted == 1)
     }
 
@@ -90,7 +86,7 @@ impl Tx<'_> {
         } else {
             "DELETE FROM published_rooms WHERE room_id = ?"
         };
-        self.conn().prepare_cached(sql)?.execute([room.as_str()])?;
+        self.execute(sql, params![room.as_str()])?;
         Ok(())
     }
 }

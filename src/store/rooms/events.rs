@@ -410,11 +410,11 @@ impl Db<'_> {
 
     /// The redactions of an event that were accepted, whether or not they took effect.
     pub(crate) fn redactions_of(&self, id: &EventId) -> Result<Vec<EventKey>> {
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT event_key FROM redactions WHERE redacts = ?1 ORDER BY event_key")?;
-        let rows = statement.query_map([id.as_str()], |r| r.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        self.rows(
+            "SELECT event_key FROM redactions WHERE redacts = ?1 ORDER BY event_key",
+            params![id.as_str()],
+            |r| r.get(0),
+        )
     }
 }
 
@@ -430,18 +430,21 @@ impl Tx<'_> {
              SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1,
                ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10 FROM retired_keys WHERE true
              ON CONFLICT (event_id) DO NOTHING";
-        let inserted = self.conn().prepare_cached(insert)?.execute(params![
-            new.room,
-            new.pdu.event_id().as_str(),
-            stream,
-            sub,
-            new.pdu.depth(),
-            new.pdu.origin_server_ts(),
-            new.status.code(),
-            new.outgoing,
-            new.state_before,
-            new.pdu.json(),
-        ])?;
+        let inserted = self.execute(
+            insert,
+            params![
+                new.room,
+                new.pdu.event_id().as_str(),
+                stream,
+                sub,
+                new.pdu.depth(),
+                new.pdu.origin_server_ts(),
+                new.status.code(),
+                new.outgoing,
+                new.state_before,
+                new.pdu.json(),
+            ],
+        )?;
         let key = self.conn().last_insert_rowid();
         if inserted == 1 {
             self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
@@ -451,14 +454,17 @@ impl Tx<'_> {
         self.remember(|cache| cache.events.forget_event(new.pdu.event_id()));
         let update = "UPDATE events SET stream = ?2, sub = ?3, status = ?4, outgoing = ?5, state_before = ?6,
              state_after = ?6 WHERE event_id = ?1 AND state_before IS NULL";
-        let placed = self.conn().prepare_cached(update)?.execute(params![
-            new.pdu.event_id().as_str(),
-            stream,
-            sub,
-            new.status.code(),
-            new.outgoing,
-            new.state_before,
-        ])?;
+        let placed = self.execute(
+            update,
+            params![
+                new.pdu.event_id().as_str(),
+                stream,
+                sub,
+                new.status.code(),
+                new.outgoing,
+                new.state_before,
+            ],
+        )?;
         if placed == 0 {
             return Err(Error::internal(format!("{} is known already", new.pdu.event_id())));
         }
@@ -495,14 +501,17 @@ impl Tx<'_> {
         let insert = "INSERT INTO events (event_key, room_key, event_id, depth, origin_server_ts, status, json)
              SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1, ?1, ?2, ?3, ?4, ?5, ?6
              FROM retired_keys WHERE true ON CONFLICT (event_id) DO NOTHING";
-        let inserted = self.conn().prepare_cached(insert)?.execute(params![
-            room,
-            pdu.event_id().as_str(),
-            pdu.depth(),
-            pdu.origin_server_ts(),
-            status.code(),
-            pdu.json(),
-        ])?;
+        let inserted = self.execute(
+            insert,
+            params![
+                room,
+                pdu.event_id().as_str(),
+                pdu.depth(),
+                pdu.origin_server_ts(),
+                status.code(),
+                pdu.json(),
+            ],
+        )?;
         Ok((inserted == 1).then(|| self.conn().last_insert_rowid()))
     }
 
@@ -512,9 +521,7 @@ impl Tx<'_> {
                 cache.events.forget_event(&id);
             }
         });
-        self.conn()
-            .prepare_cached("UPDATE events SET state_after = ?2 WHERE event_key = ?1")?
-            .execute([event, state])?;
+        self.execute("UPDATE events SET state_after = ?2 WHERE event_key = ?1", params![event, state])?;
         Ok(())
     }
 
@@ -525,17 +532,19 @@ impl Tx<'_> {
 
     /// Gives an accepted event that clients did not see yet its place.
     pub(crate) fn place_event(&mut self, event: EventKey, place: Place) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE events SET stream = ?2, sub = ?3 WHERE event_key = ?1")?
-            .execute([event, place.stream, place.sub])?;
+        self.execute(
+            "UPDATE events SET stream = ?2, sub = ?3 WHERE event_key = ?1",
+            params![event, place.stream, place.sub],
+        )?;
         Ok(())
     }
 
     /// Notes an accepted redaction.
     pub(crate) fn note_redaction(&mut self, redacts: &EventId, by: EventKey) -> Result<()> {
-        self.conn()
-            .prepare_cached("INSERT OR IGNORE INTO redactions (redacts, event_key) VALUES (?1, ?2)")?
-            .execute(params![redacts.as_str(), by])?;
+        self.execute(
+            "INSERT OR IGNORE INTO redactions (redacts, event_key) VALUES (?1, ?2)",
+            params![redacts.as_str(), by],
+        )?;
         Ok(())
     }
 
@@ -562,9 +571,10 @@ impl Tx<'_> {
         self.changes.redacted = true;
         self.forget_redacted_text(event)?;
         self.remove_relation(event)?;
-        self.conn()
-            .prepare_cached("UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1")?
-            .execute(params![event, by, redacted.json()])?;
+        self.execute(
+            "UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1",
+            params![event, by, redacted.json()],
+        )?;
         Ok(())
     }
 }

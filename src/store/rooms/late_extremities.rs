@@ -60,23 +60,21 @@ impl Db<'_> {
         if !self.shared.any_late_extremities.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT l.event_key, e.state_after, l.followed, l.stage FROM late_extremities l JOIN events e USING (event_key)
              WHERE l.room_key = ?1 ORDER BY l.event_key",
-        )?;
-        let rows = statement.query_map([room], |row| {
+            params![room],
+            |row| {
             let (followed, stage) = (decode(row.get_ref(2)?.as_blob()?), row.get::<_, i64>(3)?);
             let (is_taken, is_overtaken) = (stage > 0, stage == 2);
             Ok(LateExtremity { key: row.get(0)?, state_after: row.get(1)?, followed, is_taken, is_overtaken })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        },
+        )
     }
 
     /// The rooms that have some.
     pub fn rooms_with_late_extremities(&self) -> Result<Vec<RoomKey>> {
-        let mut statement = self.conn().prepare_cached("SELECT DISTINCT room_key FROM late_extremities")?;
-        let rows = statement.query_map([], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        self.rows("SELECT DISTINCT room_key FROM late_extremities", &[], |row| row.get(0))
     }
 }
 
@@ -89,11 +87,10 @@ impl Tx<'_> {
         followed: &[EventKey],
     ) -> Result<()> {
         self.shared.any_late_extremities.store(true, Ordering::Relaxed);
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO late_extremities (room_key, event_key, followed) VALUES (?1, ?2, ?3)",
-            )?
-            .execute(params![room, key, encode(followed)])?;
+        self.execute(
+            "INSERT INTO late_extremities (room_key, event_key, followed) VALUES (?1, ?2, ?3)",
+            params![room, key, encode(followed)],
+        )?;
         self.room_is_behind(room);
         Ok(())
     }
@@ -107,16 +104,14 @@ impl Tx<'_> {
         late: bool,
     ) -> Result<()> {
         for key in keys {
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM late_extremities WHERE room_key = ?1 AND event_key = ?2 AND (stage = 0 OR NOT ?3)",
-                )?
-                .execute(params![room, key, late])?;
-            self.conn()
-                .prepare_cached(
-                    "UPDATE late_extremities SET stage = 2 WHERE room_key = ?1 AND event_key = ?2",
-                )?
-                .execute([room, *key])?;
+            self.execute(
+                "DELETE FROM late_extremities WHERE room_key = ?1 AND event_key = ?2 AND (stage = 0 OR NOT ?3)",
+                params![room, key, late],
+            )?;
+            self.execute(
+                "UPDATE late_extremities SET stage = 2 WHERE room_key = ?1 AND event_key = ?2",
+                params![room, *key],
+            )?;
         }
         Ok(())
     }
@@ -128,24 +123,21 @@ impl Tx<'_> {
         room: RoomKey,
         limit: usize,
     ) -> Result<Vec<LateExtremity>> {
-        self.conn()
-            .prepare_cached("DELETE FROM late_extremities WHERE room_key = ?1 AND stage = 2")?
-            .execute([room])?;
+        self.execute("DELETE FROM late_extremities WHERE room_key = ?1 AND stage = 2", params![room])?;
         let mut late = self.late_extremities(room)?;
         late.truncate(limit);
         for extremity in &late {
-            self.conn()
-                .prepare_cached(
-                    "UPDATE late_extremities SET stage = 1 WHERE room_key = ?1 AND event_key = ?2",
-                )?
-                .execute([room, extremity.key])?;
+            self.execute(
+                "UPDATE late_extremities SET stage = 1 WHERE room_key = ?1 AND event_key = ?2",
+                params![room, extremity.key],
+            )?;
         }
         Ok(late)
     }
 
     /// None of the room is one any more: it has come to us anew, or we have left it.
     pub(crate) fn forget_late_extremities(&mut self, room: RoomKey) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM late_extremities WHERE room_key = ?1")?.execute([room])?;
+        self.execute("DELETE FROM late_extremities WHERE room_key = ?1", params![room])?;
         Ok(())
     }
 
@@ -162,9 +154,10 @@ impl Tx<'_> {
         let old = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
         let old_extremities = self.extremity_keys(room.key)?;
         for key in late {
-            self.conn()
-                .prepare_cached("DELETE FROM late_extremities WHERE room_key = ?1 AND event_key = ?2")?
-                .execute([room.key, *key])?;
+            self.execute(
+                "DELETE FROM late_extremities WHERE room_key = ?1 AND event_key = ?2",
+                params![room.key, *key],
+            )?;
         }
         self.set_extremities(room.key, &old_extremities, extremities)?;
         if new != old {

@@ -92,12 +92,13 @@ impl Db<'_> {
         room: RoomKey,
         server: &ServerName,
     ) -> Result<HashSet<StateTupleId>> {
-        let mut statement = self.conn().prepare_cached(
+        let tuples = self.rows(
             "SELECT s.tuple_id FROM memberships m JOIN state_tuples s ON s.type = 'm.room.member' AND s.state_key = m.user_id
              WHERE m.room_key = ?1 AND substr(m.user_id, instr(m.user_id, ':') + 1) = ?2",
+            params![room, server.as_str()],
+            |row| row.get(0),
         )?;
-        let rows = statement.query_map(params![room, server.as_str()], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        Ok(tuples.into_iter().collect())
     }
 
     /// The user's membership in the room's current state; none if there was never a member event.
@@ -152,9 +153,7 @@ impl Db<'_> {
         const OF_USER: &str = "SELECT room_key FROM memberships m
              WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND EXISTS
                (SELECT 1 FROM memberships k WHERE k.room_key = m.room_key AND k.membership = 'knock')";
-        let mut statement = self.conn().prepare_cached(if of.is_some() { OF_USER } else { ALL })?;
-        let rows = statement.query_map([of.map(UserId::as_str)], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        self.rows(if of.is_some() { OF_USER } else { ALL }, params![of.map(UserId::as_str)], |row| row.get(0))
     }
 
     /// Tells of the membership events of a room, all or those with one membership, without holding any of them.
@@ -239,21 +238,21 @@ impl Db<'_> {
 
     /// The rooms that a local user is joined to, that with the fewest members first.
     pub fn joined_rooms_by_size(&self, user: &UserId) -> Result<Vec<RoomKey>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT m.room_key FROM memberships m JOIN rooms r ON r.room_key = m.room_key
              WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' ORDER BY r.joined, m.room_key",
-        )?;
-        let rows = statement.query_map([user.as_str()], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str()],
+            |row| row.get(0),
+        )
     }
 
     /// Rooms that this server is in, that with the fewest members first, at most so many.
     pub fn resident_rooms_by_size(&self, limit: usize) -> Result<Vec<RoomKey>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT room_key FROM rooms WHERE resident = 1 ORDER BY joined, room_key LIMIT ?1",
-        )?;
-        let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![i64::try_from(limit).unwrap_or(i64::MAX)],
+            |row| row.get(0),
+        )
     }
 
     /// Whether a local user is joined to a room that a server has users in.
@@ -280,9 +279,10 @@ impl Db<'_> {
 impl Tx<'_> {
     /// The user does or does not want to hear of the room any more. A later change of membership undoes it.
     pub fn set_forgotten(&mut self, room: RoomKey, user: &UserId, forgotten: bool) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE memberships SET forgotten = ?3 WHERE room_key = ?1 AND user_id = ?2")?
-            .execute(params![room, user.as_str(), forgotten])?;
+        self.execute(
+            "UPDATE memberships SET forgotten = ?3 WHERE room_key = ?1 AND user_id = ?2",
+            params![room, user.as_str(), forgotten],
+        )?;
         Ok(())
     }
 
@@ -296,20 +296,28 @@ impl Tx<'_> {
         let joined_since = (local && comes_in).then(|| self.next_stream());
         match change.new {
             Some((membership, event)) => {
-                self.conn()
-                    .prepare_cached(
-                        "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local, joined_since)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                         ON CONFLICT DO UPDATE SET membership = excluded.membership, event_key = excluded.event_key,
-                           stream = excluded.stream, forgotten = 0, joined_since = CASE
-                             WHEN excluded.membership = 'join' THEN coalesce(excluded.joined_since, joined_since) END",
-                    )?
-                    .execute(params![room, change.user, membership.as_str(), event, change.stream, local, joined_since])?;
+                self.execute(
+                    "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local, joined_since)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                     ON CONFLICT DO UPDATE SET membership = excluded.membership, event_key = excluded.event_key,
+                       stream = excluded.stream, forgotten = 0, joined_since = CASE
+                         WHEN excluded.membership = 'join' THEN coalesce(excluded.joined_since, joined_since) END",
+                    params![
+                        room,
+                        change.user,
+                        membership.as_str(),
+                        event,
+                        change.stream,
+                        local,
+                        joined_since,
+                    ],
+                )?;
             }
             None => {
-                self.conn()
-                    .prepare_cached("DELETE FROM memberships WHERE room_key = ?1 AND user_id = ?2")?
-                    .execute(params![room, change.user])?;
+                self.execute(
+                    "DELETE FROM memberships WHERE room_key = ?1 AND user_id = ?2",
+                    params![room, change.user],
+                )?;
             }
         }
         let is = |membership: Option<Membership>, what: Membership| i64::from(membership == Some(what));

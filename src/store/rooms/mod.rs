@@ -160,11 +160,11 @@ impl Db<'_> {
         if let Some(extremities) = self.recall(|cache| cache.extremities(room)) {
             return Ok(extremities.iter().map(|extremity| extremity.key).collect());
         }
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT event_key FROM extremities WHERE room_key = ?1 ORDER BY event_key")?;
-        let rows = statement.query_map([room], |r| r.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        self.rows(
+            "SELECT event_key FROM extremities WHERE room_key = ?1 ORDER BY event_key",
+            params![room],
+            |r| r.get(0),
+        )
     }
 
     /// The servers that have a joined user in the room, ours among them, longest resident first.
@@ -210,14 +210,12 @@ impl Db<'_> {
 
     /// When the server was in which rooms, as far as it matters beyond a stream position.
     pub fn server_participations(&self, server: &ServerName, after: i64) -> Result<Vec<ServerParticipation>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT room_key, since, until FROM resident_servers
              WHERE server = ?1 AND (until IS NULL OR until > ?2) ORDER BY room_key, since",
-        )?;
-        let rows = statement.query_map(params![server.as_str(), after], |r| {
-            Ok(ServerParticipation { room: r.get(0)?, since: r.get(1)?, until: r.get(2)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![server.as_str(), after],
+            |r| Ok(ServerParticipation { room: r.get(0)?, since: r.get(1)?, until: r.get(2)? }),
+        )
     }
 
     /// The gaps that lie at or after a place and before another (both ends as places of the events that name them).
@@ -267,12 +265,11 @@ impl Tx<'_> {
             }
             return Ok(room);
         }
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO rooms (room_key, room_id, version)
-                 SELECT max(room_key, coalesce((SELECT max(room_key) FROM rooms), 0)) + 1, ?1, ?2 FROM retired_keys",
-            )?
-            .execute([id.as_str(), version.id])?;
+        self.execute(
+            "INSERT INTO rooms (room_key, room_id, version)
+             SELECT max(room_key, coalesce((SELECT max(room_key) FROM rooms), 0)) + 1, ?1, ?2 FROM retired_keys",
+            params![id.as_str(), version.id],
+        )?;
         self.room_by_key(self.conn().last_insert_rowid())
     }
 
@@ -283,18 +280,14 @@ impl Tx<'_> {
             let (id, known, said) = (&room.room_id, room.version.id, version.id);
             return Err(Error::internal(format!("{id} has version {known}, not {said}")));
         }
-        self.conn()
-            .prepare_cached("UPDATE rooms SET version = ?2 WHERE room_key = ?1")?
-            .execute(params![room.key, version.id])?;
+        self.execute("UPDATE rooms SET version = ?2 WHERE room_key = ?1", params![room.key, version.id])?;
         Ok(())
     }
 
     /// Sets which snapshot is the room's current state.
     pub(crate) fn set_room_state(&mut self, room: RoomKey, state: SnapshotId) -> Result<()> {
         self.remember(|cache| cache.forget_room(room));
-        self.conn()
-            .prepare_cached("UPDATE rooms SET state = ?2 WHERE room_key = ?1")?
-            .execute([room, state])?;
+        self.execute("UPDATE rooms SET state = ?2 WHERE room_key = ?1", params![room, state])?;
         Ok(())
     }
 
@@ -320,22 +313,23 @@ impl Tx<'_> {
         self.remember(|cache| cache.forget_extremities(room));
         if let ([old], [new]) = (old, new) {
             // The usual message: one row is renamed.
-            self.conn()
-                .prepare_cached(
-                    "UPDATE extremities SET event_key = ?3 WHERE room_key = ?1 AND event_key = ?2",
-                )?
-                .execute([room, *old, *new])?;
+            self.execute(
+                "UPDATE extremities SET event_key = ?3 WHERE room_key = ?1 AND event_key = ?2",
+                params![room, *old, *new],
+            )?;
             return Ok(());
         }
         for gone in old.iter().filter(|key| !new.contains(key)) {
-            self.conn()
-                .prepare_cached("DELETE FROM extremities WHERE room_key = ?1 AND event_key = ?2")?
-                .execute([room, *gone])?;
+            self.execute(
+                "DELETE FROM extremities WHERE room_key = ?1 AND event_key = ?2",
+                params![room, *gone],
+            )?;
         }
         for extremity in new.iter().filter(|key| !old.contains(key)) {
-            self.conn()
-                .prepare_cached("INSERT INTO extremities (room_key, event_key) VALUES (?1, ?2)")?
-                .execute([room, *extremity])?;
+            self.execute(
+                "INSERT INTO extremities (room_key, event_key) VALUES (?1, ?2)",
+                params![room, *extremity],
+            )?;
         }
         Ok(())
     }
@@ -343,21 +337,21 @@ impl Tx<'_> {
     /// Notes that an event names a previous one that we do not have.
     pub(crate) fn add_gap(&mut self, room: RoomKey, gap: &Gap) -> Result<()> {
         // If two events name it, it goes before the earlier of them.
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO gaps (room_key, event_id, stream, sub) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET stream = excluded.stream, sub = excluded.sub
-                 WHERE (excluded.stream, excluded.sub) < (stream, sub)",
-            )?
-            .execute(params![room, gap.event_id.as_str(), gap.before.stream, gap.before.sub])?;
+        self.execute(
+            "INSERT INTO gaps (room_key, event_id, stream, sub) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET stream = excluded.stream, sub = excluded.sub
+             WHERE (excluded.stream, excluded.sub) < (stream, sub)",
+            params![room, gap.event_id.as_str(), gap.before.stream, gap.before.sub],
+        )?;
         Ok(())
     }
 
     /// The gap is filled, or nobody has what belongs there.
     pub fn close_gap(&mut self, room: RoomKey, event: &EventId) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM gaps WHERE room_key = ?1 AND event_id = ?2")?
-            .execute(params![room, event.as_str()])?;
+        self.execute(
+            "DELETE FROM gaps WHERE room_key = ?1 AND event_id = ?2",
+            params![room, event.as_str()],
+        )?;
         Ok(())
     }
 
@@ -374,30 +368,26 @@ impl Tx<'_> {
         match open {
             Some((since, _)) => {
                 let until = (users <= 0).then_some(stream);
-                self.conn()
-                    .prepare_cached(
-                        "UPDATE resident_servers SET users = ?4, until = ?5
-                         WHERE room_key = ?1 AND server = ?2 AND since = ?3",
-                    )?
-                    .execute(params![room, server, since, users.max(0), until])?;
+                self.execute(
+                    "UPDATE resident_servers SET users = ?4, until = ?5
+                     WHERE room_key = ?1 AND server = ?2 AND since = ?3",
+                    params![room, server, since, users.max(0), until],
+                )?;
             }
             None if users > 0 => {
                 self.remember(|cache| cache.forget_alone(room));
                 // Out and in again at the same position is no interruption.
-                self.conn()
-                    .prepare_cached(
-                        "INSERT INTO resident_servers (room_key, server, since, users) VALUES (?1, ?2, ?3, ?4)
-                         ON CONFLICT DO UPDATE SET users = excluded.users, until = NULL",
-                    )?
-                    .execute(params![room, server, stream, users])?;
+                self.execute(
+                    "INSERT INTO resident_servers (room_key, server, since, users) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT DO UPDATE SET users = excluded.users, until = NULL",
+                    params![room, server, stream, users],
+                )?;
             }
             None => {}
         }
         if server == self.server_name().as_str() && (open.is_some() != (users > 0)) {
             self.remember(|cache| cache.forget_room(room));
-            self.conn()
-                .prepare_cached("UPDATE rooms SET resident = ?2 WHERE room_key = ?1")?
-                .execute(params![room, users > 0])?;
+            self.execute("UPDATE rooms SET resident = ?2 WHERE room_key = ?1", params![room, users > 0])?;
         }
         Ok(())
     }
@@ -406,11 +396,10 @@ impl Tx<'_> {
     pub(crate) fn count_members(&mut self, room: RoomKey, joined: i64, invited: i64) -> Result<()> {
         if joined != 0 || invited != 0 {
             self.remember(|cache| cache.forget_room(room));
-            self.conn()
-                .prepare_cached(
-                    "UPDATE rooms SET joined = joined + ?2, invited = invited + ?3 WHERE room_key = ?1",
-                )?
-                .execute([room, joined, invited])?;
+            self.execute(
+                "UPDATE rooms SET joined = joined + ?2, invited = invited + ?3 WHERE room_key = ?1",
+                params![room, joined, invited],
+            )?;
         }
         Ok(())
     }

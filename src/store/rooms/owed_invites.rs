@@ -113,13 +113,11 @@ impl Tx<'_> {
             );
         }
         let stream = self.stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO owed_invites
-                   (room_id, invitee, server, inviter, content, stream, attempts, due_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
-            )?
-            .execute(params![
+        self.execute(
+            "INSERT OR REPLACE INTO owed_invites
+             (room_id, invitee, server, inviter, content, stream, attempts, due_ms)
+           VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
+            params![
                 room.as_str(),
                 invitee.as_str(),
                 invitee.server_name(),
@@ -127,17 +125,18 @@ impl Tx<'_> {
                 Value::from(content.clone()).to_string(),
                 stream,
                 now,
-            ])?;
+            ],
+        )?;
         self.wake_timer();
         Ok(())
     }
 
     /// An invite that is not owed any more. Whether it was.
     pub fn end_owed_invite(&mut self, room: &RoomId, invitee: &UserId) -> Result<bool> {
-        let ended = self
-            .conn()
-            .prepare_cached("DELETE FROM owed_invites WHERE room_id = ?1 AND invitee = ?2")?
-            .execute([room.as_str(), invitee.as_str()])?;
+        let ended = self.execute(
+            "DELETE FROM owed_invites WHERE room_id = ?1 AND invitee = ?2",
+            params![room.as_str(), invitee.as_str()],
+        )?;
         Ok(ended > 0)
     }
 
@@ -149,33 +148,30 @@ impl Tx<'_> {
         until: Millis,
         tried: bool,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE owed_invites SET due_ms = ?3, attempts = attempts + ?4
-                 WHERE room_id = ?1 AND invitee = ?2",
-            )?
-            .execute(params![room.as_str(), invitee.as_str(), until, tried])?;
+        self.execute(
+            "UPDATE owed_invites SET due_ms = ?3, attempts = attempts + ?4
+             WHERE room_id = ?1 AND invitee = ?2",
+            params![room.as_str(), invitee.as_str(), until, tried],
+        )?;
         Ok(())
     }
 
     /// A server cannot be reached: what else is due for it is put off too, having been tried as good as.
     pub fn put_off_owed_invites_of(&mut self, server: &ServerName, now: Millis, until: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE owed_invites SET due_ms = ?3, attempts = attempts + 1
-                 WHERE server = ?1 AND due_ms <= ?2",
-            )?
-            .execute(params![server.as_str(), now, until])?;
+        self.execute(
+            "UPDATE owed_invites SET due_ms = ?3, attempts = attempts + 1
+             WHERE server = ?1 AND due_ms <= ?2",
+            params![server.as_str(), now, until],
+        )?;
         Ok(())
     }
 
     /// Makes an invite due that is due later.
     pub fn hasten_owed_invite(&mut self, room: &RoomId, invitee: &UserId, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE owed_invites SET due_ms = ?3 WHERE room_id = ?1 AND invitee = ?2 AND due_ms > ?3",
-            )?
-            .execute(params![room.as_str(), invitee.as_str(), now])?;
+        self.execute(
+            "UPDATE owed_invites SET due_ms = ?3 WHERE room_id = ?1 AND invitee = ?2 AND due_ms > ?3",
+            params![room.as_str(), invitee.as_str(), now],
+        )?;
         Ok(())
     }
 

@@ -100,31 +100,30 @@ impl Tx<'_> {
     /// A user's knock was accepted by this invite. Whether they want to be joined is asked when it is due, which is at
     /// once.
     pub fn owe_join(&mut self, room: &RoomId, user: &UserId, invite: &EventId) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO owed_joins (room_id, user_id, invite, attempts, due_ms)
-                 VALUES (?1, ?2, ?3, 0, 0)",
-            )?
-            .execute([room.as_str(), user.as_str(), invite.as_str()])?;
+        self.execute(
+            "INSERT OR REPLACE INTO owed_joins (room_id, user_id, invite, attempts, due_ms)
+             VALUES (?1, ?2, ?3, 0, 0)",
+            params![room.as_str(), user.as_str(), invite.as_str()],
+        )?;
         self.wake_timer();
         Ok(())
     }
 
     /// Somebody whose join is owed was invited again: it is owed by the new invite.
     pub fn owe_join_by(&mut self, room: &RoomId, user: &UserId, old: &EventId, new: &EventId) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE owed_joins SET invite = ?4 WHERE room_id = ?1 AND user_id = ?2 AND invite = ?3",
-            )?
-            .execute([room.as_str(), user.as_str(), old.as_str(), new.as_str()])?;
+        self.execute(
+            "UPDATE owed_joins SET invite = ?4 WHERE room_id = ?1 AND user_id = ?2 AND invite = ?3",
+            params![room.as_str(), user.as_str(), old.as_str(), new.as_str()],
+        )?;
         Ok(())
     }
 
     /// A join that is not owed any more, by this invite.
     pub fn end_owed_join(&mut self, room: &RoomId, user: &UserId, invite: &EventId) -> Result<()> {
-        self.conn()
-            .prepare_cached("DELETE FROM owed_joins WHERE room_id = ?1 AND user_id = ?2 AND invite = ?3")?
-            .execute([room.as_str(), user.as_str(), invite.as_str()])?;
+        self.execute(
+            "DELETE FROM owed_joins WHERE room_id = ?1 AND user_id = ?2 AND invite = ?3",
+            params![room.as_str(), user.as_str(), invite.as_str()],
+        )?;
         Ok(())
     }
 
@@ -136,22 +135,20 @@ impl Tx<'_> {
         until: Millis,
         tried: bool,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE owed_joins SET due_ms = ?3, attempts = attempts + ?4
-                 WHERE room_id = ?1 AND user_id = ?2",
-            )?
-            .execute(params![room.as_str(), user.as_str(), until, tried])?;
+        self.execute(
+            "UPDATE owed_joins SET due_ms = ?3, attempts = attempts + ?4
+             WHERE room_id = ?1 AND user_id = ?2",
+            params![room.as_str(), user.as_str(), until, tried],
+        )?;
         Ok(())
     }
 
     /// Makes a join due that is due later.
     pub fn hasten_owed_join(&mut self, room: &RoomId, user: &UserId, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE owed_joins SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2 AND due_ms > ?3",
-            )?
-            .execute(params![room.as_str(), user.as_str(), now])?;
+        self.execute(
+            "UPDATE owed_joins SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2 AND due_ms > ?3",
+            params![room.as_str(), user.as_str(), now],
+        )?;
         Ok(())
     }
 

@@ -132,12 +132,11 @@ fn pending_of(row: &Row<'_>) -> Result<PendingEvent> {
 impl Db<'_> {
     /// Rooms with something due, the longest due first.
     pub fn rooms_with_due_pending(&self, now: Millis, limit: usize) -> Result<Vec<RoomKey>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT room_key FROM pending_events WHERE due_ms <= ?1 GROUP BY room_key ORDER BY min(due_ms) LIMIT ?2",
-        )?;
-        let rows =
-            statement.query_map(params![now, i64::try_from(limit).unwrap_or(i64::MAX)], |r| r.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![now, i64::try_from(limit).unwrap_or(i64::MAX)],
+            |r| r.get(0),
+        )
     }
 
     /// When the next one is due.
@@ -249,11 +248,10 @@ impl Tx<'_> {
             return Ok(());
         }
         let bytes = i64::try_from(event.json.len()).unwrap_or(i64::MAX);
-        self.conn()
-            .prepare_cached(
-                "UPDATE pending_events SET json = ?2, bytes = ?3 WHERE event_id = ?1 AND verified = 1",
-            )?
-            .execute(params![event.event_id.as_str(), event.json, bytes])?;
+        self.execute(
+            "UPDATE pending_events SET json = ?2, bytes = ?3 WHERE event_id = ?1 AND verified = 1",
+            params![event.event_id.as_str(), event.json, bytes],
+        )?;
         Ok(())
     }
 
@@ -306,22 +304,20 @@ impl Tx<'_> {
     /// An event whose signatures could be checked at last, in the form that the checks left of it.
     pub fn pending_was_verified(&mut self, key: PendingKey, event: &VerifiedPdu) -> Result<()> {
         let json = event.json();
-        self.conn()
-            .prepare_cached(
-                "UPDATE pending_events SET verified = 1, json = ?2, bytes = ?3, due_ms = 0 WHERE pending = ?1",
-            )?
-            .execute(params![key, json, i64::try_from(json.len()).unwrap_or(i64::MAX)])?;
+        self.execute(
+            "UPDATE pending_events SET verified = 1, json = ?2, bytes = ?3, due_ms = 0 WHERE pending = ?1",
+            params![key, json, i64::try_from(json.len()).unwrap_or(i64::MAX)],
+        )?;
         Ok(())
     }
 
     /// Puts an event off; `needs` is what it waits for now. One that has come into its room meanwhile is due.
     pub fn put_off_pending(&mut self, event: &PendingEvent, needs: &[String]) -> Result<()> {
         let due = if self.is_placed(&event.event_id)? { 0 } else { event.retry_ms };
-        self.conn()
-            .prepare_cached(
-                "UPDATE pending_events SET attempts = ?2, retry_ms = ?3, due_ms = ?4 WHERE pending = ?1",
-            )?
-            .execute(params![event.key, event.attempts, event.retry_ms, due])?;
+        self.execute(
+            "UPDATE pending_events SET attempts = ?2, retry_ms = ?3, due_ms = ?4 WHERE pending = ?1",
+            params![event.key, event.attempts, event.retry_ms, due],
+        )?;
         self.set_needs(event.key, &event.event_id, needs)
     }
 
@@ -333,18 +329,17 @@ impl Tx<'_> {
         origin: Option<&ServerName>,
         until: Millis,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE pending_events SET retry_ms = ?3, due_ms = CASE due_ms WHEN 0 THEN 0 ELSE ?3 END
-                 WHERE room_key = ?1 AND retry_ms < ?3 AND (?2 IS NULL OR origin = ?2)",
-            )?
-            .execute(params![room, origin.map(ServerName::as_str), until])?;
+        self.execute(
+            "UPDATE pending_events SET retry_ms = ?3, due_ms = CASE due_ms WHEN 0 THEN 0 ELSE ?3 END
+             WHERE room_key = ?1 AND retry_ms < ?3 AND (?2 IS NULL OR origin = ?2)",
+            params![room, origin.map(ServerName::as_str), until],
+        )?;
         Ok(())
     }
 
     /// An event that is pending no longer.
     pub fn end_pending(&mut self, key: PendingKey) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM pending_events WHERE pending = ?1")?.execute([key])?;
+        self.execute("DELETE FROM pending_events WHERE pending = ?1", params![key])?;
         Ok(())
     }
 
@@ -360,10 +355,8 @@ impl Tx<'_> {
 
     /// What is pending in a room is looked at now: we have come in.
     pub(crate) fn hasten_pending_in(&mut self, room: RoomKey) -> Result<()> {
-        let hastened = self
-            .conn()
-            .prepare_cached("UPDATE pending_events SET due_ms = 0 WHERE room_key = ?1")?
-            .execute([room])?;
+        let hastened =
+            self.execute("UPDATE pending_events SET due_ms = 0 WHERE room_key = ?1", params![room])?;
         if hastened > 0 {
             self.wake_timer();
         }
@@ -372,9 +365,7 @@ impl Tx<'_> {
 
     /// After a start, everything is tried again.
     pub fn hasten_all_pending(&mut self, now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE pending_events SET retry_ms = ?1, due_ms = ?1 WHERE due_ms > ?1")?
-            .execute([now])?;
+        self.execute("UPDATE pending_events SET retry_ms = ?1, due_ms = ?1 WHERE due_ms > ?1", params![now])?;
         Ok(())
     }
 
@@ -393,19 +384,18 @@ impl Tx<'_> {
         let anything =
             self.conn().prepare_cached("SELECT 1 FROM pending_needs WHERE need = ?1")?.exists([need])?;
         if anything {
-            self.conn()
-                .prepare_cached(
-                    "UPDATE pending_events SET due_ms = 0
-                     WHERE pending IN (SELECT pending FROM pending_needs WHERE need = ?1)",
-                )?
-                .execute([need])?;
+            self.execute(
+                "UPDATE pending_events SET due_ms = 0
+                 WHERE pending IN (SELECT pending FROM pending_needs WHERE need = ?1)",
+                params![need],
+            )?;
             self.wake_timer();
         }
         Ok(())
     }
 
     fn set_needs(&mut self, key: PendingKey, own: &EventId, needs: &[String]) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM pending_needs WHERE pending = ?1")?.execute([key])?;
+        self.execute("DELETE FROM pending_needs WHERE pending = ?1", params![key])?;
         self.remember(|cache| cache.keep_is_anything_pending(None));
         let mut insert = self
             .conn()

@@ -65,12 +65,12 @@ fn purged_event_of(row: &Row<'_>) -> rusqlite::Result<PurgedEvent> {
 impl Db<'_> {
     /// Events of a room that have a place in its timeline, so many at most.
     pub fn events_to_purge(&self, room: RoomKey, most: usize) -> Result<Vec<PurgedEvent>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT event_key, state_before, state_after, json FROM events
              WHERE room_key = ?1 AND stream IS NOT NULL LIMIT ?2",
-        )?;
-        let rows = statement.query_map(params![room, most as i64], purged_event_of)?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![room, most as i64],
+            purged_event_of,
+        )
     }
 
     /// Events of a room among the rows from one to another, whether or not they have a place: so many at most.
@@ -80,12 +80,12 @@ impl Db<'_> {
         (from, to): (EventKey, EventKey),
         most: usize,
     ) -> Result<Vec<PurgedEvent>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT event_key, state_before, state_after, json FROM events NOT INDEXED
              WHERE event_key >= ?2 AND event_key <= ?3 AND room_key = ?1 LIMIT ?4",
-        )?;
-        let rows = statement.query_map(params![room, from, to, most as i64], purged_event_of)?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![room, from, to, most as i64],
+            purged_event_of,
+        )
     }
 
     /// The position of the last event of a room that its servers are to be sent.
@@ -164,22 +164,22 @@ impl Tx<'_> {
         now: Millis,
     ) -> Result<bool> {
         let (key, room_id) = room;
-        let gone = self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM notifications_of_users WHERE user_id = ?1 AND room_key = ?2 AND stream IN
-                   (SELECT stream FROM notifications_of_users WHERE user_id = ?1 AND room_key = ?2 LIMIT ?3)",
-            )?
-            .execute(params![user.as_str(), key, most as i64])?;
+        let gone = self.execute(
+            "DELETE FROM notifications_of_users WHERE user_id = ?1 AND room_key = ?2 AND stream IN
+             (SELECT stream FROM notifications_of_users WHERE user_id = ?1 AND room_key = ?2 LIMIT ?3)",
+            params![user.as_str(), key, most as i64],
+        )?;
         if gone == most {
             return Ok(false);
         }
-        self.conn()
-            .prepare_cached("DELETE FROM read_positions WHERE user_id = ?1 AND room_key = ?2")?
-            .execute(params![user.as_str(), key])?;
-        self.conn()
-            .prepare_cached("DELETE FROM account_data WHERE user_id = ?1 AND room_id = ?2")?
-            .execute(params![user.as_str(), room_id.as_str()])?;
+        self.execute(
+            "DELETE FROM read_positions WHERE user_id = ?1 AND room_key = ?2",
+            params![user.as_str(), key],
+        )?;
+        self.execute(
+            "DELETE FROM account_data WHERE user_id = ?1 AND room_id = ?2",
+            params![user.as_str(), room_id.as_str()],
+        )?;
         if let Some(member) = self.member(key, user)? {
             let event = self.pdu_by_key(member.event)?;
             if matches!(member.membership, Membership::Leave | Membership::Ban)
@@ -203,18 +203,17 @@ impl Tx<'_> {
     /// The room is one of which we have nothing: what is left of it is found by nobody but who deletes it.
     pub fn begin_purge(&mut self, room: RoomKey) -> Result<()> {
         self.remember(|cache| cache.forget_all());
-        self.conn()
-            .prepare_cached(
-                "UPDATE rooms SET state = NULL, resident = 0, joined = 0, invited = 0 WHERE room_key = ?1",
-            )?
-            .execute([room])?;
+        self.execute(
+            "UPDATE rooms SET state = NULL, resident = 0, joined = 0, invited = 0 WHERE room_key = ?1",
+            params![room],
+        )?;
         Ok(())
     }
 
     /// Takes so many rows of one of the tables that belong to a room. Whether there was none left anywhere.
     pub fn purge_rows(&mut self, room: RoomKey, most: usize) -> Result<bool> {
         for table in TABLES_BY_ROOM {
-            let gone = self.conn().prepare_cached(&purge_sql(table))?.execute(params![room, most as i64])?;
+            let gone = self.execute(&purge_sql(table), params![room, most as i64])?;
             if gone > 0 {
                 self.remember(|cache| cache.forget_all());
                 return Ok(false);
@@ -228,12 +227,11 @@ impl Tx<'_> {
         let states = states_of(self, events.iter().flat_map(|event| event.snapshots).flatten())?;
         let large = self.snapshots_with_entries(&states)?;
         let Some(snapshot) = large.first() else { return Ok(true) };
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id IN
-                   (SELECT tuple_id FROM snapshot_entries WHERE snapshot = ?1 LIMIT ?2)",
-            )?
-            .execute(params![snapshot, most as i64])?;
+        self.execute(
+            "DELETE FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id IN
+             (SELECT tuple_id FROM snapshot_entries WHERE snapshot = ?1 LIMIT ?2)",
+            params![snapshot, most as i64],
+        )?;
         self.remember(|cache| cache.forget_all());
         Ok(false)
     }
@@ -244,10 +242,10 @@ impl Tx<'_> {
         let states = states_of(self, states)?;
         if let Some(last) = states.last() {
             let retire = "UPDATE retired_keys SET snapshot = max(snapshot, ?1)";
-            self.conn().prepare_cached(retire)?.execute([last])?;
+            self.execute(retire, params![last])?;
         }
         for state in states {
-            self.conn().prepare_cached("DELETE FROM snapshots WHERE snapshot = ?1")?.execute([state])?;
+            self.execute("DELETE FROM snapshots WHERE snapshot = ?1", params![state])?;
         }
         for (event, redacts) in events {
             for sql in [
@@ -257,12 +255,13 @@ impl Tx<'_> {
                 "UPDATE retired_keys SET event_key = max(event_key, ?1)",
                 "DELETE FROM events WHERE event_key = ?1",
             ] {
-                self.conn().prepare_cached(sql)?.execute([event.key])?;
+                self.execute(sql, params![event.key])?;
             }
             if let Some(redacts) = redacts {
-                self.conn()
-                    .prepare_cached("DELETE FROM redactions WHERE redacts = ?1 AND event_key = ?2")?
-                    .execute(params![redacts, event.key])?;
+                self.execute(
+                    "DELETE FROM redactions WHERE redacts = ?1 AND event_key = ?2",
+                    params![redacts, event.key],
+                )?;
             }
         }
         self.remember(|cache| cache.forget_all());
@@ -271,14 +270,12 @@ impl Tx<'_> {
 
     /// Forgets so many events that other servers are owed and that are not here any more. Whether there was none.
     pub fn purge_lost_owed_events(&mut self, most: usize) -> Result<bool> {
-        let gone = self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM owed_events WHERE (server, stream) IN
-                   (SELECT server, stream FROM owed_events o
-                    WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_key = o.event_key) LIMIT ?1)",
-            )?
-            .execute([most as i64])?;
+        let gone = self.execute(
+            "DELETE FROM owed_events WHERE (server, stream) IN
+             (SELECT server, stream FROM owed_events o
+              WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_key = o.event_key) LIMIT ?1)",
+            params![most as i64],
+        )?;
         Ok(gone < most)
     }
 
@@ -286,16 +283,14 @@ impl Tx<'_> {
     pub fn finish_purge(&mut self, room: RoomKey, room_id: &RoomId) -> Result<()> {
         for table in ROWS_OF_ROOM {
             let sql = format!("DELETE FROM {table} WHERE room_key = ?1");
-            self.conn().prepare_cached(&sql)?.execute([room])?;
+            self.execute(&sql, params![room])?;
         }
         for table in TABLES_BY_ROOM_ID {
             let sql = format!("DELETE FROM {table} WHERE room_id = ?1");
-            self.conn().prepare_cached(&sql)?.execute([room_id.as_str()])?;
+            self.execute(&sql, params![room_id.as_str()])?;
         }
-        self.conn()
-            .prepare_cached("UPDATE retired_keys SET room_key = max(room_key, ?1)")?
-            .execute([room])?;
-        self.conn().prepare_cached("DELETE FROM rooms WHERE room_key = ?1")?.execute([room])?;
+        self.execute("UPDATE retired_keys SET room_key = max(room_key, ?1)", params![room])?;
+        self.execute("DELETE FROM rooms WHERE room_key = ?1", params![room])?;
         self.remember(|cache| cache.forget_all());
         Ok(())
     }

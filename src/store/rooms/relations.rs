@@ -324,16 +324,16 @@ impl Db<'_> {
 
     /// What was said in the threads of a room before a place, newest first.
     pub fn replies_before(&self, room: RoomKey, before: Place, limit: usize) -> Result<Vec<ThreadReply>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT event_key, stream, sub, sender, parent FROM event_relations INDEXED BY event_relations_of_threads
              WHERE rel_type = 'm.thread' AND room_key = ?1 AND (stream, sub) < (?2, ?3)
              ORDER BY stream DESC, sub DESC LIMIT ?4",
-        )?;
-        let rows = statement.query_map(params![room, before.stream, before.sub, limit as i64], |row| {
+            params![room, before.stream, before.sub, limit as i64],
+            |row| {
             let place = Place { stream: row.get(1)?, sub: row.get(2)? };
             Ok(ThreadReply { key: row.get(0)?, place, sender: row.get(3)?, root: row.get(4)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        },
+        )
     }
 
     /// Whether a user took part in a thread: sent the root or a reply.
@@ -397,13 +397,10 @@ impl Tx<'_> {
             REPLACE if relation.has_new_content => Some(pdu.origin_server_ts()),
             _ => None,
         };
-        let inserted = self
-            .conn()
-            .prepare_cached(
-                "INSERT OR IGNORE INTO event_relations (room_key, parent, rel_type, stream, sub, event_key, event_id,
-                   event_type, sender, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            )?
-            .execute(params![
+        let inserted = self.execute(
+            "INSERT OR IGNORE INTO event_relations (room_key, parent, rel_type, stream, sub, event_key, event_id,
+             event_type, sender, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
                 room,
                 relation.event_id.as_str(),
                 relation.rel_type,
@@ -413,8 +410,9 @@ impl Tx<'_> {
                 pdu.event_id().as_str(),
                 pdu.event_type(),
                 pdu.sender().as_str(),
-                detail
-            ])?;
+                detail,
+            ],
+        )?;
         if relation.is_thread() && inserted == 1 {
             self.add_reply(room, &relation.event_id, place)?;
         }
@@ -424,21 +422,20 @@ impl Tx<'_> {
     /// A thread whose root comes after its replies, or that turns out to have none.
     fn note_thread_root(&mut self, room: RoomKey, root: &Pdu, is_unrelated: bool) -> Result<()> {
         let sender = (is_unrelated && !root.is_state()).then(|| root.sender().as_str());
-        self.conn()
-            .prepare_cached("UPDATE threads SET root_sender = ?3 WHERE room_key = ?1 AND root = ?2")?
-            .execute(params![room, root.event_id().as_str(), sender])?;
+        self.execute(
+            "UPDATE threads SET root_sender = ?3 WHERE room_key = ?1 AND root = ?2",
+            params![room, root.event_id().as_str(), sender],
+        )?;
         Ok(())
     }
 
     fn add_reply(&mut self, room: RoomKey, root: &EventId, place: Place) -> Result<()> {
-        let added = self
-            .conn()
-            .prepare_cached(
-                "UPDATE threads SET replies = replies + 1,
-                   stream = iif((stream, sub) < (?3, ?4), ?3, stream), sub = iif((stream, sub) < (?3, ?4), ?4, sub)
-                 WHERE room_key = ?1 AND root = ?2",
-            )?
-            .execute(params![room, root.as_str(), place.stream, place.sub])?;
+        let added = self.execute(
+            "UPDATE threads SET replies = replies + 1,
+             stream = iif((stream, sub) < (?3, ?4), ?3, stream), sub = iif((stream, sub) < (?3, ?4), ?4, sub)
+           WHERE room_key = ?1 AND root = ?2",
+            params![room, root.as_str(), place.stream, place.sub],
+        )?;
         if added == 1 {
             return Ok(());
         }
@@ -449,11 +446,10 @@ impl Tx<'_> {
             }
             _ => None,
         };
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO threads (room_key, root, root_sender, replies, stream, sub) VALUES (?1, ?2, ?3, 1, ?4, ?5)",
-            )?
-            .execute(params![room, root.as_str(), root_sender, place.stream, place.sub])?;
+        self.execute(
+            "INSERT INTO threads (room_key, root, root_sender, replies, stream, sub) VALUES (?1, ?2, ?3, 1, ?4, ?5)",
+            params![room, root.as_str(), root_sender, place.stream, place.sub],
+        )?;
         Ok(())
     }
 
@@ -485,16 +481,13 @@ impl Tx<'_> {
             .query_row(params![room, root], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
             .optional()?;
         let Some((stream, sub)) = latest else {
-            self.conn()
-                .prepare_cached("DELETE FROM threads WHERE room_key = ?1 AND root = ?2")?
-                .execute(params![room, root])?;
+            self.execute("DELETE FROM threads WHERE room_key = ?1 AND root = ?2", params![room, root])?;
             return Ok(());
         };
-        self.conn()
-            .prepare_cached(
-                "UPDATE threads SET replies = replies - 1, stream = ?3, sub = ?4 WHERE room_key = ?1 AND root = ?2",
-            )?
-            .execute(params![room, root, stream, sub])?;
+        self.execute(
+            "UPDATE threads SET replies = replies - 1, stream = ?3, sub = ?4 WHERE room_key = ?1 AND root = ?2",
+            params![room, root, stream, sub],
+        )?;
         Ok(())
     }
 }

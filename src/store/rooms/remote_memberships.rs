@@ -148,11 +148,11 @@ impl Db<'_> {
 
     /// Who invited this user to rooms that we are not in, once for each invite that waits for an answer.
     pub fn inviters(&self, user: &UserId) -> Result<Vec<String>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT inviter FROM remote_memberships WHERE user_id = ?1 AND inviter IS NOT NULL",
-        )?;
-        let rows = statement.query_map([user.as_str()], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![user.as_str()],
+            |row| row.get(0),
+        )
     }
 
     /// The version of a room that a local user is joining right now: that of the join that was signed for it.

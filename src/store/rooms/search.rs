@@ -157,7 +157,7 @@ impl Tx<'_> {
             .collect::<rusqlite::Result<_>>()?;
         for key in again {
             bytes += self.index_text(key)?;
-            self.conn().prepare_cached("DELETE FROM search_again WHERE event_key = ?1")?.execute([key])?;
+            self.execute("DELETE FROM search_again WHERE event_key = ?1", params![key])?;
             events += 1;
             if bytes >= PORTION_BYTES_MAX {
                 return Ok(true);
@@ -195,7 +195,7 @@ impl Tx<'_> {
             reached = end;
         }
         if reached > upto {
-            self.conn().prepare_cached("UPDATE search_progress SET upto = ?1")?.execute([reached])?;
+            self.execute("UPDATE search_progress SET upto = ?1", params![reached])?;
         }
         Ok(reached < last)
     }
@@ -232,21 +232,19 @@ impl Tx<'_> {
             SearchKey::Name => "INSERT INTO event_texts (rowid, room, name) VALUES (?1, ?2, ?3)",
             SearchKey::Topic => "INSERT INTO event_texts (rowid, room, topic) VALUES (?1, ?2, ?3)",
         };
-        self.conn().prepare_cached(sql)?.execute(params![key, room.to_string(), indexable(&text.text)])?;
+        self.execute(sql, params![key, room.to_string(), indexable(&text.text)])?;
         Ok(())
     }
 
     /// Takes the text of an event out of the index, if it is there.
     pub(in crate::store) fn forget_text(&mut self, key: EventKey) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM event_texts WHERE rowid = ?1")?.execute([key])?;
+        self.execute("DELETE FROM event_texts WHERE rowid = ?1", params![key])?;
         Ok(())
     }
 
     /// Has the text of an event indexed anew that is there for longer.
     pub(in crate::store) fn index_again(&mut self, key: EventKey) -> Result<()> {
-        self.conn()
-            .prepare_cached("INSERT OR IGNORE INTO search_again (event_key) VALUES (?1)")?
-            .execute([key])?;
+        self.execute("INSERT OR IGNORE INTO search_again (event_key) VALUES (?1)", params![key])?;
         Ok(())
     }
 

@@ -141,14 +141,14 @@ impl Db<'_> {
         if let Some(delta) = &row.delta {
             return Ok(entries(delta).take_while(|(tuple_id, _)| *tuple_id <= last).collect());
         }
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT tuple_id, event_key FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id <= ?2 ORDER BY tuple_id",
-        )?;
-        let rows = statement.query_map([row.snapshot, last], |r| {
+            params![row.snapshot, last],
+            |r| {
             let event: EventKey = r.get(1)?;
             Ok((r.get(0)?, (event != 0).then_some(event)))
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        },
+        )
     }
 
     /// One event of a state, without putting the whole state together.
@@ -311,7 +311,7 @@ impl Tx<'_> {
         let snapshot = self.insert_snapshot_row(0, None, None)?;
         let copy = "INSERT INTO snapshot_entries (snapshot, tuple_id, event_key)
              SELECT ?1, tuple_id, event_key FROM current_state WHERE room_key = ?2 ORDER BY tuple_id";
-        self.conn().prepare_cached(copy)?.execute([snapshot, room])?;
+        self.execute(copy, params![snapshot, room])?;
         Ok(snapshot)
     }
 
@@ -345,13 +345,12 @@ impl Tx<'_> {
         parent: Option<SnapshotId>,
         delta: Option<Vec<u8>>,
     ) -> Result<SnapshotId> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO snapshots (snapshot, number, parent, delta)
-                 SELECT max(snapshot, coalesce((SELECT max(snapshot) FROM snapshots), 0)) + 1, ?1, ?2, ?3
-                 FROM retired_keys",
-            )?
-            .execute(params![number, parent, delta])?;
+        self.execute(
+            "INSERT INTO snapshots (snapshot, number, parent, delta)
+             SELECT max(snapshot, coalesce((SELECT max(snapshot) FROM snapshots), 0)) + 1, ?1, ?2, ?3
+             FROM retired_keys",
+            params![number, parent, delta],
+        )?;
         let snapshot = self.conn().last_insert_rowid();
         let row = SnapshotRow { snapshot, number, parent, delta };
         self.remember(|cache| cache.events.keep_row(Arc::new(row)));

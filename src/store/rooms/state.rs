@@ -132,11 +132,12 @@ impl Db<'_> {
 
     /// The room's whole current state as rows: type and state key → event.
     pub fn current_state_rows(&self, room: RoomKey) -> Result<BTreeMap<StateTupleId, EventKey>> {
-        let mut statement = self.conn().prepare_cached(
+        let rows = self.rows(
             "SELECT tuple_id, event_key FROM current_state WHERE room_key = ?1 ORDER BY tuple_id",
+            params![room],
+            |r| Ok((r.get(0)?, r.get(1)?)),
         )?;
-        let rows = statement.query_map([room], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        Ok(rows.into_iter().collect())
     }
 
     /// The room's whole current state.
@@ -146,12 +147,12 @@ impl Db<'_> {
 
     /// The rows of the room's current state events of one type, by state key.
     pub fn state_of_type(&self, room: RoomKey, event_type: &str) -> Result<Vec<(String, EventKey)>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT s.state_key, c.event_key FROM state_tuples s JOIN current_state c ON c.room_key = ?1 AND c.tuple_id = s.tuple_id
              WHERE s.type = ?2",
-        )?;
-        let rows = statement.query_map(params![room, event_type], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![room, event_type],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )
     }
 
     /// A whole state as state resolution wants it.
@@ -247,9 +248,10 @@ impl Tx<'_> {
             return Ok(tuple_id);
         }
         let tuple_id = self.free_tuple_id(event_type)?;
-        self.conn()
-            .prepare_cached("INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)")?
-            .execute(params![tuple_id, event_type, state_key])?;
+        self.execute(
+            "INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)",
+            params![tuple_id, event_type, state_key],
+        )?;
         self.remember(|cache| cache.events.keep_state_tuple(tuple_id, event_type, state_key));
         Ok(tuple_id)
     }
@@ -270,8 +272,7 @@ impl Tx<'_> {
         };
         let insert = "INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)
              ON CONFLICT (type, state_key) DO NOTHING";
-        let inserted =
-            self.conn().prepare_cached(insert)?.execute(params![tuple_id, event_type, state_key])?;
+        let inserted = self.execute(insert, params![tuple_id, event_type, state_key])?;
         new.next_member = Some(tuple_id + i64::from(inserted == 1));
         if inserted == 1 { Ok(tuple_id) } else { self.make_state_tuple(event_type, state_key) }
     }
@@ -306,23 +307,22 @@ impl Tx<'_> {
                 continue;
             }
             match event {
-                Some(event) => self
-                    .conn()
-                    .prepare_cached("INSERT OR REPLACE INTO current_state (room_key, tuple_id, event_key) VALUES (?1, ?2, ?3)")?
-                    .execute([room, *tuple_id, *event])?,
-                None => self
-                    .conn()
-                    .prepare_cached("DELETE FROM current_state WHERE room_key = ?1 AND tuple_id = ?2")?
-                    .execute([room, *tuple_id])?,
+                Some(event) => self.execute(
+                    "INSERT OR REPLACE INTO current_state (room_key, tuple_id, event_key) VALUES (?1, ?2, ?3)",
+                    params![room, *tuple_id, *event],
+                )?,
+                None => self.execute(
+                    "DELETE FROM current_state WHERE room_key = ?1 AND tuple_id = ?2",
+                    params![room, *tuple_id],
+                )?,
             };
             if history {
                 // Two changes of a tuple at one position (a room imported anew) are one.
-                self.conn()
-                    .prepare_cached(
-                        "INSERT INTO state_changes (room_key, tuple_id, stream, event_key, previous)
-                         VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET event_key = excluded.event_key",
-                    )?
-                    .execute(params![room, tuple_id, at, event, previous])?;
+                self.execute(
+                    "INSERT INTO state_changes (room_key, tuple_id, stream, event_key, previous)
+                     VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET event_key = excluded.event_key",
+                    params![room, tuple_id, at, event, previous],
+                )?;
             }
             let (event_type, state_key) = self.state_tuple(*tuple_id)?;
             self.remember(|cache| cache.forget_state_event(room, &event_type, &state_key));

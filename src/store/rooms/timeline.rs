@@ -44,9 +44,7 @@ impl Db<'_> {
             "SELECT event_key FROM events WHERE room_key = ?1 AND stream IS NOT NULL AND origin_server_ts <= ?2
              ORDER BY origin_server_ts DESC, depth DESC LIMIT ?3 OFFSET ?4"
         };
-        let mut statement = self.conn().prepare_cached(sql)?;
-        let rows = statement.query_map(params![room, from, limit as i64, skip as i64], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        self.rows(sql, params![room, from, limit as i64, skip as i64], |row| row.get(0))
     }
 
     /// How one entry of a room's state changed, latest change first; the state with which a room came to us is no
@@ -58,14 +56,12 @@ impl Db<'_> {
         state_key: &str,
     ) -> Result<Vec<StateTupleChange>> {
         let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? else { return Ok(Vec::new()) };
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT stream, event_key, previous FROM state_changes WHERE room_key = ?1 AND tuple_id = ?2
              ORDER BY stream DESC LIMIT ?3",
-        )?;
-        let rows = statement.query_map([room, tuple_id, STATE_TUPLE_CHANGES_MAX], |row| {
-            Ok(StateTupleChange { stream: row.get(0)?, event: row.get(1)?, previous: row.get(2)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![room, tuple_id, STATE_TUPLE_CHANGES_MAX],
+            |row| Ok(StateTupleChange { stream: row.get(0)?, event: row.get(1)?, previous: row.get(2)? }),
+        )
     }
 
     /// The event that the state event of this type and key at this position replaced, if it changed the current state.

@@ -166,11 +166,10 @@ impl Tx<'_> {
             return Ok(false);
         }
         self.put_content(stored.key, whole)?;
-        self.conn()
-            .prepare_cached(
-                "UPDATE events SET status = 0, state_before = NULL, state_after = NULL WHERE event_key = ?1",
-            )?
-            .execute([stored.key])?;
+        self.execute(
+            "UPDATE events SET status = 0, state_before = NULL, state_after = NULL WHERE event_key = ?1",
+            params![stored.key],
+        )?;
         Ok(true)
     }
 
@@ -180,9 +179,7 @@ impl Tx<'_> {
             cache.forget_auth_checkers();
         });
         self.changes.redacted = true;
-        self.conn()
-            .prepare_cached("UPDATE events SET json = ?2 WHERE event_key = ?1")?
-            .execute(params![event, whole.json()])?;
+        self.execute("UPDATE events SET json = ?2 WHERE event_key = ?1", params![event, whole.json()])?;
         self.index_again(event)
     }
 }

@@ -5,7 +5,7 @@
 //! users who came into a room with it (`newly_shared_users`). All are in stream order. A server that was away for long
 //! is not owed all of the events any more (`shorten_backlogs`).
 
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
@@ -213,18 +213,16 @@ impl Tx<'_> {
         rooms: &[LongBacklog],
     ) -> Result<()> {
         for LongBacklog { room, after } in rooms {
-            self.conn()
-                .prepare_cached(
-                    "UPDATE resident_servers SET left_out = ?3 WHERE room_key = ?1 AND server = ?2 AND until IS NULL",
-                )?
-                .execute((room, server.as_str(), after))?;
-            self.conn()
-                .prepare_cached(
-                    "INSERT OR IGNORE INTO owed_events (server, stream, event_key)
-                     SELECT ?2, e.stream, e.event_key FROM extremities x JOIN events e USING (event_key)
-                       WHERE x.room_key = ?1 AND e.outgoing = 1 AND e.stream > ?3 AND e.stream <= ?4",
-                )?
-                .execute((room, server.as_str(), cursor, after))?;
+            self.execute(
+                "UPDATE resident_servers SET left_out = ?3 WHERE room_key = ?1 AND server = ?2 AND until IS NULL",
+                params![room, server.as_str(), after],
+            )?;
+            self.execute(
+                "INSERT OR IGNORE INTO owed_events (server, stream, event_key)
+                 SELECT ?2, e.stream, e.event_key FROM extremities x JOIN events e USING (event_key)
+                   WHERE x.room_key = ?1 AND e.outgoing = 1 AND e.stream > ?3 AND e.stream <= ?4",
+                params![room, server.as_str(), cursor, after],
+            )?;
         }
         Ok(())
     }
@@ -238,44 +236,40 @@ impl Tx<'_> {
         edus_upto: i64,
     ) -> Result<()> {
         let name = server.as_str();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO destinations (server, cursor, attempt_upto, failures, retry_ms, failing_since_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                 ON CONFLICT (server) DO UPDATE SET cursor = max(cursor, excluded.cursor),
-                   attempt_upto = excluded.attempt_upto, failures = excluded.failures, retry_ms = excluded.retry_ms,
-                   failing_since_ms = excluded.failing_since_ms",
-            )?
-            .execute((
+        self.execute(
+            "INSERT INTO destinations (server, cursor, attempt_upto, failures, retry_ms, failing_since_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (server) DO UPDATE SET cursor = max(cursor, excluded.cursor),
+               attempt_upto = excluded.attempt_upto, failures = excluded.failures, retry_ms = excluded.retry_ms,
+               failing_since_ms = excluded.failing_since_ms",
+            params![
                 name,
                 destination.cursor,
                 destination.attempt_upto,
                 destination.failures,
                 destination.retry_ms,
                 destination.failing_since_ms,
-            ))?;
-        self.conn()
-            .prepare_cached("DELETE FROM owed_events WHERE server = ?1 AND stream <= ?2")?
-            .execute((name, destination.cursor))?;
-        self.conn()
-            .prepare_cached("DELETE FROM owed_edus WHERE server = ?1 AND stream <= ?2")?
-            .execute((name, edus_upto))?;
+            ],
+        )?;
+        self.execute(
+            "DELETE FROM owed_events WHERE server = ?1 AND stream <= ?2",
+            params![name, destination.cursor],
+        )?;
+        self.execute("DELETE FROM owed_edus WHERE server = ?1 AND stream <= ?2", params![name, edus_upto])?;
         Ok(())
     }
 
     /// Forgets the servers that have failed for long, since before this time, and with which we have nothing to do any
     /// more. How many these were.
     pub fn forget_destinations(&mut self, before: Millis) -> Result<usize> {
-        let forgotten = self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM destinations WHERE failures > 0 AND retry_ms < ?1
-                   AND NOT EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = destinations.server
-                     AND (r.until IS NULL OR r.until > destinations.cursor))
-                   AND NOT EXISTS (SELECT 1 FROM owed_events o WHERE o.server = destinations.server)
-                   AND NOT EXISTS (SELECT 1 FROM owed_edus o WHERE o.server = destinations.server)",
-            )?
-            .execute([before])?;
+        let forgotten = self.execute(
+            "DELETE FROM destinations WHERE failures > 0 AND retry_ms < ?1
+             AND NOT EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = destinations.server
+               AND (r.until IS NULL OR r.until > destinations.cursor))
+             AND NOT EXISTS (SELECT 1 FROM owed_events o WHERE o.server = destinations.server)
+             AND NOT EXISTS (SELECT 1 FROM owed_edus o WHERE o.server = destinations.server)",
+            params![before],
+        )?;
         Ok(forgotten)
     }
 }

@@ -1,7 +1,7 @@
 //! What servers are owed in particular: events that their residence in a room does not entitle them to, and ephemeral
 //! messages that must not be lost on the way. All of it is bounded: a server may never come back.
 
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
@@ -69,18 +69,15 @@ fn place_in_line(
 impl Tx<'_> {
     /// Owes an event to a server that its residence does not entitle to it.
     pub(crate) fn owe_event(&mut self, server: &ServerName, event: EventKey, stream: i64) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR IGNORE INTO owed_events (server, stream, event_key) VALUES (?1, ?2, ?3)",
-            )?
-            .execute((server.as_str(), stream, event))?;
-        let dropped = self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM owed_events WHERE server = ?1 AND stream <=
-                   (SELECT stream FROM owed_events WHERE server = ?1 ORDER BY stream DESC LIMIT 1 OFFSET ?2)",
-            )?
-            .execute((server.as_str(), EVENTS_MAX))?;
+        self.execute(
+            "INSERT OR IGNORE INTO owed_events (server, stream, event_key) VALUES (?1, ?2, ?3)",
+            params![server.as_str(), stream, event],
+        )?;
+        let dropped = self.execute(
+            "DELETE FROM owed_events WHERE server = ?1 AND stream <=
+             (SELECT stream FROM owed_events WHERE server = ?1 ORDER BY stream DESC LIMIT 1 OFFSET ?2)",
+            params![server.as_str(), EVENTS_MAX],
+        )?;
         if dropped > 0 {
             log::warn!("{server} is owed too many events in particular: {dropped} are dropped");
         }
@@ -105,11 +102,10 @@ impl Tx<'_> {
             return Ok(false);
         };
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO owed_edus (server, stream, number, bytes, made_ms, edu) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute((server.as_str(), stream, number, bytes, now, edu))?;
+        self.execute(
+            "INSERT INTO owed_edus (server, stream, number, bytes, made_ms, edu) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![server.as_str(), stream, number, bytes, now, edu],
+        )?;
         self.wake_destination(server);
         Ok(true)
     }
@@ -136,9 +132,10 @@ impl Tx<'_> {
         edu: &str,
     ) -> Result<()> {
         let (server_name, user) = (server.as_str(), user.as_str());
-        self.conn()
-            .prepare_cached("DELETE FROM owed_edus WHERE server = ?1 AND user_id = ?2 AND device_id = ?3")?
-            .execute((server_name, user, device))?;
+        self.execute(
+            "DELETE FROM owed_edus WHERE server = ?1 AND user_id = ?2 AND device_id = ?3",
+            params![server_name, user, device],
+        )?;
         let others: i64 = self
             .conn()
             .prepare_cached(
@@ -146,18 +143,16 @@ impl Tx<'_> {
             )?
             .query_row((server_name, user), |row| row.get(0))?;
         if others >= UPDATES_MAX && !device.is_empty() {
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM owed_edus WHERE server = ?1 AND user_id = ?2 AND device_id <> ''",
-                )?
-                .execute((server_name, user))?;
+            self.execute(
+                "DELETE FROM owed_edus WHERE server = ?1 AND user_id = ?2 AND device_id <> ''",
+                params![server_name, user],
+            )?;
         }
         let stream = self.next_stream();
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO owed_edus (server, stream, user_id, device_id, edu) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute((server_name, stream, user, device, edu))?;
+        self.execute(
+            "INSERT INTO owed_edus (server, stream, user_id, device_id, edu) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![server_name, stream, user, device, edu],
+        )?;
         self.wake_destination(server);
         Ok(())
     }

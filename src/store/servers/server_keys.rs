@@ -1,6 +1,6 @@
 //! Signing keys: our own with their secrets, and the public ones of other servers.
 
-use rusqlite::named_params;
+use rusqlite::{named_params, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
@@ -56,47 +56,43 @@ pub struct StoredStatement {
 impl Db<'_> {
     /// Our own keys, oldest first.
     pub fn own_keys(&self) -> Result<Vec<OwnKey>> {
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT key_id, seed, expired_ms FROM signing_keys ORDER BY made_ms, key_id")?;
-        let rows = statement.query_map([], |row| {
+        self.rows("SELECT key_id, seed, expired_ms FROM signing_keys ORDER BY made_ms, key_id", &[], |row| {
             Ok(OwnKey { key_id: row.get(0)?, seed: row.get(1)?, expired_ms: row.get(2)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
     }
 
     /// The known keys of a server.
     pub fn server_keys(&self, server: &ServerName) -> Result<Vec<StoredKey>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT key_id, public_key, valid_until_ms, retired FROM server_keys WHERE server = ?1",
-        )?;
-        let rows = statement.query_map([server.as_str()], |row| {
-            Ok(StoredKey {
-                key_id: row.get(0)?,
-                public_key: row.get(1)?,
-                valid_until_ms: row.get(2)?,
-                retired: row.get(3)?,
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![server.as_str()],
+            |row| {
+                Ok(StoredKey {
+                    key_id: row.get(0)?,
+                    public_key: row.get(1)?,
+                    valid_until_ms: row.get(2)?,
+                    retired: row.get(3)?,
+                })
+            },
+        )
     }
 
     /// The statements that a server's known keys come from.
     pub fn key_statements(&self, server: &ServerName) -> Result<Vec<StoredStatement>> {
-        let mut statement = self.conn().prepare_cached(
+        self.rows(
             "SELECT k.key_id, k.valid_until_ms, k.retired, s.fetched_ms, s.statement
              FROM server_keys k JOIN key_statements s USING (statement) WHERE k.server = ?1",
-        )?;
-        let rows = statement.query_map([server.as_str()], |row| {
-            Ok(StoredStatement {
-                key_id: row.get(0)?,
-                valid_until_ms: row.get(1)?,
-                retired: row.get(2)?,
-                fetched_ms: row.get(3)?,
-                statement: row.get(4)?,
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+            params![server.as_str()],
+            |row| {
+                Ok(StoredStatement {
+                    key_id: row.get(0)?,
+                    valid_until_ms: row.get(1)?,
+                    retired: row.get(2)?,
+                    fetched_ms: row.get(3)?,
+                    statement: row.get(4)?,
+                })
+            },
+        )
     }
 
     /// The text of a statement: JSON as its server signed it.
@@ -117,15 +113,12 @@ const SWEPT_ROWS_MAX: u32 = 5;
 impl Tx<'_> {
     /// Retires the key in use, if there is one, and puts another in its place.
     pub fn replace_own_key(&mut self, key_id: &str, seed: &[u8; 32], now: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE signing_keys SET expired_ms = ?1 WHERE expired_ms IS NULL")?
-            .execute([now])?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO signing_keys (key_id, seed, made_ms) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET expired_ms = NULL",
-            )?
-            .execute((key_id, seed, now))?;
+        self.execute("UPDATE signing_keys SET expired_ms = ?1 WHERE expired_ms IS NULL", params![now])?;
+        self.execute(
+            "INSERT INTO signing_keys (key_id, seed, made_ms) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET expired_ms = NULL",
+            params![key_id, seed, now],
+        )?;
         Ok(())
     }
 
@@ -152,12 +145,11 @@ impl Tx<'_> {
         fetched_ms: Millis,
         source: StatementSource,
     ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO key_statements (server, fetched_ms, stranger, json) VALUES (?1, ?2, ?3 AND NOT EXISTS
-                   (SELECT 1 FROM key_statements WHERE server = ?1 AND stranger = 0), ?4)",
-            )?
-            .execute((server.as_str(), fetched_ms, source.stranger, statement))?;
+        self.execute(
+            "INSERT INTO key_statements (server, fetched_ms, stranger, json) VALUES (?1, ?2, ?3 AND NOT EXISTS
+             (SELECT 1 FROM key_statements WHERE server = ?1 AND stranger = 0), ?4)",
+            params![server.as_str(), fetched_ms, source.stranger, statement],
+        )?;
         let id = self.conn().last_insert_rowid();
         let mut save = self.conn().prepare_cached(
             "INSERT INTO server_keys (server, key_id, public_key, valid_until_ms, retired, statement)
@@ -173,19 +165,17 @@ impl Tx<'_> {
                 ":valid_until": key.valid_until_ms, ":retired": key.retired, ":statement": id, ":direct": source.direct,
             })?;
         }
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM server_keys WHERE server = ?1 AND key_id IN
-                   (SELECT key_id FROM server_keys WHERE server = ?1
-                    ORDER BY statement DESC, retired, valid_until_ms DESC LIMIT -1 OFFSET ?2)",
-            )?
-            .execute((server.as_str(), KEYS_PER_SERVER_MAX))?;
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM key_statements WHERE server = ?1
-                   AND statement NOT IN (SELECT statement FROM server_keys WHERE server = ?1)",
-            )?
-            .execute([server.as_str()])?;
+        self.execute(
+            "DELETE FROM server_keys WHERE server = ?1 AND key_id IN
+             (SELECT key_id FROM server_keys WHERE server = ?1
+              ORDER BY statement DESC, retired, valid_until_ms DESC LIMIT -1 OFFSET ?2)",
+            params![server.as_str(), KEYS_PER_SERVER_MAX],
+        )?;
+        self.execute(
+            "DELETE FROM key_statements WHERE server = ?1
+             AND statement NOT IN (SELECT statement FROM server_keys WHERE server = ?1)",
+            params![server.as_str()],
+        )?;
         if source.stranger {
             self.forget_strangers_keys()?;
         }
@@ -207,20 +197,18 @@ impl Tx<'_> {
         };
         for (statement, in_a_room) in too_many {
             if in_a_room {
-                self.conn()
-                    .prepare_cached("UPDATE key_statements SET stranger = 0 WHERE statement = ?1")?
-                    .execute([statement])?;
+                self.execute(
+                    "UPDATE key_statements SET stranger = 0 WHERE statement = ?1",
+                    params![statement],
+                )?;
                 continue;
             }
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM server_keys WHERE statement = ?1
-                       AND server = (SELECT server FROM key_statements WHERE statement = ?1)",
-                )?
-                .execute([statement])?;
-            self.conn()
-                .prepare_cached("DELETE FROM key_statements WHERE statement = ?1")?
-                .execute([statement])?;
+            self.execute(
+                "DELETE FROM server_keys WHERE statement = ?1
+                 AND server = (SELECT server FROM key_statements WHERE statement = ?1)",
+                params![statement],
+            )?;
+            self.execute("DELETE FROM key_statements WHERE statement = ?1", params![statement])?;
         }
         Ok(())
     }

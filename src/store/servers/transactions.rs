@@ -48,12 +48,11 @@ impl Tx<'_> {
         now: Millis,
     ) -> Result<()> {
         let stranger = !self.is_neighbour(origin)?;
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO transactions (origin, txn, received_ms, stranger, answer) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![origin.as_str(), digest(txn_id), now, stranger, answer])?;
+        self.execute(
+            "INSERT INTO transactions (origin, txn, received_ms, stranger, answer) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO NOTHING",
+            params![origin.as_str(), digest(txn_id), now, stranger, answer],
+        )?;
         SWEEP.after(self, origin.as_str(), stranger, now)
     }
 }
