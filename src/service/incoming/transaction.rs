@@ -180,6 +180,10 @@ impl Incoming<'_> {
         let PduRoom { room_id: Some(room_id), event_id, state_key } = event else { return Ok(()) };
         let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_local(user));
         let (version, joining) = self.store.read(|db| {
+            // We may have come in since its events were sorted, and then nothing says any more that somebody was joining.
+            if let Some(room) = db.resident_room(&room_id)? {
+                return Ok((Some(room.version), true));
+            }
             let joining = db.joining_version(&room_id)?;
             // Of others we read an event only to join with it.
             let version =
@@ -407,5 +411,53 @@ fn outcome(received: Result<Received>) -> Result<Result<()>> {
         Ok(_) => Ok(Ok(())),
         Err(e) if e.is_own_failure() => Err(e),
         Err(e) => Ok(Err(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::protocol::room_version;
+    use crate::service::Homeserver;
+    use crate::service::rooms::create::CreateRoom;
+
+    #[test]
+    fn what_comes_at_the_moment_in_which_we_come_into_its_room_is_kept_for_it() {
+        let name = |name: &str| ServerName::parse(name).expect("a name");
+        let hs = Homeserver::open(Config::for_name(name("here.example")), Clock::new()).expect("a server");
+        let alice = UserId::parse("@alice:here.example").expect("a user id");
+        let version = room_version::room_version("12").expect("a version");
+        let public: CreateRoom = serde_json::from_value(json!({ "preset": "public_chat" })).expect("a room");
+        let events = public.plan(&alice, &Map::new(), version, None).expect("its events");
+        let room = hs.rooms().create_room_with(version, &alice, &events, |_, _| Ok(())).expect("made");
+        // Nobody was in the room when the transaction was sorted; now somebody is.
+        for (n, state_key) in
+            [json!(null), json!("@alice:here.example"), json!("@bob:there.example")].into_iter().enumerate()
+        {
+            let mut event = json!({
+                "type": "m.room.member", "room_id": room, "sender": "@bob:there.example", "depth": n,
+                "content": { "membership": "join" }, "auth_events": [], "prev_events": [],
+                "origin_server_ts": 1, "hashes": { "sha256": "" }, "signatures": {},
+            });
+            if !state_key.is_null() {
+                event["state_key"] = state_key;
+            }
+            let text = event.to_string();
+            let pdu: &RawValue = serde_json::from_str(&text).expect("JSON");
+            let head: PduRoom = serde_json::from_str(&text).expect("a head");
+            let (mut results, until) = (PduResults::default(), hs.clock.instant());
+            hs.incoming()
+                .receive_remote((&name("there.example"), until), head, pdu, &mut results)
+                .expect("done");
+            let id = id_of(text.as_bytes(), version).expect("an id");
+            assert_eq!(results.0.get(id.as_str()), Some(&json!({})), "{event}");
+            let (waiting, now) =
+                (hs.store.read(|db| db.resident_room(&room)).expect("read"), hs.clock.now_ms());
+            let key = waiting.expect("the room").key;
+            let due = hs.store.read(|db| db.due_pending(key, now, 10)).expect("read");
+            assert!(due.iter().any(|waiting| waiting.event_id == id), "{event}");
+        }
     }
 }
