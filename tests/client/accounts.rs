@@ -2,7 +2,7 @@
 
 use doorstep::TestServer;
 use doorstep::config::Registration;
-use doorstep::testing::TestUser;
+use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
 const REGISTER: &str = "/_matrix/client/v3/register";
@@ -86,6 +86,33 @@ fn registration_asks_for_proof_first_and_then_gives_a_session() {
         400,
         "M_MISSING_PARAM",
     );
+}
+
+#[test]
+fn who_registers_has_the_name_that_they_chose_until_they_set_another_and_who_chose_none_has_none() {
+    let server = TestServer::start();
+    let auth = json!({ "type": "m.login.dummy" });
+    let register = |body: Value| {
+        let (status, made) = request(&server, "POST", REGISTER, "", body);
+        assert_eq!(status, 200, "{made}");
+        made
+    };
+    let made = register(json!({ "username": "Alice", "password": "x", "auth": auth }));
+    let (alice, token) =
+        (made["user_id"].as_str().expect("an id"), made["access_token"].as_str().expect("one"));
+    let profile = |user: &str| {
+        request(&server, "GET", &format!("/_matrix/client/v3/profile/{}", segment(user)), "", Value::Null).1
+    };
+    assert_eq!(profile(alice), json!({ "displayname": "alice" }));
+    let (_, room) = request(&server, "POST", "/_matrix/client/v3/createRoom", token, json!({}));
+    let room = room["room_id"].as_str().expect("a room");
+    let member = format!("/_matrix/client/v3/rooms/{}/state/m.room.member/{}", segment(room), segment(alice));
+    assert_eq!(request(&server, "GET", &member, token, Value::Null).1["displayname"], "alice");
+    let name = format!("/_matrix/client/v3/profile/{}/displayname", segment(alice));
+    request(&server, "PUT", &name, token, json!({ "displayname": "" }));
+    assert_eq!(profile(alice), json!({}), "none is one's own choice, too");
+    let nameless = register(json!({ "password": "x", "auth": auth }));
+    assert_eq!(profile(nameless["user_id"].as_str().expect("an id")), json!({}), "nobody chose that");
 }
 
 /// A session of interactive authentication, begun with this body.

@@ -73,7 +73,8 @@ pub struct NewAccount<'a> {
     pub token: Option<&'a str>,
     /// The one-time token of the first account, which is used up with it.
     pub first_token: Option<&'a str>,
-    /// The display name to begin with.
+    /// The display name to begin with, an empty one for none. Not said: the localpart that was asked for, since clients show
+    /// the whole user id of who has no name.
     pub display_name: Option<&'a str>,
     /// The address of who asks for it; none: made on this machine, not limited.
     pub from: Option<IpAddr>,
@@ -101,7 +102,9 @@ impl Accounts<'_> {
         let localpart = new.localpart.map_or_else(|| random::letters(12).to_ascii_lowercase(), str::to_owned);
         let user = self.available_user_id(&localpart)?;
         let now = self.clock.now_ms();
-        let display_name = new.display_name.map(checked_display_name).transpose()?.flatten().map(Value::from);
+        // A localpart that nobody chose is no name.
+        let display_name = new.display_name.or_else(|| new.localpart.map(|_| user.localpart()));
+        let display_name = display_name.map(checked_display_name).transpose()?.flatten().map(Value::from);
         let login = login.map(|login| login.prepared(now)).transpose()?;
         let password = new.password.map(|password| self.hash_password(password, new.from)).transpose()?;
         let token = new.token.map(token_hash);
@@ -133,9 +136,10 @@ impl Accounts<'_> {
         Ok((user.clone(), login.map(|login| login.into_login(&user))))
     }
 
-    /// An account with one device that is logged in: for fixtures and tests. Returns the user and an access token.
+    /// An account with one device that is logged in, and without a name: for tests. Returns the user and an access token.
     pub fn register_user(&self, localpart: &str, password: Option<&str>) -> Result<(UserId, String)> {
-        let new = NewAccount { localpart: Some(localpart), password, ..NewAccount::default() };
+        let display_name = Some("");
+        let new = NewAccount { localpart: Some(localpart), password, display_name, ..NewAccount::default() };
         let (user, login) = self.create_account(&new, Some(&NewLogin::default()))?;
         let login = login.ok_or_else(|| Error::internal("a new account was not logged in"))?;
         Ok((user, login.access_token))
