@@ -188,6 +188,30 @@ fn what_the_room_thinks_of_a_delayed_event_is_asked_when_it_is_sent() {
 }
 
 #[test]
+fn a_delayed_event_is_refused_for_its_relation_as_one_that_is_sent_at_once() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let message = alice.send(&room, "a message");
+    let react = |txn: &str| room_path(&room, &format!("send/m.reaction/{txn}"));
+    let like = json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": message, "key": "+1" } });
+    let liked = alice.put(&react("1"), like.clone())["event_id"].as_str().expect("an id").to_owned();
+    let reply = |of: &str| json!({ "msgtype": "m.text", "body": "in a thread", "m.relates_to": { "rel_type": "m.thread", "event_id": of } });
+    // What is refused at once is refused when it is due, and what is not is sent.
+    id(delayed(&alice, &react("2"), "0", like));
+    id(delayed(&alice, &message_path(&room, "3"), "0", reply(&liked)));
+    id(delayed(&alice, &message_path(&room, "4"), "0", reply(&message)));
+    wait_until("all are done with", || ids(&alice).is_empty());
+    let related = |kind: &str, of: &str| {
+        let path = format!("/_matrix/client/v1/rooms/{}/relations/{}/{kind}", segment(&room), segment(of));
+        alice.get(&path)["chunk"].as_array().expect("a list").len()
+    };
+    assert_eq!(related("m.annotation", &message), 1, "no second annotation of the same kind");
+    assert_eq!(related("m.thread", &liked), 0, "no thread at an event that relates to another");
+    assert_eq!(related("m.thread", &message), 1);
+}
+
+#[test]
 fn delays_that_make_no_sense_are_refused_and_a_user_has_a_bounded_number_of_them() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use crate::common::client::room_path;
 use crate::common::peer::Peer;
+use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -636,4 +638,41 @@ fn a_room_is_summed_up_for_those_who_could_enter_it() {
         assert_eq!((&said["name"], &said["membership"]), (&json!("secret"), &json!("invite")));
     }
     assert_eq!(bob.request("GET", &path("nonsense", ""), None).0, 400);
+}
+
+#[test]
+fn the_servers_of_many_new_aliases_of_a_room_are_asked_side_by_side() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let aliases: Vec<String> = (0..4).map(|n| format!("#a{n}:{}", peer.name())).collect();
+    let gate = Gate::default();
+    peer.answer_behind(
+        &gate,
+        "/query/directory",
+        200,
+        json!({ "room_id": room, "servers": [server.name()] }),
+    );
+    let show = |aliases: &[String]| {
+        let path = room_path(&room, "state/m.room.canonical_alias");
+        alice.request("PUT", &path, Some(json!({ "alt_aliases": aliases })))
+    };
+    std::thread::scope(|scope| {
+        let shown = scope.spawn(|| show(&aliases));
+        wait_until("all are asked for", || peer.asked("/query/directory").len() == aliases.len());
+        gate.open();
+        assert_eq!(shown.join().expect("no panic").0, 200);
+    });
+    // One that is wrong is one too many, wherever it stands.
+    let elsewhere = alice.create_room();
+    peer.answer_json(
+        "/query/directory?room_alias=%23a9",
+        200,
+        json!({ "room_id": elsewhere, "servers": [] }),
+    );
+    let wrong =
+        [aliases.clone(), vec![format!("#a9:{}", peer.name()), format!("#b:{}", peer.name())]].concat();
+    let (status, said) = show(&wrong);
+    assert_eq!((status, &said["errcode"]), (400, &json!("M_BAD_ALIAS")));
+    assert!(said["error"].as_str().is_some_and(|error| error.contains("#a9:")), "{said}");
 }

@@ -1,14 +1,18 @@
 //! Rooms as their members write to them: spoken in, changed, redacted.
 
+use std::sync::Mutex;
+
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::lock;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::accounts::moderation::suspended;
 use crate::service::events::accept::Sent;
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::power_levels;
+use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::membership::{AUTHORISER, JoinTarget};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{RoomView, readable_room};
@@ -62,11 +66,17 @@ impl Rooms<'_> {
                     db.state_event(room.key, &draft.event_type, &key)
                 })?;
                 let old = old.map(|old| old.content()).unwrap_or_default();
-                self.check_canonical_alias(&draft.room, &old, &draft.content)?;
+                self.check_canonical_alias((&draft.room, &draft.sender), &old, &draft.content)?;
             }
             _ => {}
         }
-        self.events().send_with(draft, |tx, _| extra(tx))
+        let is_state = draft.state_key.is_some();
+        self.events().send_with(draft, move |tx, sent| {
+            if !is_state {
+                check_relation(tx, sent)?;
+            }
+            extra(tx)
+        })
     }
 
     /// Finds what a redaction redacts, and whether it may. Errors: 400 `M_MISSING_PARAM`, 403 `M_FORBIDDEN`.
@@ -146,7 +156,7 @@ impl Rooms<'_> {
         }
         if draft.event_type == "m.room.canonical_alias" && state_key.is_empty() {
             let old = present.map(|present| present.content()).unwrap_or_default();
-            self.check_canonical_alias(&draft.room, &old, &draft.content)?;
+            self.check_canonical_alias((&draft.room, &draft.sender), &old, &draft.content)?;
         }
         self.events().send(draft).map_err(not_there_as_forbidden)
     }
@@ -208,23 +218,47 @@ impl Rooms<'_> {
     /// that they point to the room ID where the state event is to be sent."
     fn check_canonical_alias(
         &self,
-        room: &RoomId,
+        (room, sender): (&RoomId, &UserId),
         old: &Map<String, Value>,
         new: &Map<String, Value>,
     ) -> Result<()> {
         let known = aliases_in(old).unwrap_or_default();
-        for alias in aliases_in(new)? {
-            if known.contains(&alias) {
-                continue;
+        let added = aliases_in(new)?.into_iter().filter(|alias| !known.contains(alias));
+        let mut added: Vec<RoomAlias> = added.map(|alias| RoomAlias::parse(&alias)).collect::<Result<_>>()?;
+        // Ours first: these cost nothing, and if one is wrong nobody else need be asked.
+        added.sort_by_key(|alias| alias.server_name() != self.server_name().as_str());
+        let (next, failed) = (Mutex::new(added.into_iter()), Mutex::new(None));
+        let asker = Asker::new(AskerId::User(sender.clone()));
+        let work = || {
+            loop {
+                let alias = lock(&next).next();
+                let Some(alias) = alias.filter(|_| lock(&failed).is_none()) else { return };
+                if let Err(error) = self.check_points_to(&asker, &alias, room) {
+                    lock(&failed).get_or_insert(error);
+                }
             }
-            let bad =
-                || Error::new(ErrCode::BadAlias, format!("The alias '{alias}' does not point to this room."));
-            let (room_id, _) = self.resolve_alias(&RoomAlias::parse(&alias)?).map_err(|_| bad())?;
-            if room_id != *room {
-                return Err(bad());
+        };
+        // Side by side, since others may be silent, each as long as we have patience.
+        std::thread::scope(|scope| {
+            let count = lock(&next).len();
+            for _ in 1..ALIASES_ASKED_AT_ONCE.min(count) {
+                let _ = std::thread::Builder::new().name("alias".to_owned()).spawn_scoped(scope, work);
             }
+            work();
+        });
+        let failed = lock(&failed).take();
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Errors: 400 `M_BAD_ALIAS` for an alias of another room, or of none; 429 `M_LIMIT_EXCEEDED`.
+    fn check_points_to(&self, asker: &Asker, alias: &RoomAlias, room: &RoomId) -> Result<()> {
+        let bad =
+            || Error::new(ErrCode::BadAlias, format!("The alias '{alias}' does not point to this room."));
+        match self.look_up_alias(asker, alias) {
+            Ok((found, _)) if found == *room => Ok(()),
+            Err(error) if error.errcode() == ErrCode::LimitExceeded => Err(error),
+            _ => Err(bad()),
         }
-        Ok(())
     }
 }
 
@@ -245,6 +279,8 @@ fn check_relation(tx: &mut Tx<'_>, sent: &Sent) -> Result<()> {
     Ok(())
 }
 
+/// So many of them are asked for side by side.
+const ALIASES_ASKED_AT_ONCE: usize = 8;
 /// No canonical alias event lists more new aliases than this, since each may ask another server.
 const ALIASES_MAX: usize = 50;
 
