@@ -27,7 +27,7 @@ pub fn thumbnail(hs: &Arc<Homeserver>, request: &Request, origin: &Origin, poll:
             Some(gone) => asker.until(gone),
             None => asker,
         };
-        let thumbnail = hs.media().thumbnail(&asker, found, &wanted)?;
+        let thumbnail = hs.media().thumbnail(&asker, (hs.server_name(), found), &wanted)?;
         in_parts(hs, request, origin, thumbnail)
     })
 }

@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::fetch_rate::FetchRate;
 use super::{FoundMedia, Media, MediaFile, no_such_media, not_yet_uploaded};
 use crate::backoff::Backoff;
 use crate::bounded::{BoundedMap, Worth};
@@ -82,6 +83,7 @@ pub struct MediaFetches {
     failures: Mutex<BoundedMap<MxcUri, RememberedFailure, FAILURES_MAX>>,
     peers: Mutex<BoundedMap<ServerName, PeerPause, PEERS_MAX>>,
     spent: Mutex<BoundedMap<AskerId, SpentBytes, ASKERS_MAX>>,
+    rate: FetchRate,
 }
 
 /// Why a file could not be had, as whoever asks again is told.
@@ -139,6 +141,7 @@ impl Default for MediaFetches {
             failures: Mutex::default(),
             peers: Mutex::default(),
             spent: Mutex::default(),
+            rate: FetchRate::default(),
         }
     }
 }
@@ -194,6 +197,7 @@ impl Media<'_> {
         fetches.check(&kept_as)?;
         let budget = self.bytes_an_hour();
         fetches.check_budget(asker.who(), budget)?;
+        fetches.rate.count(&uri.server, asker.who(), Instant::now())?;
         let in_line = Instant::now() + SLOT_TIMEOUT;
         let slot = fetches.fetches.take(&uri.server, in_line, wanted).ok_or_else(too_many)?;
         let came = self.bring(uri, &kept_as, form, asker, until);

@@ -3,7 +3,7 @@
 //! - here: what is to be had by a URI, and what is fetched from elsewhere; who may have nothing any more.
 //! - `files`: the files themselves, by their hash, beside the database.
 //! - `upload`: from a client's first byte to a URI that is acknowledged, at once or later.
-//! - `fetch`: files of other servers; `serve`: ours, as other servers are given them.
+//! - `fetch`: files of other servers; `fetch_rate`: how often they are asked; `serve`: ours, as other servers are given them.
 //! - `thumbnails`: which thumbnail answers, and who waits for it; `thumbnail/`: how it is made. `url_preview/`: previews of links.
 //! - `sweep`: what nobody has any more, what was never uploaded, and what a full cache has too much.
 //!
@@ -11,6 +11,7 @@
 //! still shown ("Account deactivation"). URIs for which nothing was uploaded go.
 
 pub mod fetch;
+mod fetch_rate;
 pub mod files;
 pub mod serve;
 pub mod sweep;

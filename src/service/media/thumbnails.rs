@@ -2,8 +2,9 @@
 //! now. What is made becomes a file like any other, found by the picture's file and its size, so that the same picture has one
 //! thumbnail by however many URIs it is known; it goes with the picture.
 //!
-//! Two are made at a time for our users, one for each who asks, and one for other servers, since the pictures are other people's and the machine is small. What could not be
-//! made is not tried again for an hour: clients ask again at once.
+//! Two are made at a time for our users, one for each who asks, and one for other servers, since the pictures are other people's
+//! and the machine is small; one of the pictures of each server, however many ask for them, so that a server with pictures
+//! that take long leaves room for others. What could not be made is not tried again for an hour: clients ask again at once.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Mutex;
@@ -17,6 +18,7 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::ThumbnailQuery;
 use crate::locks::{KeyedLock, lock};
+use crate::protocol::ServerName;
 use crate::protocol::media::MxcUri;
 use crate::service::limits::fair_slots::FairSlots;
 use crate::service::limits::request_permits::{Asker, AskerId};
@@ -29,6 +31,8 @@ const DECODES_PER_ASKER_MAX: usize = 1;
 /// A client that opens a room wants the pictures of a whole page.
 const WAITING_MAX: usize = 256;
 const WAITING_PER_ASKER_MAX: usize = 32;
+/// Of the pictures of one other server; as many wait as for all.
+const DECODES_PER_ORIGIN_MAX: usize = 1;
 /// Requests that wait for a thumbnail, their own or one that is made for somebody else: in all, and of each.
 const REQUESTS_MAX: usize = 512;
 const REQUESTS_PER_ASKER_MAX: usize = WAITING_PER_ASKER_MAX + DECODES_PER_ASKER_MAX;
@@ -61,6 +65,7 @@ pub struct Thumbnails {
     peer_requests: FairSlots<AskerId>,
     slots: FairSlots<AskerId>,
     peer_slots: FairSlots<AskerId>,
+    origin_slots: FairSlots<ServerName>,
     under_way: KeyedLock<ThumbnailKey>,
     large: Mutex<()>,
     failures: Mutex<BoundedMap<BlobHash, (Millis, ThumbnailError), FAILURES_MAX>>,
@@ -72,11 +77,14 @@ impl Default for Thumbnails {
         let slots = FairSlots::with_line(DECODES_MAX, DECODES_PER_ASKER_MAX, line, line_each);
         let (line, line_each) = (PEERS_WAITING_MAX, WAITING_PER_PEER_MAX);
         let peer_slots = FairSlots::with_line(PEER_DECODES_MAX, PEER_DECODES_MAX, line, line_each);
+        let origins = DECODES_MAX * DECODES_PER_ORIGIN_MAX;
+        let origin_slots = FairSlots::with_line(origins, DECODES_PER_ORIGIN_MAX, REQUESTS_MAX, WAITING_MAX);
         Self {
             requests: FairSlots::new(REQUESTS_MAX, REQUESTS_PER_ASKER_MAX),
             peer_requests: FairSlots::new(PEER_REQUESTS_MAX, REQUESTS_PER_PEER_MAX),
             slots,
             peer_slots,
+            origin_slots,
             under_way: KeyedLock::default(),
             large: Mutex::default(),
             failures: Mutex::default(),
@@ -94,13 +102,13 @@ pub struct WantedThumbnail {
 }
 
 impl Media<'_> {
-    /// The file that answers: a thumbnail, or the original where it is no larger than asked for or may move. Its type is what it is,
+    /// The file that answers for one that is `from` a server: a thumbnail, or the original where it is no larger than asked for or may move. Its type is what it is,
     /// whatever the original was said to be. Errors: 400 `M_UNKNOWN` for what is no picture that we read; 413 `M_TOO_LARGE` (502 for
     /// another server's) for one that is too large; 429 where too many are waited for.
     pub fn thumbnail(
         &self,
         asker: &Asker,
-        original: MediaFile,
+        (from, original): (&ServerName, MediaFile),
         wanted: &WantedThumbnail,
     ) -> Result<MediaFile> {
         let is_ours = original.row.uploader.is_some();
@@ -129,7 +137,7 @@ impl Media<'_> {
             ThumbnailKey { source, width: size.width, height: size.height, method: size.method.as_str() };
         let made = match self.made_thumbnail(&key)? {
             Some(made) => made,
-            None => self.make_thumbnail(asker, key, (&mut file, &picture), size, &refused)?,
+            None => self.make_thumbnail((asker, from), key, (&mut file, &picture), size, &refused)?,
         };
         let (row, file) = made;
         let mut answer = named(original, &row.content_type);
@@ -168,7 +176,7 @@ impl Media<'_> {
 
     fn make_thumbnail(
         &self,
-        asker: &Asker,
+        (asker, from): (&Asker, &ServerName),
         key: ThumbnailKey,
         (file, picture): (&mut SeekableFile, &Picture),
         size: ThumbnailSize,
@@ -191,7 +199,12 @@ impl Media<'_> {
             return Err(refused(failure));
         }
         let made = {
-            let _slot = slots.take(asker.who(), until, || !asker.is_gone()).ok_or_else(busy)?;
+            let wanted = || !asker.is_gone();
+            // Before the asker's, which nobody else could have while this one is waited for.
+            let is_ours = from == self.server_name();
+            let of_origin = (!is_ours).then(|| state.origin_slots.take(from, until, wanted).ok_or_else(busy));
+            let _of_origin = of_origin.transpose()?;
+            let _slot = slots.take(asker.who(), until, wanted).ok_or_else(busy)?;
             let _large = (picture.pixels() > LARGE_PIXELS).then(|| lock(&state.large));
             thumbnail::make(file, picture, size, Instant::now() + MAKE_TIMEOUT)
         };
@@ -297,7 +310,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::protocol::{ServerName, UserId};
+    use crate::protocol::UserId;
     use crate::testing::TestServer;
 
     #[test]
@@ -325,7 +338,7 @@ mod tests {
                             ThumbnailRequest { width: 32, height: 32, method: thumbnail::Method::Crop };
                         let wanted = WantedThumbnail { size, animated: false };
                         let found = media.open(uri).expect("a file");
-                        let made = media.thumbnail(&Asker::new(who), found, &wanted);
+                        let made = media.thumbnail(&Asker::new(who), (&uri.server, found), &wanted);
                         let _ = tell.send(made.map(drop).map_err(|e| e.status()));
                     });
                 }
@@ -335,5 +348,41 @@ mod tests {
                 assert!(told.iter().take(50).any(|made| made == Ok(())), "{who:?}");
             });
         }
+    }
+    #[test]
+    fn the_pictures_of_one_server_are_made_one_after_the_other_and_hold_up_no_others() {
+        let server = TestServer::start();
+        let media = server.homeserver().media();
+        let user = |name: &str| AskerId::User(UserId::parse(name).expect("a user id"));
+        let picture_of = |name: &str| {
+            let uri = MxcUri::parse(&format!("mxc://{name}/picture")).expect("a URI");
+            let picture =
+                [&include_bytes!("../../../tests/pictures/baseline.jpg")[..], name.as_bytes()].concat();
+            let blob = media.store_stream(&mut &picture[..], 1 << 20).expect("a file");
+            drop(media.insert_remote(&uri, blob, None, None).expect("a row"));
+            uri
+        };
+        let (slow, other) = (picture_of("slow.example"), picture_of("other.example"));
+        let thumbnail_for = |who: AskerId, uri: &MxcUri| {
+            let size = ThumbnailRequest { width: 32, height: 32, method: thumbnail::Method::Crop };
+            let found = media.open(uri).expect("a file");
+            let wanted = WantedThumbnail { size, animated: false };
+            media.thumbnail(&Asker::new(who), (&uri.server, found), &wanted).map(drop).map_err(|e| e.status())
+        };
+        // One of its pictures is being made for somebody, and takes long.
+        let origins = &server.homeserver().thumbnails.origin_slots;
+        let making = origins.take(&slow.server, Instant::now(), || true).expect("a slot");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| thumbnail_for(user("@alice:us.example"), &slow));
+            while origins.waiting() == 0 {
+                std::thread::yield_now();
+            }
+            for name in ["@alice:us.example", "@bob:us.example"] {
+                assert_eq!(thumbnail_for(user(name), &other), Ok(()), "{name}");
+            }
+            assert!(!waiting.is_finished());
+            drop(making);
+            assert_eq!(waiting.join().expect("no panic"), Ok(()));
+        });
     }
 }

@@ -31,6 +31,6 @@ pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll:
         FoundMedia::Absent if may_be_fetched => hs.media().fetch_picture(&uri, &wanted, &asker, until)?,
         FoundMedia::Absent => return Err(no_such_media()),
     };
-    let thumbnail = hs.media().thumbnail(&asker, original, &wanted)?;
+    let thumbnail = hs.media().thumbnail(&asker, (&uri.server, original), &wanted)?;
     Ok(Outcome::Reply(file_reply(request, thumbnail)?))
 }
