@@ -355,6 +355,20 @@ CREATE TABLE owed_joins (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX owed_joins_due ON owed_joins (due_ms, user_id);
 
+-- Rooms that replace others with more bans than come with a new room at once, and how far they have the rest: all up to that of
+-- `user_id` in the old room, at `stream`, the last ones first and of one position by the user's id. In the name of `sender`,
+-- who upgraded the room. Taken up at `due_ms`; `attempts`: how often the next ban was tried in vain.
+CREATE TABLE owed_bans (
+  room_id TEXT PRIMARY KEY,
+  old_room_id TEXT NOT NULL,
+  sender TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  attempts INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_bans_due ON owed_bans (due_ms);
+
 -- The text that search finds events by (protocol/search_text), by the row of the event: an index of words that keeps no
 -- text. `room`: the key of the room, so that a search looks into the searcher's rooms only; one of the other three is
 -- filled. What a message was changed into stands under the message. Written a portion at a time, behind the events.

@@ -129,6 +129,10 @@ pub struct Homeserver {
     pub regular_backups: admin::backup::regular::RegularBackups,
     /// How far the files of media were gone through.
     pub media_sweep: media::sweep::MediaSweep,
+    /// How far the notifications were.
+    pub notification_sweep: push::sweep::NotificationSweep,
+    /// Whose turn it is to search.
+    pub search_turns: limits::search_turns::SearchTurns,
     /// What sliding sync keeps in memory.
     pub sliding: sync::sliding::SlidingState,
     /// One import of a room at a time.
@@ -252,6 +256,8 @@ impl Homeserver {
             backup_slot: admin::backup::BackupSlot::default(),
             regular_backups: admin::backup::regular::RegularBackups::default(),
             media_sweep: media::sweep::MediaSweep::default(),
+            notification_sweep: push::sweep::NotificationSweep::default(),
+            search_turns: limits::search_turns::SearchTurns::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),
             acme: acme::Acme::default(),

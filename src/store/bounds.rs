@@ -185,6 +185,11 @@ pub const TABLES: &[TableBounds] = &[
         "the join, a refusal, a week of trying, the end of the invite (`pursue_owed_join`)",
     ),
     table(
+        "owed_bans",
+        &[users("one for each room that one of us made of another with more than 1000 bans", "")],
+        "when the last one is carried over, or nobody may (`carry_bans`)",
+    ),
+    table(
         "event_texts",
         &[rooms(
             "16 KiB of the text of an accepted event",
@@ -486,7 +491,11 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table("media_shares", &[users("one of each user", "")], "never"),
     // ----- push -----
-    table("notifications", &[rooms("one for each accepted event", "")], "redactions take theirs out"),
+    table(
+        "notifications",
+        &[rooms("one for each accepted event", "")],
+        "redactions take theirs out; once a day that which all have read, after a month (`sweep_notifications`)",
+    ),
     table(
         "notifications_of_users",
         &[rooms(
@@ -494,7 +503,8 @@ pub const TABLES: &[TableBounds] = &[
              than half of them",
             "what_an_event_is_to_most_has_one_row_and_only_to_the_others_one_each",
         )],
-        "redactions take theirs out",
+        "redactions take theirs out; once a day that which they have read, after a month, and of rooms that they are \
+         not in any more (`sweep_notifications`)",
     ),
 ];
 

@@ -39,6 +39,7 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use rusqlite::Connection;
 
@@ -184,6 +185,12 @@ impl Store {
     /// Runs `f` on one consistent snapshot. Holds one of few connections, so: short, and no waiting inside.
     pub fn read<T>(&self, f: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
         self.readers.read(f)
+    }
+
+    /// [`Store::read`] for what may take long. Errors: also 429 `M_LIMIT_EXCEEDED` for what it asks the database behind
+    /// `until`.
+    pub fn read_until<T>(&self, until: Instant, f: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
+        self.readers.read_until(until, f)
     }
 
     /// The session of an access token, as of some moment during this call.

@@ -566,3 +566,29 @@ fn a_state_change_in_a_large_room_costs_little() {
     // log2(4096) / 2 + 1 entries of ten bytes for each change, where full copies would be 2048 on average.
     assert!(bytes / 4096 <= 80, "{} bytes a state event", bytes / 4096);
 }
+
+#[test]
+fn a_read_that_takes_too_long_is_broken_off_and_its_connection_goes_on() {
+    let store = in_memory("us.example");
+    let count = |most: i64| {
+        move |db: &Db<'_>| {
+            let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                 SELECT count(*) FROM n";
+            Ok(db.conn().query_row(numbers, [most], |row| row.get::<_, i64>(0))?)
+        }
+    };
+    let soon = || Instant::now() + std::time::Duration::from_millis(20);
+    for _ in 0..3 {
+        let refused = store.read_until(soon(), count(i64::MAX)).expect_err("it has no end");
+        assert_eq!((refused.status(), refused.errcode()), (429, crate::error::ErrCode::LimitExceeded));
+        assert!(refused.field("retry_after_ms").is_some());
+        // There is one connection.
+        assert_eq!(
+            store.read(count(100_000)).expect("read"),
+            100_000,
+            "whoever has it next has all the time"
+        );
+    }
+    let long = Instant::now() + std::time::Duration::from_secs(600);
+    assert_eq!(store.read_until(long, count(100_000)).expect("read"), 100_000);
+}

@@ -73,7 +73,7 @@ fn an_invite_of_another_server_is_notified_of_while_it_stands() {
         let read = server.homeserver().store.read(|db| {
             Ok((
                 db.notifications_after(&id, 0, 10)?,
-                db.notifications_before(&id, i64::MAX, false, 10)?,
+                db.notifications_before(&id, i64::MAX, false, 10)?.found,
                 db.badge(&id)?,
             ))
         });

@@ -4,8 +4,10 @@
 //! A job that is taken up is first put off by a while, so that whatever happens to the thread that does it, it comes up
 //! again, and never twice at once.
 
+mod bans;
 mod delayed;
 mod deletions;
+mod joins;
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{self, AssertUnwindSafe};
@@ -33,9 +35,6 @@ const FETCHERS_MAX: usize = 6;
 /// How many invites are handed out at once, beside those, and how many of them to one server.
 const INVITERS_MAX: usize = 8;
 const INVITERS_OF_SERVER_MAX: usize = 3;
-/// How many are joined at once whose knock was accepted, beside those, and how many times one user.
-const JOINERS_MAX: usize = 4;
-const JOINERS_OF_USER_MAX: usize = 2;
 /// For how long the waiting events of a room are left alone if something failed on this server.
 const AFTER_FAILURE_MS: Millis = 60_000;
 /// How long such a room stays taken if not even that could be written down.
@@ -157,7 +156,8 @@ impl Scheduler {
                 || db.next_owed_invite_due()?.is_some()
                 || db.next_owed_join_due()?.is_some()
                 || db.next_device_list_due()?.is_some()
-                || db.next_room_deletion_due()?.is_some())
+                || db.next_room_deletion_due()?.is_some()
+                || db.next_owed_bans_due()?.is_some())
         };
         if hs.store.read(due)? {
             hs.store.write(move |tx| {
@@ -166,7 +166,8 @@ impl Scheduler {
                 tx.hasten_owed_invites(now)?;
                 tx.hasten_owed_joins(now)?;
                 tx.hasten_all_device_lists(now)?;
-                tx.hasten_room_deletions(now)
+                tx.hasten_room_deletions(now)?;
+                tx.hasten_owed_bans(now)
             })?;
         }
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
@@ -312,7 +313,7 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
                 && state.listing.len() >= LIST_FETCHERS_MAX
                 && state.fetching.len() >= FETCHERS_MAX
                 && state.inviting.len() >= INVITERS_MAX
-                && state.joining.len() >= JOINERS_MAX
+                && state.joining.len() >= joins::JOINERS_MAX
                 && state.sending.len() >= delayed::SENDERS_MAX
             {
                 // Whoever finishes wakes us.
@@ -381,8 +382,9 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         })?;
     }
     deletions::delete_rooms(shared, hs, now)?;
+    bans::carry_bans(shared, hs, now)?;
     hand_out_invites(shared, hs, now)?;
-    join_who_was_let_in(shared, hs, now)?;
+    joins::join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
     let more_to_delete = hs.devices().empty_deleted_key_backups()?.then_some(now);
     let more_to_index = hs.rooms().index_texts_if_behind()?.then_some(now);
@@ -396,13 +398,14 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_delayed_event_due()?,
             db.next_guest_removal_due()?,
             db.next_room_deletion_due()?,
+            db.next_owed_bans_due()?,
         ])
     })?;
     Ok(next
         .into_iter()
         .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
         .chain([hs.syncing().sweep_sliding_connections(now)?, hs.media().sweep_media(now)?])
-        .chain([more_to_index])
+        .chain([more_to_index, hs.push().sweep_notifications(now)?])
         .flatten()
         .min())
 }
@@ -486,45 +489,6 @@ impl Drop for InvitingGuard {
         }
         drop(state);
         self.0.invited.notify_all();
-        self.0.wake();
-    }
-}
-
-/// Joins those whose knock was accepted, side by side, on threads of their own: a large room takes a while.
-fn join_who_was_let_in(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
-    let due = hs.store.read(|db| db.owed_joins_due(now, JOINERS_OF_USER_MAX, JOINERS_MAX * 4))?;
-    for (room, user) in due {
-        {
-            let mut state = lock(&shared.state);
-            let of_user = state.joining.iter().filter(|(_, busy)| *busy == user).count();
-            if state.joining.len() >= JOINERS_MAX || of_user >= JOINERS_OF_USER_MAX {
-                continue;
-            }
-            state.joining.push((room.clone(), user.clone()));
-        }
-        let (joining, hs) = (JoiningGuard(shared.clone(), (room.clone(), user.clone())), hs.clone());
-        let (leased_room, leased) = (room.clone(), user.clone());
-        hs.store.write(move |tx| tx.put_off_owed_join(&leased_room, &leased, now + LEASE_MS, false))?;
-        thread::Builder::new().name("joining".to_owned()).spawn(move || {
-            if let Err(error) = hs.membership().pursue_owed_join(&room, &user) {
-                log::log!(
-                    error.level(log::Level::Error),
-                    "the join of {user} to {room} cannot be kept: {error}"
-                );
-            }
-            drop(hs);
-            drop(joining);
-        })?;
-    }
-    Ok(())
-}
-
-/// Somebody who is being joined, given back also when its thread panics.
-struct JoiningGuard(Arc<SchedulerShared>, DueMembership);
-
-impl Drop for JoiningGuard {
-    fn drop(&mut self) {
-        lock(&self.0.state).joining.retain(|busy| *busy != self.1);
         self.0.wake();
     }
 }

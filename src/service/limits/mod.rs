@@ -6,6 +6,7 @@
 //! - `large_answers.rs`: how many answers are made and written at a time that may be large.
 //! - `request_permits.rs`: permits to ask other servers for others than local users, or out of curiosity; made of such
 //!   slots.
+//! - `search_turns.rs`: who may search, one after the other.
 //! - `resolution_allowance.rs`: how much state resolution the events of a room, and those of a server, may cause.
 //!
 //! Elsewhere: invites (`check_place` in `membership/invite.rs`), passwords (`accounts/passwords.rs`), transactions
@@ -17,3 +18,4 @@ pub mod knock_budget;
 pub mod large_answers;
 pub mod request_permits;
 pub mod resolution_allowance;
+pub mod search_turns;

@@ -3,6 +3,7 @@
 //! - `rules`: the push rules of a user. What they make of an event is found in the transaction that accepts it
 //!   (`store/push/evaluate.rs`).
 //! - `pushers`: where users have it sent. Where they read it by themselves: `service/rooms/notifications.rs`.
+//! - `sweep`: what was read long ago goes.
 //! - `sender`: the threads that send; `next`: what goes next to a gateway; `payload`: what it is sent.
 
 mod next;
@@ -10,6 +11,7 @@ mod payload;
 pub mod pushers;
 pub mod rules;
 pub mod sender;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@ use crate::TestServer;
 use crate::protocol::push_rules::Outcome;
 use crate::protocol::{RoomId, UserId};
 use crate::store::push::notifications::Notification;
+use crate::store::push::sweep::SweepPlace;
 use crate::store::push::unread::{Badge, Unread};
 use crate::testing::{TestUser, segment};
 
@@ -62,7 +63,7 @@ fn before(
 ) -> Vec<Notification> {
     let user = id(user);
     let store = &server.homeserver().store;
-    store.read(|db| db.notifications_before(&user, before, highlights, limit)).expect("read")
+    store.read(|db| db.notifications_before(&user, before, highlights, limit)).expect("read").found
 }
 
 fn badge(server: &TestServer, user: &TestUser) -> Badge {
@@ -167,4 +168,119 @@ fn an_invite_is_notified_of_until_it_is_answered_and_so_is_no_blocked_one() {
     bob.put(&path, ignored);
     alice.invite(&room, bob.id());
     assert!(after(&server, &bob, 0, 10).is_empty(), "of who is ignored");
+}
+
+#[test]
+fn what_the_user_said_is_passed_over_a_bounded_part_at_a_time() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    alice.send(&room, "long ago");
+    for n in 0..450 {
+        bob.send(&room, &format!("mine {n}"));
+    }
+    let (user, mut position, mut looks) = (id(&bob), i64::MAX, 0);
+    let found = loop {
+        let last = server.homeserver().store.read(|db| db.notifications_before(&user, position, false, 1));
+        let last = last.expect("read");
+        looks += 1;
+        if let Some(found) = last.found.into_iter().next() {
+            break found;
+        }
+        let from = last.looked_at_from.expect("there is more");
+        assert!(from < position, "it gets on");
+        position = from;
+    };
+    assert_eq!((found.outcome, looks), (SOUND, 3), "a room of two rings");
+    let page = bob.get("/_matrix/client/v3/notifications?limit=1");
+    assert_eq!(page["notifications"][0]["event"]["content"]["body"], "long ago");
+    assert!(page.get("next_token").is_none(), "{page}");
+}
+
+/// Goes through all notifications once; what is left of both kinds.
+fn swept(server: &TestServer) -> (i64, i64) {
+    let hs = server.homeserver();
+    let before = hs.clock.now_ms() - crate::store::push::sweep::READ_KEPT_MS;
+    let mut place = Some(SweepPlace::START);
+    while let Some(at) = place {
+        let portion = hs.store.read(|db| db.notifications_to_sweep(&at, before, 3)).expect("read");
+        place = portion.next.clone();
+        hs.store.write(move |tx| tx.sweep_notifications(&portion)).expect("written");
+    }
+    let count = |table: &str| {
+        let sql = format!("SELECT count(*) FROM {table}");
+        hs.store.read(|db| Ok(db.conn().query_row(&sql, [], |row| row.get(0))?)).expect("read")
+    };
+    (count("notifications"), count("notifications_of_users"))
+}
+
+#[test]
+fn what_was_read_a_month_ago_goes_and_what_counts_stays() {
+    let server = TestServer::start();
+    let users = [server.user("alice"), server.user("bob"), server.user("carol")];
+    let [alice, bob, carol] = &users;
+    let (room, private) = (alice.create_room(), alice.create_room_with(json!({"preset": "private_chat"})));
+    let others: Vec<TestUser> = (0..3).map(|n| server.user(&format!("other{n}"))).collect();
+    [bob, carol].iter().for_each(|user| drop(user.join(&room)));
+    others.iter().for_each(|user| drop(user.join(&room)));
+    alice.invite(&private, carol.id());
+    let root = alice.send(&room, "root");
+    for n in 0..8 {
+        mention(alice, &room, &[if n % 2 == 0 { bob } else { carol }]);
+    }
+    let in_thread = json!({"msgtype": "m.text", "body": "there",
+        "m.relates_to": {"rel_type": "m.thread", "event_id": root}});
+    let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/thread", segment(&room));
+    let threaded = alice.put(&path, in_thread)["event_id"].as_str().expect("an id").to_owned();
+    let last = alice.send(&room, "last");
+    let counts = || -> Vec<(u64, u64)> {
+        let of = |user: &TestUser| unread(&server, user, &room);
+        users.iter().chain(&others).map(of).map(|unread| (unread.notifications, unread.highlights)).collect()
+    };
+    let whole = swept(&server);
+    assert!(whole.0 >= 11 && whole.1 >= 9, "nothing goes that nobody has read: {whole:?}");
+    let receipt = |user: &TestUser, event: &str, body: Value| {
+        let path = format!("/_matrix/client/v3/rooms/{}/receipt/m.read/{}", segment(&room), segment(event));
+        user.post(&path, body);
+    };
+    receipt(bob, &last, json!({}));
+    let before = counts();
+    assert_eq!(swept(&server), whole, "it was only read now");
+    server.advance(std::time::Duration::from_secs(31 * 24 * 3600));
+    let left = swept(&server);
+    assert_eq!((left.0, counts()), (whole.0, before.clone()), "the others have not read it");
+    assert!(left.1 < whole.1, "what is bob's own goes");
+    let listed = bob.get("/_matrix/client/v3/notifications?limit=100");
+    assert_eq!(listed["notifications"], json!([]), "and stands no more as what it is to the others");
+    let listed = carol.get("/_matrix/client/v3/notifications?limit=100");
+    assert_eq!(listed["notifications"].as_array().map(Vec::len), Some(12), "{listed}");
+    // The main timeline only.
+    others.iter().chain([carol]).for_each(|user| receipt(user, &last, json!({"thread_id": "main"})));
+    receipt(alice, &last, json!({}));
+    let before = counts();
+    assert_eq!(before[3], (1, 0));
+    assert_eq!((swept(&server), counts()), ((1, 1), before), "the reply in the thread, and carol's invite");
+    others.iter().chain([carol]).for_each(|user| receipt(user, &threaded, json!({"thread_id": root})));
+    assert_eq!(swept(&server), (0, 1), "the invite stands");
+    assert_eq!(badge(&server, carol).invites, 1);
+    carol.join(&private);
+    assert_eq!(swept(&server), (0, 0));
+    assert!(counts().iter().all(|counts| *counts == (0, 0)));
+    // The timer does the same once a day.
+    alice.send(&room, "again");
+    let again = bob.send(&room, "and again");
+    users.iter().chain(&others).for_each(|user| receipt(user, &again, json!({})));
+    server.advance(std::time::Duration::from_secs(31 * 24 * 3600));
+    let rows = || -> i64 {
+        let count = "SELECT count(*) FROM notifications";
+        let read =
+            server.homeserver().store.read(|db| Ok(db.conn().query_row(count, [], |row| row.get(0))?));
+        read.expect("read")
+    };
+    let until = std::time::Instant::now() + crate::testing::patience(std::time::Duration::from_secs(30));
+    while rows() > 0 {
+        assert!(std::time::Instant::now() < until, "the timer sweeps");
+        std::thread::yield_now();
+    }
 }

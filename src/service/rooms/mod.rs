@@ -8,7 +8,7 @@
 //! - `relations`: the events that relate to one; `threads`: those of a room; `bundles`: what is told of them with an event.
 //! - `notifications`: what users were notified of, page by page.
 //! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them, with
-//!   `search_token`.
+//!   `search_token`, among `searched_rooms`.
 //! - `user_directory`: users by name, and the rooms that two have in common. `delayed_events`: what is sent later.
 //! - `preview`: a room in one answer, for who looks in.
 //! - `reports`: what users find inappropriate.
@@ -29,6 +29,7 @@ pub mod relations;
 pub mod reports;
 pub mod search;
 mod search_token;
+mod searched_rooms;
 pub mod send;
 pub mod summary;
 pub mod threads;

@@ -10,12 +10,15 @@ use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::rooms::view::RoomView;
 use crate::store::Db;
 use crate::store::push::notifications::Notification;
+use crate::store::push::sweep::READ_KEPT_MS;
 
 /// Notifications of one page.
 const DEFAULT_LIMIT: usize = 20;
 const LIMIT_MAX: usize = 100;
 /// Notifications that are looked at for one page: what the user may not see any more is passed over.
 const LOOKED_AT_MAX: usize = 1000;
+/// So many times more is looked at for one page where all of it was the user's own, or nothing to them.
+const LOOKS_MAX: usize = 10;
 
 /// What is asked for.
 #[derive(Debug, Default)]
@@ -47,7 +50,7 @@ struct ShownNotification {
 
 impl Rooms<'_> {
     /// What the format's user was notified of in the rooms that they are in: "events that the user has been, or would have
-    /// been notified about". Not what was redacted since, nor what they may not see.
+    /// been notified about". Not what was redacted since, nor what they may not see; what they have read for a month.
     pub fn notifications(
         &self,
         format: &ClientFormat<'_>,
@@ -56,22 +59,28 @@ impl Rooms<'_> {
         let limit = asked.limit.unwrap_or(DEFAULT_LIMIT).min(LIMIT_MAX);
         self.store.read(|db| {
             let (mut before, mut notifications) = (asked.from.unwrap_or(i64::MAX), Vec::new());
-            let mut looked_at = 0;
+            let (mut looked_at, mut looks) = (0, 0);
             loop {
                 // One more than is wanted, to know whether there are any.
                 let wanted = limit + 1 - notifications.len();
-                let found = db.notifications_before(format.user, before, asked.only_highlights, wanted)?;
-                let is_last = found.len() < wanted;
-                looked_at += found.len();
-                for notification in found {
+                let last = db.notifications_before(format.user, before, asked.only_highlights, wanted)?;
+                let is_short = last.found.len() < wanted;
+                looked_at += last.found.len();
+                looks += 1;
+                for notification in last.found {
                     if notifications.len() == limit || looked_at > LOOKED_AT_MAX {
                         return Ok(NotificationsPage { next_token: Some(before.to_string()), notifications });
                     }
                     before = notification.stream;
                     notifications.extend(shown(db, format, &notification)?);
                 }
-                if is_last {
-                    return Ok(NotificationsPage { next_token: None, notifications });
+                match last.looked_at_from.filter(|_| is_short) {
+                    Some(from) => before = from,
+                    None if is_short => return Ok(NotificationsPage { next_token: None, notifications }),
+                    None => {}
+                }
+                if looks >= LOOKS_MAX {
+                    return Ok(NotificationsPage { next_token: Some(before.to_string()), notifications });
                 }
             }
         })
@@ -82,6 +91,11 @@ fn shown(db: &Db<'_>, format: &ClientFormat<'_>, of: &Notification) -> Result<Op
     // An invite to a room that this server is not in is no event of a room.
     let Some(event) = of.event else { return Ok(None) };
     let event = db.event_by_key(event)?;
+    let read = is_read(db, format.user, of)?;
+    // Some day it is swept, and is listed no longer whether or not that was today.
+    if read && event.pdu.origin_server_ts() < format.now - READ_KEPT_MS {
+        return Ok(None);
+    }
     let room = db.room_by_key(of.room)?;
     let view = RoomView::new(db, &room, format.user)?;
     let look = view.look(&event)?;
@@ -91,7 +105,7 @@ fn shown(db: &Db<'_>, format: &ClientFormat<'_>, of: &Notification) -> Result<Op
     }
     Ok(Some(ShownNotification {
         actions: of.actions()?,
-        read: is_read(db, format.user, of)?,
+        read,
         room_id: of.room_id.clone(),
         ts: event.pdu.origin_server_ts(),
         event: client_format::full(&view, format, &event, Some(look.membership))?,

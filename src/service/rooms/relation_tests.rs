@@ -293,7 +293,7 @@ fn a_change_that_came_before_the_message_is_not_found_beside_it() {
     let found = || {
         let criteria =
             serde_json::from_value(json!({ "search_term": "heron", "order_by": "recent" })).unwrap();
-        let answer = house.hs.rooms().search(&house.format(), &criteria, None).unwrap();
+        let answer = house.hs.rooms().search(&house.format(), &criteria, None, || true).unwrap();
         let answer = serde_json::to_value(answer).unwrap();
         let ids =
             answer["results"].as_array().unwrap().iter().map(|found| found["result"]["event_id"].clone());

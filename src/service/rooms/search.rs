@@ -15,14 +15,15 @@ use serde_json::{Map, Value};
 use super::client_format;
 use crate::error::{Error, Result};
 use crate::protocol::filter::EventFilter;
-use crate::protocol::pdu::Membership;
 use crate::protocol::search_text::{SearchKey, SearchQuery};
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
+use crate::service::limits::search_turns::SearchTurn;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::write_with_bundles;
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::search_token::{GroupMember, NextBatch};
+use crate::service::rooms::searched_rooms::searched_rooms;
 use crate::service::rooms::timeline::{PaginationToken, TimelineEvent, walk};
 use crate::service::rooms::view::{Access, RoomView};
 use crate::store::rooms::events::TimelineRange;
@@ -47,8 +48,6 @@ const CONTEXT_USUAL: usize = 5;
 const CONTEXT_MAX: usize = 20;
 /// Most words to be highlighted.
 const HIGHLIGHTS_MAX: usize = 100;
-/// So many upgrades of a room are followed back.
-const PREDECESSORS_MAX: usize = 10;
 /// A search writes down what came since the last one in at most so many portions; what came before those is found later.
 const PORTIONS_MAX: usize = 20;
 /// This far the index may be behind before it is brought up to date although nobody searches.
@@ -169,13 +168,14 @@ struct Page {
 }
 
 impl Rooms<'_> {
-    /// `POST /search`: the events of the searcher's rooms, left ones too, in which the words are. Errors: 400
-    /// `M_INVALID_PARAM`, `M_BAD_JSON`.
+    /// `POST /search`: the events of the searcher's rooms, left ones too, in which the words are. Whoever is `wanted` no more
+    /// waits for no turn. Errors: 400 `M_INVALID_PARAM`, `M_BAD_JSON`; 429 `M_LIMIT_EXCEEDED`.
     pub fn search(
         &self,
         format: &ClientFormat<'_>,
         criteria: &SearchCriteria,
         next_batch: Option<&str>,
+        wanted: impl Fn() -> bool,
     ) -> Result<SearchAnswer> {
         criteria.filter.check_ids()?;
         let query = SearchQuery::parse(&criteria.search_term)?;
@@ -192,14 +192,17 @@ impl Rooms<'_> {
             limit => limit,
         };
         let from = next_batch.map_or(Ok(NextBatch::START), NextBatch::parse)?;
+        let mut turn = self.search_turns.turn(format.user, wanted)?;
         for _ in 0..PORTIONS_MAX {
-            if self.store.read(|db| db.events_to_index())? == 0 || !self.index_texts()? {
+            if turn.is_over() || self.store.read(|db| db.events_to_index())? == 0 || !self.index_texts()? {
                 break;
             }
         }
-        self.store.read(|db| {
+        turn.begin();
+        self.store.read_until(turn.ends(), |db| {
             let rooms = searched_rooms(db, format.user, &criteria.filter)?;
-            let search = Search { db, format, criteria, query: &query, keys: &keys, rooms: &rooms };
+            let (query, keys, rooms) = (&query, &keys, &rooms);
+            let search = Search { db, format, criteria, query, keys, rooms, turn: &turn };
             search.answer(from, limit)
         })
     }
@@ -221,51 +224,6 @@ impl Rooms<'_> {
     }
 }
 
-/// The rooms that are searched: those that the user is in or has left, and not forgotten, as far as the filter wants
-/// them. "The search will *not* include rooms that are end to end encrypted."
-fn searched_rooms(db: &Db<'_>, user: &UserId, filter: &EventFilter) -> Result<BTreeMap<RoomKey, Room>> {
-    let mut rooms = BTreeMap::new();
-    for of_user in db.rooms_of(user)? {
-        let was_in = matches!(of_user.membership, Membership::Join | Membership::Leave | Membership::Ban);
-        if was_in && !of_user.forgotten {
-            rooms.insert(of_user.room_id, of_user.room);
-        }
-    }
-    if let Some(wanted) = &filter.rooms {
-        let mut wanted: BTreeSet<RoomId> = wanted.iter().filter_map(|id| RoomId::parse(id).ok()).collect();
-        wanted.retain(|id| rooms.contains_key(id));
-        // Who searches a room means its conversation, which may have begun in the room that it was upgraded from.
-        for id in wanted.clone() {
-            wanted.extend(predecessors(db, &rooms, id)?);
-        }
-        rooms.retain(|id, _| wanted.contains(id));
-    }
-    let not_wanted: BTreeSet<&str> = filter.not_rooms.iter().map(String::as_str).collect();
-    let mut searched = BTreeMap::new();
-    for (id, key) in rooms {
-        let is_left_out =
-            not_wanted.contains(id.as_str()) || db.state_event_key(key, "m.room.encryption", "")?.is_some();
-        if !is_left_out && let Some(room) = db.room(&id)? {
-            searched.insert(key, room);
-        }
-    }
-    Ok(searched)
-}
-
-/// The rooms that a room was upgraded from, as far as they are among these.
-fn predecessors(db: &Db<'_>, rooms: &BTreeMap<RoomId, RoomKey>, of: RoomId) -> Result<Vec<RoomId>> {
-    let (mut found, mut at) = (Vec::new(), of);
-    for _ in 0..PREDECESSORS_MAX {
-        let Some(key) = rooms.get(&at) else { break };
-        let create = db.state_event(*key, "m.room.create", "")?.map(|create| create.content());
-        let before = create.as_ref().and_then(|content| content.get("predecessor")?.get("room_id")?.as_str());
-        let Some(before) = before.and_then(|id| RoomId::parse(id).ok()) else { break };
-        found.push(before.clone());
-        at = before;
-    }
-    Ok(found)
-}
-
 /// A search that is under way.
 struct Search<'s> {
     db: &'s Db<'s>,
@@ -274,6 +232,7 @@ struct Search<'s> {
     query: &'s SearchQuery,
     keys: &'s [SearchKey],
     rooms: &'s BTreeMap<RoomKey, Room>,
+    turn: &'s SearchTurn,
 }
 
 /// The searcher's views of rooms that had a match.
@@ -352,7 +311,7 @@ impl<'s> Search<'s> {
                 return Ok(page);
             }
             at = NextBatch { top: last - 1, skip: 0, seen: page.count, within: at.within };
-            if page.hits.len() >= limit || looked_at >= EVENTS_LOOKED_AT_MAX {
+            if page.hits.len() >= limit || looked_at >= EVENTS_LOOKED_AT_MAX || self.turn.is_over() {
                 page.next = Some(at);
                 return Ok(page);
             }

@@ -16,6 +16,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::search_text::fold;
 use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
+use crate::service::limits::search_turns::SearchTurn;
 use crate::service::rooms::Rooms;
 use crate::store::{Db, RoomKey};
 
@@ -79,11 +80,13 @@ struct Profile {
 }
 
 impl Rooms<'_> {
-    /// `POST /user_directory/search`. Errors: 400 `M_INVALID_PARAM`.
+    /// `POST /user_directory/search`. Whoever is `wanted` no more waits for no turn. Errors: 400 `M_INVALID_PARAM`; 429
+    /// `M_LIMIT_EXCEEDED`.
     pub fn search_users(
         &self,
         searcher: &UserId,
         asked: &UserDirectoryRequest,
+        wanted: impl Fn() -> bool,
     ) -> Result<UserDirectoryAnswer> {
         if asked.search_term.len() > TERM_BYTES_MAX {
             return Err(Error::invalid_param("search_term may have at most 512 bytes"));
@@ -93,9 +96,10 @@ impl Rooms<'_> {
         if term.is_empty() {
             return Ok(UserDirectoryAnswer { results: Vec::new(), limited: false });
         }
-        self.store.read(|db| {
-            let mut found =
-                Found { db, searcher, term, ignored: Ignored::of(db, searcher)?, seen: HashMap::new() };
+        let turn = self.search_turns.turn(searcher, wanted)?;
+        self.store.read_until(turn.ends(), |db| {
+            let ignored = Ignored::of(db, searcher)?;
+            let mut found = Found { db, searcher, term, ignored, seen: HashMap::new(), turn: &turn };
             let is_whole = found.look_through_rooms()?;
             let is_whole = match self.config.user_directory_of_all {
                 true => found.look_through_accounts()? && is_whole,
@@ -164,6 +168,7 @@ struct Found<'f> {
     ignored: Ignored,
     /// Who was looked at, and of those who fit how well they do.
     seen: HashMap<UserId, Option<(u8, Profile)>>,
+    turn: &'f SearchTurn,
 }
 
 impl Found<'_> {
@@ -202,7 +207,7 @@ impl Found<'_> {
         let db = self.db;
         let mut is_whole = true;
         db.each_member(room, Some(Membership::Join), |user, _, row| {
-            if *left == 0 {
+            if *left == 0 || self.turn.is_over() {
                 is_whole = false;
                 return Ok(());
             }
@@ -220,6 +225,9 @@ impl Found<'_> {
         let accounts = self.db.active_users(ACCOUNTS_MAX + 1)?;
         let is_whole = accounts.len() <= ACCOUNTS_MAX;
         for user in accounts.into_iter().take(ACCOUNTS_MAX) {
+            if self.turn.is_over() {
+                return Ok(false);
+            }
             if !self.seen.contains_key(&user) {
                 self.look_at(user, || Ok(Profile::default()))?;
             }

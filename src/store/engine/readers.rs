@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -11,6 +12,9 @@ use crate::locks::{lock, wait};
 use crate::store::engine::gate::Gate;
 use crate::store::engine::open::configure;
 use crate::store::{Db, StoreState};
+
+/// After so many steps of SQLite's machine, some hundreds of microseconds, it is asked whether time is up.
+const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 
 thread_local! {
     /// Whether this thread is inside a `read`, or is the writer. Either could wait for itself if it asked again.
@@ -88,6 +92,21 @@ impl Readers {
         Ok(lent)
     }
 
+    /// [`Readers::read`] for what may take long: from then on whatever is asked of the database is broken off, with an error
+    /// of its own.
+    pub(in crate::store) fn read_until<T>(
+        &self,
+        until: Instant,
+        f: impl FnOnce(&Db<'_>) -> Result<T>,
+    ) -> Result<T> {
+        refuse_nesting("a read")?;
+        let mut lent = self.lend()?;
+        lent.end_at(until)?;
+        let connection = lent.connection();
+        connection.prepare_cached("BEGIN")?.execute([])?;
+        f(&Db::reader(connection, &self.shared))
+    }
+
     /// Writes all that is there to a new database at this path.
     pub(in crate::store) fn copy_to(&self, path: &Path) -> Result<()> {
         refuse_nesting("a copy")?;
@@ -119,7 +138,7 @@ impl Readers {
         };
         self.gate.enter();
         INSIDE.set(true);
-        Ok(LentReader { readers: self, connection: Some(connection) })
+        Ok(LentReader { readers: self, connection: Some(connection), has_end: false })
     }
 }
 
@@ -127,9 +146,19 @@ impl Readers {
 struct LentReader<'r> {
     readers: &'r Readers,
     connection: Option<Connection>,
+    /// Whether what it is asked is broken off at some time.
+    has_end: bool,
 }
 
 impl LentReader<'_> {
+    fn end_at(&mut self, until: Instant) -> Result<()> {
+        self.has_end = true;
+        if let Some(connection) = &mut self.connection {
+            connection.progress_handler(STEPS_BETWEEN_LOOKS, Some(move || Instant::now() > until))?;
+        }
+        Ok(())
+    }
+
     fn connection(&self) -> &Connection {
         self.connection.as_ref().expect("taken only by drop")
     }
@@ -138,9 +167,11 @@ impl LentReader<'_> {
 impl Drop for LentReader<'_> {
     fn drop(&mut self) {
         INSIDE.set(false);
-        let Some(connection) = self.connection.take() else { return };
-        let ended = connection.is_autocommit()
-            || connection.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).is_ok();
+        let Some(mut connection) = self.connection.take() else { return };
+        let is_free = !self.has_end || connection.progress_handler(0, None::<fn() -> bool>).is_ok();
+        let ended = is_free
+            && (connection.is_autocommit()
+                || connection.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).is_ok());
         let connection = ended.then_some(connection);
         self.readers.gate.leave();
         let mut pool = lock(&self.readers.pool);

@@ -5,9 +5,17 @@ use rusqlite::ffi::{SQLITE_IOERR_FSYNC, SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_TRUNC
 
 use crate::error::{ErrCode, Error};
 
-/// 507 `M_UNKNOWN` where the disk takes nothing, which passes; else 500.
+/// When who asked for what took too long should ask for less.
+const RETRY_AFTER_MS: i64 = 10_000;
+
+/// 507 `M_UNKNOWN` where the disk takes nothing, which passes; 429 `M_LIMIT_EXCEEDED` for what was broken off because it took
+/// too long; else 500.
 impl From<rusqlite::Error> for Error {
     fn from(e: rusqlite::Error) -> Self {
+        if e.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) {
+            let error = Self::new(ErrCode::LimitExceeded, "This takes longer than the server has time for");
+            return error.with_field("retry_after_ms", RETRY_AFTER_MS).with_cause(e);
+        }
         match disk_failure(&e) {
             Some(sentence) => Self::new(ErrCode::Unknown, sentence).with_status(507).with_cause(e),
             None => Self::internal(e),

@@ -16,6 +16,10 @@ use crate::store::{Db, EventKey, RoomKey, StoredEvent, Tx};
 pub(super) const NOTIFICATIONS_BY_THREAD: [(&str, &str); 2] =
     [("NOT INDEXED", "IS NULL"), ("INDEXED BY notifications_in_threads", "IS NOT NULL")];
 
+/// What a page of a user's notifications looks at in one room, at most: rows of all, and events that may be the user's own.
+const ROWS_LOOKED_AT_MAX: usize = 2000;
+const EVENTS_LOOKED_AT_MAX: usize = 200;
+
 /// An event that notifies somebody.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct NewNotification<'n> {
@@ -65,6 +69,15 @@ impl Notification {
     }
 }
 
+/// The last of what a user was notified of.
+#[derive(Debug, Default)]
+pub struct LastNotifications {
+    /// The last ones first.
+    pub found: Vec<Notification>,
+    /// Only what is at this position or behind it was looked at; none: everything.
+    pub looked_at_from: Option<i64>,
+}
+
 /// Which of a user's notifications are wanted.
 #[derive(Debug, Clone, Copy)]
 enum Wanted {
@@ -106,18 +119,19 @@ impl Db<'_> {
         let changed = self.rooms_of_since(user, after)?;
         let invited = changed.iter().filter(|room| room.membership == Membership::Invite);
         rooms.extend(invited.map(|room| room.room));
-        self.merged(user, rooms, Wanted::After(after), limit)
+        self.merged(user, rooms, Wanted::After(after), limit).map(|last| last.found)
     }
 
     /// What a user was notified of by events before a position, the last ones first, at most `limit`: all, or only what is
-    /// highlighted.
+    /// highlighted. Of each room so many rows are looked at, however many there are of the user's own events, and of those
+    /// that are nothing to them.
     pub fn notifications_before(
         &self,
         user: &UserId,
         before: i64,
         only_highlights: bool,
         limit: usize,
-    ) -> Result<Vec<Notification>> {
+    ) -> Result<LastNotifications> {
         let rooms = self.rooms_of(user)?;
         let rooms =
             rooms.iter().filter(|room| matches!(room.membership, Membership::Join | Membership::Invite));
@@ -131,18 +145,20 @@ impl Db<'_> {
         rooms: BTreeSet<RoomKey>,
         wanted: Wanted,
         limit: usize,
-    ) -> Result<Vec<Notification>> {
+    ) -> Result<LastNotifications> {
         let mut all = self.remote_invites(user, wanted, limit)?;
+        let mut looked_at_from = None;
         for room in rooms {
             self.own_of_room(user, room, wanted, limit, &mut all)?;
-            self.usual_of_room(user, room, wanted, limit, &mut all)?;
+            looked_at_from = looked_at_from.max(self.usual_of_room(user, room, wanted, limit, &mut all)?);
         }
+        all.retain(|notification| looked_at_from.is_none_or(|from| notification.stream >= from));
         all.sort_unstable_by_key(|notification| match wanted {
             Wanted::After(_) => notification.stream,
             Wanted::Before(..) => -notification.stream,
         });
         all.truncate(limit);
-        Ok(all)
+        Ok(LastNotifications { found: all, looked_at_from })
     }
 
     /// Invites to rooms that we are not in, as long as they stand.
@@ -191,7 +207,8 @@ impl Db<'_> {
         Ok(())
     }
 
-    /// What it has for everybody, where nothing else is so for the user.
+    /// What it has for everybody, where nothing else is so for the user. Of what is before a position not everything may be
+    /// looked at: then from where on it was.
     fn usual_of_room(
         &self,
         user: &UserId,
@@ -199,29 +216,39 @@ impl Db<'_> {
         wanted: Wanted,
         limit: usize,
         all: &mut Vec<Notification>,
-    ) -> Result<()> {
-        let Some(since) = self.counts_since(room, user)? else { return Ok(()) };
+    ) -> Result<Option<i64>> {
+        let Some(since) = self.counts_since(room, user)? else { return Ok(None) };
         let (after, before, order, bits) = wanted.parts();
         let room_id = self.room_by_key(room)?.room_id;
+        let mut looked_at_from = None;
         for (index, condition) in NOTIFICATIONS_BY_THREAD {
             let mut statement = self.conn().prepare_cached(&format!(
-                "SELECT stream, event_key, thread, outcome, actions FROM notifications n {index}
-                 WHERE room_key = ?2 AND stream > ?3 AND stream < ?4 AND outcome & ?5 = ?5 AND thread {condition}
-                   AND NOT EXISTS (SELECT 1 FROM notifications_of_users o
+                "SELECT stream, event_key, thread, outcome, actions,
+                   EXISTS (SELECT 1 FROM notifications_of_users o
                      WHERE o.user_id = ?1 AND o.room_key = ?2 AND o.stream = n.stream)
+                 FROM notifications n {index}
+                 WHERE room_key = ?2 AND stream > ?3 AND stream < ?4 AND outcome & ?5 = ?5 AND thread {condition}
                  ORDER BY stream {order}"
             ))?;
             let mut rows = statement.query(params![user.as_str(), room, after.max(since), before, bits])?;
-            let mut found = 0;
+            let (mut found, mut looked_at, mut events) = (0, 0, 0);
             while let Some(row) = rows.next()?.filter(|_| found < limit) {
-                let event: EventKey = row.get(1)?;
-                if self.pdu_by_key(event)?.sender() != user {
-                    all.push(read(row, room, &room_id)?);
-                    found += 1;
+                looked_at += 1;
+                if !row.get::<_, bool>(5)? {
+                    events += 1;
+                    if self.pdu_by_key(row.get::<_, EventKey>(1)?)?.sender() != user {
+                        all.push(read(row, room, &room_id)?);
+                        found += 1;
+                    }
+                }
+                let is_much = looked_at >= ROWS_LOOKED_AT_MAX || events >= EVENTS_LOOKED_AT_MAX;
+                if is_much && matches!(wanted, Wanted::Before(..)) {
+                    looked_at_from = looked_at_from.max(Some(row.get::<_, i64>(0)?));
+                    break;
                 }
             }
         }
-        Ok(())
+        Ok(looked_at_from)
     }
 }
 

@@ -10,6 +10,7 @@
 //!   authorised yet;
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
+//!   `owed_bans`: bans of a room that was replaced, which the new one is to have;
 //! - `room_import`: a room that comes with its whole state;
 //! - `listed`: what who runs the server is told of rooms;
 //! - `directory`: aliases and published rooms; `blocked_rooms`: rooms that nobody is to come into;
@@ -26,6 +27,7 @@ pub mod events;
 pub mod late_extremities;
 pub mod listed;
 pub mod memberships;
+pub mod owed_bans;
 pub mod owed_invites;
 pub mod owed_joins;
 pub mod pending_events;

@@ -31,9 +31,10 @@ struct Categories<T> {
 pub fn search(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: SearchRequest = request.json()?;
     let criteria = body.search_categories.room_events;
-    let format = client_format(hs, requester);
-    let room_events = criteria
-        .map(|criteria| hs.rooms().search(&format, &criteria, request.query("next_batch")))
-        .transpose()?;
+    let (format, next) = (client_format(hs, requester), request.query("next_batch"));
+    let gone = request.hung_up();
+    let wanted = || !gone.as_ref().is_some_and(|gone| gone());
+    let room_events =
+        criteria.map(|criteria| hs.rooms().search(&format, &criteria, next, wanted)).transpose()?;
     reply(&Answer { search_categories: Categories { room_events } })
 }

@@ -14,7 +14,9 @@ use crate::service::rooms::user_directory::{MutualRooms, UserDirectoryRequest};
 /// `POST /_matrix/client/v3/user_directory/search`.
 pub fn search(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let asked: UserDirectoryRequest = request.json()?;
-    reply(&hs.rooms().search_users(&requester.user_id, &asked)?)
+    let gone = request.hung_up();
+    let wanted = || !gone.as_ref().is_some_and(|gone| gone());
+    reply(&hs.rooms().search_users(&requester.user_id, &asked, wanted)?)
 }
 
 /// `GET /_matrix/client/v1/mutual_rooms`.

@@ -2,9 +2,11 @@
 //! old one by a tombstone, and moves what names or holds it. So there is all of it or nothing, whatever happens meanwhile.
 //!
 //! - here: the verb; `plan`: what the new room is made of.
+//! - `bans`: those beyond what comes with the new room.
 //! - `ties`: the spaces and rooms that speak of the old room, and the old room's own events that end it.
 //! - `service/membership/replaced_rooms.rs`: what moves for each local user who comes into the new room, and for this server.
 
+mod bans;
 mod plan;
 mod ties;
 
@@ -13,7 +15,7 @@ use std::sync::mpsc;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use self::plan::{OldState, SETTINGS, TIES, Wishes, ban_content, plan};
+use self::plan::{OldState, SETTINGS, TIES, Wishes, plan};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
@@ -27,13 +29,15 @@ use crate::service::rooms::Rooms;
 use crate::service::rooms::create::{
     PlannedEvent, additional_creators, append_room, new_room_id, sign_room_events,
 };
+use crate::store::rooms::memberships::RoomMember;
+use crate::store::rooms::owed_bans::OwedBans;
 use crate::store::{Db, Room, Tx};
 
 /// How often an upgrade is begun anew because the old room changed meanwhile.
 const UPGRADE_ATTEMPTS_MAX: usize = 5;
 /// For how long the same request of the same user is a repeat, and makes no other room: they may not have got the answer.
 const REPEAT_MS: Millis = 10 * 60 * 1000;
-/// So many bans come with the new room. Of a room with more, the others follow one by one.
+/// So many bans come with the new room. Of a room with more, the others follow one by one, in the background.
 const BANS_AT_ONCE_MAX: usize = 1000;
 /// So many rooms and spaces of a space, or spaces of a room, are taken over: each is an event.
 const TIES_MAX: usize = 1000;
@@ -57,8 +61,8 @@ struct OldRoom {
     /// The stream position before it was read.
     position: i64,
     state: OldState,
-    /// Bans beyond those that come with the new room.
-    more_bans: Vec<(UserId, Option<String>)>,
+    /// The last of the bans that come with the new room, if there are more.
+    last_ban: Option<(i64, String)>,
     tombstone: Option<Pdu>,
     /// The aliases of this server that name it.
     aliases: Vec<String>,
@@ -150,7 +154,15 @@ impl Rooms<'_> {
     ) -> Result<Attempt> {
         let new = NewRoom::of(&old, user, version, creators, self.events().signer())?;
         let (new_id, tombstone) = (new.room_id.clone(), new.tombstone(&old.room.room_id));
-        let bans = old.more_bans.clone();
+        let owed = old.last_ban.clone().map(|(stream, last)| OwedBans {
+            room_id: new_id.clone(),
+            old_room_id: old.room.room_id.clone(),
+            sender: user.clone(),
+            stream,
+            user_id: last,
+            attempts: 0,
+        });
+        let now = self.clock.now_ms();
         let (note, notes) = mpsc::channel();
         let done = self.events().send_with(tombstone, move |tx, sent| {
             // Nobody is left to hear it only if we stopped waiting for the commit.
@@ -160,6 +172,9 @@ impl Rooms<'_> {
                 return Err(Error::internal("undone: the room has changed"));
             }
             new.put_in_place(tx, &old, sent)?;
+            if let Some(owed) = &owed {
+                tx.owe_bans(owed, now)?;
+            }
             for draft in old.farewell(&new) {
                 if !send_if_allowed(tx, &new.signer, &draft)? {
                     say(Note::Unsent(draft));
@@ -172,20 +187,12 @@ impl Rooms<'_> {
             return Ok(Attempt::Moved);
         }
         done?;
-        // What takes longer than a transaction may: a policy server that is asked, bans by the thousand.
+        // What takes longer than a transaction may: a policy server that is asked.
         let unsent = notes.into_iter().filter_map(|note| match note {
             Note::Unsent(draft) => Some(draft),
             Note::Moved => None,
         });
-        let bans = bans.iter().map(|(banned, reason)| Draft {
-            room: new_id.clone(),
-            sender: user.clone(),
-            event_type: "m.room.member".to_owned(),
-            state_key: Some(banned.to_string()),
-            content: ban_content(reason),
-            redacts: None,
-        });
-        for draft in unsent.chain(bans) {
+        for draft in unsent {
             let room = draft.room.clone();
             if let Err(error) = self.events().send(draft) {
                 log::log!(
@@ -231,8 +238,7 @@ impl OldRoom {
         };
         let create = db.state_event(room.key, "m.room.create", "")?;
         let create = create.ok_or_else(|| Error::internal("a room without a create event"))?;
-        let mut bans = bans_of(db, &room)?;
-        let more_bans = bans.split_off(bans.len().min(BANS_AT_ONCE_MAX));
+        let (bans, last_ban) = bans_of(db, &room)?;
         let state = OldState {
             room_id: room_id.clone(),
             version: room.version,
@@ -251,7 +257,7 @@ impl OldRoom {
             ties: ties::of_others(db, user, room_id)?,
             room,
             state,
-            more_bans,
+            last_ban,
         })
     }
 
@@ -340,14 +346,18 @@ fn taken_over(db: &Db<'_>, room: &Room) -> Result<Vec<PlannedEvent>> {
     Ok(state)
 }
 
-/// Who is banned, the last ones first.
-fn bans_of(db: &Db<'_>, room: &Room) -> Result<Vec<(UserId, Option<String>)>> {
-    let mut members = db.members(room.key, Some(Membership::Ban))?;
-    members.sort_by_key(|member| std::cmp::Reverse(member.stream));
-    let ban = |member: crate::store::rooms::memberships::RoomMember| {
-        Ok((member.user_id, db.pdu_by_key(member.event)?.content_str("reason")))
-    };
-    members.into_iter().map(ban).collect()
+/// A ban, and its reason.
+type Ban = (UserId, Option<String>);
+
+/// Who was banned last, the last ones first; and the last of these, if there are more.
+fn bans_of(db: &Db<'_>, room: &Room) -> Result<(Vec<Ban>, Option<(i64, String)>)> {
+    let mut members = db.bans_before(room.key, (i64::MAX, ""), BANS_AT_ONCE_MAX + 1)?;
+    let has_more = members.len() > BANS_AT_ONCE_MAX;
+    members.truncate(BANS_AT_ONCE_MAX);
+    let last = members.last().filter(|_| has_more);
+    let last = last.map(|member| (member.stream, member.user_id.to_string()));
+    let ban = |member: RoomMember| Ok((member.user_id, db.pdu_by_key(member.event)?.content_str("reason")));
+    Ok((members.into_iter().map(ban).collect::<Result<_>>()?, last))
 }
 
 /// Whether something that the new room takes over has changed since it was read, or somebody else has upgraded the room.

@@ -1,0 +1,57 @@
+//! Joins of those whose knock was accepted.
+
+use std::sync::Arc;
+use std::thread;
+
+use super::{DueMembership, LEASE_MS, SchedulerShared};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::locks::lock;
+use crate::service::Homeserver;
+
+/// How many are joined at once, beside other work, and how many times one user.
+pub(super) const JOINERS_MAX: usize = 4;
+const JOINERS_OF_USER_MAX: usize = 2;
+
+/// Joins those whose knock was accepted, side by side, on threads of their own: a large room takes a while.
+pub(super) fn join_who_was_let_in(
+    shared: &Arc<SchedulerShared>,
+    hs: &Arc<Homeserver>,
+    now: Millis,
+) -> Result<()> {
+    let due = hs.store.read(|db| db.owed_joins_due(now, JOINERS_OF_USER_MAX, JOINERS_MAX * 4))?;
+    for (room, user) in due {
+        {
+            let mut state = lock(&shared.state);
+            let of_user = state.joining.iter().filter(|(_, busy)| *busy == user).count();
+            if state.joining.len() >= JOINERS_MAX || of_user >= JOINERS_OF_USER_MAX {
+                continue;
+            }
+            state.joining.push((room.clone(), user.clone()));
+        }
+        let (joining, hs) = (JoiningGuard(shared.clone(), (room.clone(), user.clone())), hs.clone());
+        let (leased_room, leased) = (room.clone(), user.clone());
+        hs.store.write(move |tx| tx.put_off_owed_join(&leased_room, &leased, now + LEASE_MS, false))?;
+        thread::Builder::new().name("joining".to_owned()).spawn(move || {
+            if let Err(error) = hs.membership().pursue_owed_join(&room, &user) {
+                log::log!(
+                    error.level(log::Level::Error),
+                    "the join of {user} to {room} cannot be kept: {error}"
+                );
+            }
+            drop(hs);
+            drop(joining);
+        })?;
+    }
+    Ok(())
+}
+
+/// Somebody who is being joined, given back also when its thread panics.
+struct JoiningGuard(Arc<SchedulerShared>, DueMembership);
+
+impl Drop for JoiningGuard {
+    fn drop(&mut self) {
+        lock(&self.0.state).joining.retain(|busy| *busy != self.1);
+        self.0.wake();
+    }
+}
