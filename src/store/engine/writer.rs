@@ -364,8 +364,9 @@ impl WriterThread<'_> {
         Ok(())
     }
 
-    /// Runs each closure in its savepoint. `done` counts those that had their turn; an error means that the
-    /// transaction itself is lost.
+    /// Runs each closure so that it can be undone: in a savepoint, for which each page is copied before it changes; or, as
+    /// long as no other has written, in the transaction itself, which is begun anew then. `done` counts those that had
+    /// their turn; an error means that the transaction itself is lost.
     fn run_group(
         &mut self,
         group: &mut [QueuedWrite],
@@ -375,12 +376,15 @@ impl WriterThread<'_> {
         execute(self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
         let begun = Instant::now();
         let mut ended = begun;
+        let mut is_first = true;
         for queued in group.iter_mut() {
             if ended - begun > SLOW_CLOSURE {
                 break;
             }
             *done += 1;
-            execute(self.connection, "SAVEPOINT closure")?;
+            if !is_first {
+                execute(self.connection, "SAVEPOINT closure")?;
+            }
             let mut tx = Tx {
                 db: Db::new(self.connection, &self.shared, Some(&self.cache)),
                 stream: self.stream,
@@ -407,9 +411,17 @@ impl WriterThread<'_> {
                 if self.connection.total_changes() != written {
                     self.cache.forget_all();
                 }
-                execute(self.connection, "ROLLBACK TO closure")?;
+                if is_first {
+                    execute(self.connection, "ROLLBACK")?;
+                    execute(self.connection, "BEGIN IMMEDIATE")?;
+                } else {
+                    execute(self.connection, "ROLLBACK TO closure")?;
+                }
             }
-            execute(self.connection, "RELEASE closure")?;
+            if !is_first {
+                execute(self.connection, "RELEASE closure")?;
+            }
+            is_first &= outcome.is_err();
             let before = std::mem::replace(&mut ended, Instant::now());
             if ended - before > SLOW_CLOSURE {
                 log::warn!(
