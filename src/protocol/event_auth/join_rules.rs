@@ -35,11 +35,6 @@ impl JoinRule {
         }
     }
 
-    /// The rule in a state.
-    pub fn of_state(state: StateLookup<'_>) -> Self {
-        state("m.room.join_rules", "").map_or(Self::Invite, |event| Self::of(&event))
-    }
-
     fn parse(rule: &str) -> Self {
         match rule {
             "public" => Self::Public,

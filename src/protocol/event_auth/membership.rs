@@ -94,7 +94,7 @@ impl EventCheck<'_> {
             return self.fail(Rule::Member, &[join, 3], format!("{target} is banned from the room"));
         }
         let is_expected = matches!(membership, Some(Membership::Invite | Membership::Join));
-        let rule = JoinRule::of_state(self.state);
+        let rule = self.join_rule();
         let otherwise = if self.version.restricted_join { 7 } else { 6 };
         match rule {
             // 5.3.4. By invitation.
@@ -262,7 +262,7 @@ impl EventCheck<'_> {
     fn check_knock(&self, target: &str, knock: u8) -> Result<(), AuthError> {
         let sender = self.event.sender().as_str();
         // 5.7.1. The room takes knocks.
-        match JoinRule::of_state(self.state) {
+        match self.join_rule() {
             JoinRule::Knock => {}
             JoinRule::KnockRestricted if self.version.knock_restricted => {}
             _ => return self.fail(Rule::Member, &[knock, 1], "the room's join rule takes no knocks"),

@@ -147,7 +147,8 @@ pub fn auth_types(
         .collect()
 }
 
-fn selection<'e>(
+/// [`auth_types`] without copying anything.
+pub(super) fn selection<'e>(
     event_type: &str,
     sender: &'e str,
     state_key: Option<&'e str>,
@@ -308,21 +309,25 @@ pub fn check_against_auth_events(event: &Pdu, auth: &[Pdu], version: RoomVersion
     AuthChecker::new(version).check_against_auth_events(event, auth)
 }
 
-/// [`check`] for many events of one room: remembers what it read of the power levels and the create event.
+/// [`check`] for many events of one room: remembers what it read of the power levels, the join rules and the create
+/// event.
 /// For one thread; make one for each.
 pub struct AuthChecker {
     version: RoomVersion,
     creations: RefCell<HashMap<EventId, Arc<Creation>>>,
     power_levels: RefCell<HashMap<EventId, Arc<PowerContent>>>,
+    join_rules: RefCell<HashMap<EventId, Arc<JoinRule>>>,
 }
 
-/// So many power levels are remembered before starting afresh: enough for the branches of a fork.
-const POWER_LEVELS_REMEMBERED_MAX: usize = 256;
+/// So many power levels (and as many of the others) are remembered before starting afresh: enough for the branches of a
+/// fork.
+const EVENTS_REMEMBERED_MAX: usize = 256;
 
 impl AuthChecker {
     /// A checker of one room version's rules that remembers nothing yet.
     pub fn new(version: RoomVersion) -> Self {
-        Self { version, creations: RefCell::default(), power_levels: RefCell::default() }
+        let (creations, power_levels, join_rules) = Default::default();
+        Self { version, creations, power_levels, join_rules }
     }
 
     /// See [`check`].
@@ -381,7 +386,7 @@ fn remember<T>(memory: &RefCell<HashMap<EventId, Arc<T>>>, event: &Pdu, read: im
     if let Some(known) = memory.get(event.event_id()) {
         return known.clone();
     }
-    if memory.len() >= POWER_LEVELS_REMEMBERED_MAX {
+    if memory.len() >= EVENTS_REMEMBERED_MAX {
         memory.clear();
     }
     let value = Arc::new(read());
@@ -452,6 +457,13 @@ impl EventCheck<'_> {
         self.power.get_or_init(|| {
             let content = (self.state)("m.room.power_levels", "").map(|event| self.checker.content(&event));
             PowerLevels::new(self.version, Some(self.creation.clone()), content)
+        })
+    }
+
+    fn join_rule(&self) -> JoinRule {
+        let event = (self.state)("m.room.join_rules", "");
+        event.map_or(JoinRule::Invite, |event| {
+            *remember(&self.checker.join_rules, &event, || JoinRule::of(&event))
         })
     }
 

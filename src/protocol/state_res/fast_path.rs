@@ -1,9 +1,9 @@
 //! The commonest conflict by far, without the work of a whole resolution: in each branch of a busy room somebody else
 //! comes in, or knocks, whom the other branches have never heard of.
 //!
-//! Whole resolution would come to the same. Let every conflicted event be a newcomer as [`Resolution::is_newcomer`] has
-//! it: their own join or knock, the only event that any of the states has for them, resting on nothing but events on
-//! which all states agree. Then
+//! Whole resolution would come to the same. Let every conflicted event be a newcomer as [`is_newcomer`] has it: their own
+//! join or knock, the only event that any of the states has for them, resting on nothing but events on which all states
+//! agree. Then
 //!
 //! - whatever a newcomer rests on is in the full auth chain of every state: there is no auth difference, and, as long
 //!   as none of those rests on a newcomer in turn (which version 2.1 alone asks), no more of a conflicted subgraph.
@@ -12,6 +12,11 @@
 //! - such a check asks for the create event, the power levels, the join rules and the user's own membership, and for
 //!   nobody else's. The first three are undisputed, or cited and the same; the last only the newcomer itself could
 //!   change. So no check depends on another, and their order does not matter.
+//!
+//! What comes out is what all states agree on and every newcomer who passes: where they were all let in, the union of the
+//! states.
+
+use serde_json::{Map, Value};
 
 use super::{Conflict, Resolution};
 use crate::protocol::event_auth;
@@ -39,31 +44,48 @@ impl Resolution<'_> {
     }
 
     fn is_newcomer(&self, conflict: &Conflict, event: &Pdu) -> bool {
-        let (kind, user) = (&*conflict.key.0, &*conflict.key.1);
-        let is_own = event.is(kind, user) && event.sender().as_str() == user;
-        let comes = matches!(event.membership(), Some(Membership::Join | Membership::Knock));
-        if !is_own || !comes {
+        let undisputed = |kind: &str, key: &str| self.unconflicted.get(&(kind.into(), key.into()));
+        &*conflict.key.0 == "m.room.member" && is_newcomer(event, &conflict.key.1, &undisputed)
+    }
+}
+
+/// Whether an event is a newcomer: the user's own join or knock, by nobody else's leave, that rests on nothing but events
+/// on which all states agree. `undisputed`: those, by type and state key. That no state has another membership of the
+/// user's is for the caller to know.
+pub fn is_newcomer(event: &Pdu, user: &str, undisputed: &dyn Fn(&str, &str) -> Option<EventId>) -> bool {
+    let is_own = event.is("m.room.member", user) && event.sender().as_str() == user;
+    if !is_own || !matches!(event.membership(), Some(Membership::Join | Membership::Knock)) {
+        return false;
+    }
+    let (kind, content, mut cited) = (event.event_type(), content_for_selection(event), 0);
+    for (kind, key) in event_auth::selection(kind, user, Some(user), &content, event.version()) {
+        let is_membership = kind == "m.room.member";
+        if is_membership && key == user {
+            continue;
+        }
+        // Somebody else's membership: that of who lets them in. It might be in dispute.
+        if is_membership {
             return false;
         }
-        let mut cited = 0;
-        for (kind, key) in event_auth::auth_types(kind, user, Some(user), &event.content(), event.version()) {
-            let is_membership = kind == "m.room.member";
-            if is_membership && key == user {
-                continue;
-            }
-            // Somebody else's membership: that of who lets them in. It might be in dispute.
-            if is_membership {
+        if let Some(undisputed) = undisputed(kind, key) {
+            if !event.auth_events().contains(&undisputed) {
                 return false;
             }
-            if let Some(undisputed) = self.unconflicted.get(&(kind.into(), key.into())) {
-                if !event.auth_events().contains(&undisputed) {
-                    return false;
-                }
-                cited += 1;
-            }
+            cited += 1;
         }
-        event.auth_events().len() == cited
     }
+    event.auth_events().len() == cited
+}
+
+/// The content of a join or a knock, as far as it says which events it should rest on: parsed only where it may say more
+/// than the membership.
+fn content_for_selection(event: &Pdu) -> Map<String, Value> {
+    let raw = event.content_raw();
+    if raw.contains('\\') || raw.contains("join_authorised_via_users_server") {
+        return event.content();
+    }
+    let membership = event.membership().map(|membership| Value::from(membership.as_str()));
+    membership.into_iter().map(|membership| ("membership".to_owned(), membership)).collect()
 }
 
 /// The one event that the states have for a key, where they have any.

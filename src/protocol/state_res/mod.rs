@@ -34,6 +34,8 @@ use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::{RoomVersion, StateResolution};
 
+pub use self::fast_path::is_newcomer;
+
 /// Event type and state key.
 pub type StateTuple = (Arc<str>, Arc<str>);
 

@@ -13,7 +13,9 @@ use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, RoomId};
 use crate::service::events::extremities::{GraphPlace, may_be_late, place_in_graph};
-use crate::service::events::resolve::{ResolutionBudget, StateSet, is_same_state, resolve, state_near};
+use crate::service::events::resolve::{
+    ResolutionBudget, StateSet, is_same_state, resolve, state_near, with_newcomer,
+};
 use crate::service::events::state_view::StateView;
 use crate::store::rooms::append::Current;
 use crate::store::rooms::not_resident;
@@ -391,6 +393,16 @@ pub(in crate::service) fn current_after(
         db.forward_extremities(room.key)?.into_iter().filter(|extremity| kept.contains(&extremity.key))
     {
         sets.push(StateSet { state: StateRef::snapshot(extremity.state_after), unstored: None });
+    }
+    if budget != ResolutionBudget::None
+        && let Some(state) = with_newcomer(db, room, &sets, pdu)?
+    {
+        if cfg!(debug_assertions) {
+            let afresh = resolve(db, room.version, sets, ResolutionBudget::Bounded)?;
+            let same = afresh.as_ref().map_or(Ok(true), |afresh| is_same_state(db, Some(afresh), &state))?;
+            assert!(same, "a newcomer makes another state than resolving does");
+        }
+        return Ok(Some(Current::Resolved(state)));
     }
     Ok(ends.resolve(db, sets, budget)?.map(Current::Resolved))
 }

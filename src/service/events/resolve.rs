@@ -10,10 +10,11 @@ use crate::error::{Error, Result};
 use crate::protocol::room_version::StateResolution;
 use crate::protocol::state_res::{self, StateMap, StateTuple, Unconflicted};
 use crate::protocol::{EventId, Pdu, RoomVersion};
+use crate::service::events::state_view::StateView;
 use crate::store::cache::resolutions::Fingerprint;
 use crate::store::rooms::state::NamedDelta;
 use crate::store::rooms::state::StateRef;
-use crate::store::{Db, SnapshotId, Status};
+use crate::store::{Db, Room, SnapshotId, StateTupleId, Status};
 
 /// How much may be done for a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +138,64 @@ pub(in crate::service) fn resolve(
     let resolved = StateRef { base, change };
     db.keep_resolution(fingerprint, &resolved);
     Ok(Some(resolved))
+}
+
+/// What the current state becomes if somebody comes in, or knocks, whom none of these states knows, and these differ in
+/// nothing but other newcomers, all of whom the current state has: their union, which is what resolving them comes to
+/// (`protocol/state_res/fast_path.rs` says why). None if it is not so simple. `sets`: the states after all that will be
+/// forward extremities, `newcomer` on top of the first.
+pub(super) fn with_newcomer(
+    db: &Db<'_>,
+    room: &Room,
+    sets: &[StateSet<'_>],
+    newcomer: &Pdu,
+) -> Result<Option<StateRef>> {
+    let (Some(current), Some(entry)) = (room.state, entry_of(newcomer)) else { return Ok(None) };
+    // In version 2.1 what lies between the newcomers counts too, of which nothing is known here.
+    if room.version.state_resolution != StateResolution::V2
+        || newcomer.sender().as_str() != &*entry.0.1
+        || db.state_event_key(room.key, &entry.0.0, &entry.0.1)?.is_some()
+    {
+        return Ok(None);
+    }
+    let failure = RefCell::new(None);
+    let undisputed = |event_type: &str, state_key: &str| {
+        let key = db.state_event_key(room.key, event_type, state_key);
+        let id = key.and_then(|key| key.map(|key| db.event_id(key)).transpose());
+        id.unwrap_or_else(|e| {
+            failure.borrow_mut().get_or_insert(e);
+            None
+        })
+    };
+    if !state_res::is_newcomer(newcomer, &entry.0.1, &undisputed)
+        || StateView::current(db, room.key).authorise(&db.auth_checker(room.version), newcomer)?.is_err()
+    {
+        return failure.into_inner().map_or(Ok(None), Err);
+    }
+    // Who is missing in how many of the states.
+    let mut missing: BTreeMap<StateTupleId, usize> = BTreeMap::new();
+    for set in sets {
+        if !set.state.change.is_empty() {
+            return Ok(None);
+        }
+        let difference = db.state_difference(current, set.state.base)?;
+        if difference.len() > BOUNDED_DIFFERENCES_MAX || difference.values().any(Option::is_some) {
+            return Ok(None);
+        }
+        difference.into_keys().for_each(|tuple_id| *missing.entry(tuple_id).or_default() += 1);
+    }
+    for (tuple_id, count) in missing {
+        let Some(key) = db.state_row_at(current, tuple_id)? else { return Ok(None) };
+        let other = db.pdu_by_key(key)?;
+        db.count_examined(1);
+        let is_newcomer = state_res::is_newcomer(&other, other.sender().as_str(), &undisputed);
+        if !is_newcomer || count == sets.len() {
+            return failure.into_inner().map_or(Ok(None), Err);
+        }
+    }
+    let ((event_type, state_key), id) = entry;
+    let change = NamedDelta::from([((event_type, state_key), Some(id))]);
+    failure.into_inner().map_or(Ok(Some(StateRef { base: current, change })), Err)
 }
 
 /// What tells these states from all others, in whatever order they are.

@@ -16,7 +16,7 @@ use crate::service::events::build::Draft;
 use crate::service::rooms::create::CreateRoom;
 use crate::store::{EventKey, Status, StoredEvent};
 
-fn homeserver() -> Arc<Homeserver> {
+pub(super) fn homeserver() -> Arc<Homeserver> {
     homeserver_named("here.example")
 }
 
@@ -25,11 +25,11 @@ fn homeserver_named(name: &str) -> Arc<Homeserver> {
     Homeserver::open(Config::for_name(name), Clock::new()).unwrap()
 }
 
-fn user(id: &str) -> UserId {
+pub(super) fn user(id: &str) -> UserId {
     UserId::parse(id).unwrap()
 }
 
-fn alice() -> UserId {
+pub(super) fn alice() -> UserId {
     user("@alice:here.example")
 }
 
@@ -37,7 +37,7 @@ fn bob() -> UserId {
     user("@bob:there.example")
 }
 
-fn there() -> ServerName {
+pub(super) fn there() -> ServerName {
     ServerName::parse("there.example").unwrap()
 }
 
@@ -49,7 +49,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 /// A public room of Alice's.
-fn room(hs: &Homeserver, version: &str) -> RoomId {
+pub(super) fn room(hs: &Homeserver, version: &str) -> RoomId {
     let version = room_version::room_version(version).unwrap();
     let wishes: CreateRoom =
         serde_json::from_value(json!({ "preset": "public_chat", "name": "Kitchen" })).unwrap();
@@ -57,7 +57,13 @@ fn room(hs: &Homeserver, version: &str) -> RoomId {
     hs.rooms().create_room_with(version, &alice(), &events, |_, _| Ok(())).unwrap()
 }
 
-fn draft(room: &RoomId, sender: &UserId, event_type: &str, state_key: Option<&str>, content: Value) -> Draft {
+pub(super) fn draft(
+    room: &RoomId,
+    sender: &UserId,
+    event_type: &str,
+    state_key: Option<&str>,
+    content: Value,
+) -> Draft {
     Draft {
         room: room.clone(),
         sender: sender.clone(),
@@ -73,15 +79,15 @@ fn message(room: &RoomId, sender: &UserId, text: &str) -> Draft {
 }
 
 /// Another server, of which there is only its hand: it writes what it is told.
-struct Other {
+pub(super) struct Other {
     key: SigningKey,
     version: RoomVersion,
     room: RoomId,
-    time: i64,
+    pub(super) time: i64,
 }
 
 impl Other {
-    fn new(room: &RoomId, version: &str) -> Other {
+    pub(super) fn new(room: &RoomId, version: &str) -> Other {
         let version = room_version::room_version(version).unwrap();
         Other {
             key: SigningKey::generate([7; 32], "other"),
@@ -92,7 +98,7 @@ impl Other {
     }
 
     /// An event by a user of there.example with the auth events that the state after `after` asks for.
-    fn event(
+    pub(super) fn event(
         &mut self,
         hs: &Homeserver,
         after: &[&EventId],
@@ -163,7 +169,7 @@ fn extremities(hs: &Homeserver, room: &RoomId) -> Vec<EventId> {
     hs.store.read(read).unwrap()
 }
 
-fn only_extremity(hs: &Homeserver, room: &RoomId) -> EventId {
+pub(super) fn only_extremity(hs: &Homeserver, room: &RoomId) -> EventId {
     let extremities = extremities(hs, room);
     assert_eq!(extremities.len(), 1);
     extremities.into_iter().next().unwrap()
@@ -177,12 +183,12 @@ fn state(hs: &Homeserver, room: &RoomId, event_type: &str, state_key: &str) -> O
     hs.store.read(|db| db.state_event(db.known_room(room)?.key, event_type, state_key)).unwrap()
 }
 
-fn membership(hs: &Homeserver, room: &RoomId, user: &UserId) -> Option<Membership> {
+pub(super) fn membership(hs: &Homeserver, room: &RoomId, user: &UserId) -> Option<Membership> {
     hs.store.read(|db| db.membership(db.known_room(room)?.key, user)).unwrap()
 }
 
 /// What the tables that follow the current state say must be what the snapshot of the current state says.
-fn assert_consistent(hs: &Homeserver, room: &RoomId) {
+pub(super) fn assert_consistent(hs: &Homeserver, room: &RoomId) {
     hs.store
         .read(|db| {
             let room = db.known_room(room)?;
