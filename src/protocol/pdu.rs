@@ -101,6 +101,15 @@ pub(crate) struct ParsedPdu {
     pub(crate) essence: Vec<u8>,
 }
 
+impl ParsedPdu {
+    /// An event that was parsed before.
+    pub(crate) fn of(pdu: &Pdu) -> Self {
+        let object = pdu.canonical();
+        let essence = object.essential_bytes(pdu.version());
+        Self { pdu: pdu.clone(), object, essence }
+    }
+}
+
 /// What is read of an event's JSON. `R`: how it refers to other events.
 #[derive(Deserialize)]
 struct Header<'a, R> {

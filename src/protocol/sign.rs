@@ -15,7 +15,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::ServerName;
 use crate::protocol::json;
 use crate::protocol::json::CanonicalObject;
-use crate::protocol::pdu::Pdu;
+use crate::protocol::pdu::{ParsedPdu, Pdu};
 use crate::protocol::room_version::RoomVersion;
 
 const ALGORITHM: &str = "ed25519:";
@@ -224,11 +224,18 @@ impl CanonicalObject {
 }
 
 impl Pdu {
-    /// This event with one more signature. Errors: none that an event could cause.
+    /// This event with one more signature. Errors: 413 `M_TOO_LARGE` if there is no room for it.
     pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Result<Pdu> {
-        let object = self.canonical();
-        let signature = key.sign_bytes(&object.essential_bytes(self.version()));
-        self.with_canonical(object.with_signature(server.as_str(), key.key_id(), &signature))
+        Ok(ParsedPdu::of(self).signed(server, key)?.pdu)
+    }
+}
+
+impl ParsedPdu {
+    /// This event with one more signature, which is no part of what signatures cover. Errors: as [`Pdu::signed`].
+    pub(crate) fn signed(self, server: &ServerName, key: &SigningKey) -> Result<Self> {
+        let signature = key.sign_bytes(&self.essence);
+        let object = self.object.with_signature(server.as_str(), key.key_id(), &signature);
+        Ok(Self { pdu: self.pdu.with_canonical(object.clone())?, object, essence: self.essence })
     }
 }
 

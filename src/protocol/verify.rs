@@ -318,12 +318,11 @@ pub fn check_received(
 
 /// Steps 2 and 3 for an event that was parsed before, for example to gather its keys.
 pub fn check_parsed(pdu: &Pdu, keys: &KeyLookup<'_>) -> Result<VerifiedPdu, SignatureError> {
-    let object = pdu.canonical();
-    let essence = object.essential_bytes(pdu.version());
-    check_whole(ParsedPdu { pdu: pdu.clone(), object, essence }, keys)
+    check_whole(ParsedPdu::of(pdu), keys)
 }
 
-fn check_whole(whole: ParsedPdu, keys: &KeyLookup<'_>) -> Result<VerifiedPdu, SignatureError> {
+/// [`check_parsed`] with what was at hand after that.
+pub(crate) fn check_whole(whole: ParsedPdu, keys: &KeyLookup<'_>) -> Result<VerifiedPdu, SignatureError> {
     let ParsedPdu { pdu, object, essence } = whole;
     // Signatures cover the redacted form, and so are the same of both.
     let whole = object.content_hash_matches();

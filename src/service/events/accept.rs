@@ -102,7 +102,8 @@ impl Events<'_> {
         source: EventSource,
         given: Option<&StateMap>,
     ) -> Result<Received> {
-        let stored = self.store.read(|db| db.wholest(pdu))?;
+        // Nothing is asked of the database where there is nothing to find.
+        let stored = if pdu.is_whole() { None } else { self.store.read(|db| db.wholest(pdu))? };
         let pdu = stored.as_ref().unwrap_or(pdu);
         let received = self.authorise_and_store(pdu, source, given)?;
         let Received::Stored { already: true, status, .. } = received else { return Ok(received) };

@@ -414,14 +414,22 @@ impl Events<'_> {
 
     /// Builds something by a snapshot. In a room with more forks than an event can join, that waits for its turn and
     /// is paid for by the room: it resolves some of them.
-    fn read_in_turn<T>(&self, room: &RoomId, build_signed: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
-        let extremities = self.store.read(|db| match db.room(room)? {
-            Some(room) => Ok(db.extremity_keys(room.key)?.len()),
-            None => Ok(0),
+    fn read_in_turn<T>(&self, room: &RoomId, build_signed: impl Fn(&Db<'_>) -> Result<T>) -> Result<T> {
+        let at_once = self.store.read(|db| {
+            let extremities = match db.room(room)? {
+                Some(room) => db.extremity_keys(room.key)?.len(),
+                None => 0,
+            };
+            let built = (extremities <= PREV_EVENTS_MAX).then(|| build_signed(db)).transpose()?;
+            Ok(built.map(|built| (built, db.events_examined())))
         })?;
-        let turn = (extremities > PREV_EVENTS_MAX).then(|| self.resolution_allowance.wait_for_turn());
-        let (built, events_examined) = self.store.read(|db| Ok((build_signed(db)?, db.events_examined())))?;
-        drop(turn);
+        let (built, events_examined) = match at_once {
+            Some(built) => built,
+            None => {
+                let _turn = self.resolution_allowance.wait_for_turn();
+                self.store.read(|db| Ok((build_signed(db)?, db.events_examined())))?
+            }
+        };
         self.resolution_allowance.spend(room, None, events_examined);
         Ok(built)
     }

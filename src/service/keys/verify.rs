@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::pdu::ParsedPdu;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::sign::KeyAt;
 use crate::protocol::unchecked_event::UncheckedEvent;
@@ -109,12 +110,12 @@ impl Keys<'_> {
     /// that one, whatever it is for: whoever hands it in chooses which servers are asked for keys.
     pub(in crate::service) fn check_parsed_pdu(
         &self,
-        pdu: &Pdu,
+        event: ParsedPdu,
         purpose: KeyPurpose<'_>,
     ) -> Result<VerifiedPdu> {
-        let wanted = self.wanted_keys(&[pdu.json()], pdu.version(), |_, _| {});
+        let wanted = self.wanted_keys(&[event.pdu.json()], event.pdu.version(), |_, _| {});
         let found = self.gather_keys(&wanted, None, purpose, EVENT_KEYS_TIMEOUT);
-        verify::check_parsed(pdu, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
+        verify::check_whole(event, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
     }
 
     /// The keys that it takes to check these events, as far as they can be had in this time.

@@ -124,12 +124,16 @@ impl KnockBudget {
         knocker: &UserId,
         event: Option<&EventId>,
     ) -> Result<Option<KnockPermit<'_>>> {
+        let limits = limits_of(hs);
+        if !limits.are_any() {
+            return Ok(None);
+        }
         if let Some(event) = event
             && hs.store.read(|db| db.event_key(event))?.is_some()
         {
             return Ok(None);
         }
-        self.find_permit(hs, room, knocker, limits_of(hs), true)
+        self.find_permit(hs, room, knocker, limits, true)
     }
 
     fn find_permit(

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::pdu::Membership;
+use crate::protocol::pdu::{Membership, ParsedPdu};
 use crate::protocol::verify::{self, SignedBy};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake};
 use crate::service::events::server_acl::RoomAcl;
@@ -84,12 +84,23 @@ impl Memberships<'_> {
         request: &HandshakeRequest<'_>,
         event_id: &EventId,
     ) -> Result<VerifiedPdu> {
-        let pdu = Pdu::parse(body, version)?;
-        handshake::check_signed_event(&pdu, request.membership, request.room_id, event_id, request.origin)?;
-        if !pdu.canonical().content_hash_matches() {
+        self.check_signed_event(Pdu::parse_whole(body, version)?, request, event_id)
+    }
+
+    /// [`Self::check_signed`] for an event that was parsed before.
+    pub(super) fn check_signed_event(
+        &self,
+        event: ParsedPdu,
+        request: &HandshakeRequest<'_>,
+        event_id: &EventId,
+    ) -> Result<VerifiedPdu> {
+        let (membership, room_id, origin) = (request.membership, request.room_id, request.origin);
+        handshake::check_signed_event(&event.pdu, membership, room_id, event_id, origin)?;
+        // Before anybody is asked for keys on its behalf.
+        if !event.object.content_hash_matches() {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
-        let verdict = self.keys().check_parsed_pdu(&pdu, KeyPurpose::Received(request.origin));
+        let verdict = self.keys().check_parsed_pdu(event, KeyPurpose::Received(origin));
         verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
 

@@ -1,5 +1,6 @@
 //! Answers as large as a room: its whole state, for another server. They are read from the database while they are
-//! being sent, so that nobody who reads slowly has us hold them, however many they are.
+//! being sent, so that nobody who reads slowly has us hold them, however many they are. What is no larger than other
+//! answers is put together at once, of events that are likely to be in memory.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -14,6 +15,8 @@ use crate::store::{Db, EventKey};
 pub struct LargeAnswer {
     pieces: Vec<AnswerPiece>,
     length: u64,
+    /// The bytes of events that are held.
+    held: usize,
 }
 
 enum AnswerPiece {
@@ -25,12 +28,44 @@ enum AnswerPiece {
 /// Events that are read at once.
 const EVENTS_READ_AT_ONCE: usize = 64;
 
+/// Of how many events the text is held, and how many bytes: a room that is no larger is asked for often while it
+/// fills, and its events stay in the readers' cache.
+pub(super) const EVENTS_HELD_MAX: usize = 512;
+const BYTES_HELD_MAX: usize = 256 * 1024;
+
 impl LargeAnswer {
     /// Goes on with text.
     pub(in crate::service) fn text(&mut self, text: impl Into<Vec<u8>>) {
         let text = text.into();
         self.length += text.len() as u64;
-        self.pieces.push(AnswerPiece::Text(text));
+        match self.pieces.last_mut() {
+            Some(AnswerPiece::Text(before)) => before.extend_from_slice(&text),
+            _ => self.pieces.push(AnswerPiece::Text(text)),
+        }
+    }
+
+    /// Goes on with events as they are kept, with commas between them: with their text while that is little.
+    fn kept_events(&mut self, db: &Db<'_>, events: &[EventKey]) -> Result<()> {
+        let mut text = Vec::new();
+        let mut rest = events;
+        while let Some((key, others)) = rest.split_first()
+            && events.len() <= EVENTS_HELD_MAX
+            && self.held < BYTES_HELD_MAX
+        {
+            let event = db.pdu_by_key(*key)?;
+            self.held += event.json().len();
+            text.extend_from_slice(event.json());
+            if !others.is_empty() {
+                text.push(b',');
+            }
+            rest = others;
+        }
+        self.text(text);
+        if !rest.is_empty() {
+            self.length += db.bytes_of_events(rest)? + (rest.len() - 1) as u64;
+            self.pieces.push(AnswerPiece::Events(rest.to_vec()));
+        }
+        Ok(())
     }
 
     /// Goes on with a JSON array of events, each as it is kept but for those that have another form for this reader.
@@ -45,10 +80,7 @@ impl LargeAnswer {
         while !rest.is_empty() {
             let whole = rest.iter().take_while(|key| !other_form.contains_key(key)).count();
             let (as_kept, others) = rest.split_at(whole);
-            if !as_kept.is_empty() {
-                self.length += db.bytes_of_events(as_kept)? + (whole - 1) as u64;
-                self.pieces.push(AnswerPiece::Events(as_kept.to_vec()));
-            }
+            self.kept_events(db, as_kept)?;
             rest = others;
             if let Some((key, others)) = others.split_first() {
                 let form = other_form.remove(key).unwrap_or_default();
@@ -140,5 +172,53 @@ impl Read for AnswerReader {
         out[..count].copy_from_slice(&self.text[self.at..self.at + count]);
         self.at += count;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::service::events::tests::{alice, draft, homeserver, room};
+
+    #[test]
+    fn an_answer_is_whole_and_as_long_as_it_says_whether_its_events_are_held_or_read_later() {
+        let hs = homeserver();
+        let room = room(&hs, "11");
+        let long = "x".repeat(50_000);
+        for few in [true, false] {
+            if !few {
+                for number in 0..2 * BYTES_HELD_MAX / long.len() {
+                    let event_type = format!("x.{number}");
+                    let event = draft(&room, &alice(), &event_type, Some(""), json!({ "long": long }));
+                    hs.events().send(event).expect("allowed");
+                }
+            }
+            let read = |db: &Db<'_>| {
+                let keys: Vec<EventKey> =
+                    db.current_state_rows(db.known_room(&room)?.key)?.into_values().collect();
+                let last = keys.len() - 1;
+                let mut expected = Vec::new();
+                for key in &keys {
+                    expected.push(serde_json::from_slice(db.pdu_by_key(*key)?.json()).expect("JSON"));
+                }
+                let (redacted, mut others) = (json!({ "redacted": true }), HashMap::new());
+                for at in [1, last] {
+                    expected[at] = redacted.clone();
+                    others.insert(keys[at], redacted.to_string().into_bytes());
+                }
+                let mut answer = LargeAnswer::default();
+                answer.events(db, keys, others)?;
+                Ok((answer.wrapped("{\"events\":", "}"), expected))
+            };
+            let (answer, expected): (LargeAnswer, Vec<Value>) = hs.store.read(read).expect("readable");
+            let held = !answer.pieces.iter().any(|piece| matches!(piece, AnswerPiece::Events(_)));
+            assert_eq!(held, few, "{} bytes", answer.length());
+            let (length, mut text) = (answer.length(), String::new());
+            answer.into_reader(hs.clone()).read_to_string(&mut text).expect("readable");
+            assert_eq!(text.len() as u64, length);
+            assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON"), json!({ "events": expected }));
+        }
     }
 }

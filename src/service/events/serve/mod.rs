@@ -13,7 +13,7 @@ use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::service::events::Events;
 use crate::service::events::erasure::Erasure;
 use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
-use crate::service::events::serve::large_answer::LargeAnswer;
+use crate::service::events::serve::large_answer::{EVENTS_HELD_MAX, LargeAnswer};
 use crate::service::events::server_acl::RoomAcl;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, EventKey, Room, RoomKey, SnapshotId, StateTupleId, Status, StoredEvent};
@@ -41,32 +41,36 @@ pub struct JoinState {
 const HEROES_MAX: i64 = 5;
 
 /// The rows of every event that these events rest on: their auth events, and theirs, each once. The events themselves
-/// are in it where others of them rest on them. Holds no event: there may be very many.
-fn auth_chain_keys(
-    db: &Db<'_>,
-    version: RoomVersion,
-    of: impl IntoIterator<Item = EventKey>,
-) -> Result<Vec<EventKey>> {
+/// are in it where others of them rest on them. Holds no event, of more than a few: there may be very many.
+fn auth_chain_keys(db: &Db<'_>, version: RoomVersion, of: &[EventKey]) -> Result<Vec<EventKey>> {
     let (mut seen, mut chain): (HashSet<Box<str>>, Vec<EventKey>) = (HashSet::new(), Vec::new());
     let mut found: Vec<Box<str>> = Vec::new();
-    let mut look = |keys: &mut dyn Iterator<Item = EventKey>, found: &mut Vec<Box<str>>| {
-        db.each_event(keys, |row| {
-            for id in unchecked_event::auth_events(row.json, version).unwrap_or_default() {
-                if !seen.contains(id.as_ref()) {
-                    seen.insert(id.as_ref().into());
-                    found.push(id.as_ref().into());
-                }
+    let mut look = |keys: &[EventKey], found: &mut Vec<Box<str>>| {
+        let mut cites = |id: &str| {
+            if !seen.contains(id) {
+                seen.insert(id.into());
+                found.push(id.into());
             }
+        };
+        if of.len() <= EVENTS_HELD_MAX {
+            for key in keys {
+                db.pdu_by_key(*key)?.auth_events().iter().for_each(|id| cites(id.as_str()));
+            }
+            return Ok(());
+        }
+        db.each_event(keys.iter().copied(), |row| {
+            let cited = unchecked_event::auth_events(row.json, version).unwrap_or_default();
+            cited.iter().for_each(|id| cites(id));
             Ok(())
         })
     };
-    look(&mut of.into_iter(), &mut found)?;
+    look(of, &mut found)?;
     while let Some(id) = found.pop() {
         let Some(key) = EventId::parse(&id).ok().map(|id| db.event_key(&id)).transpose()?.flatten() else {
             continue;
         };
         chain.push(key);
-        look(&mut std::iter::once(key), &mut found)?;
+        look(&[key], &mut found)?;
     }
     Ok(chain)
 }
@@ -116,28 +120,31 @@ fn event_in(db: &Db<'_>, room: &Room, id: &EventId) -> Result<StoredEvent> {
     event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))
 }
 
-impl Events<'_> {
-    /// The answer to `send_join`: the state before the join, and everything that it and the join rest on. Without
-    /// memberships, if they are to be omitted, but for those of the users that a nameless room is named after.
-    pub fn state_for_join(&self, room: &Room, join: &EventId, omit_members: bool) -> Result<JoinState> {
-        self.store.read(|db| {
-            let event = event_in(db, room, join)?;
-            let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
-            let mut state: Vec<EventKey> = match omit_members {
-                true => db.state_rows_but_members_at(snapshot)?.into_values().collect(),
-                false => db.state_rows_at(snapshot)?.into_values().collect(),
-            };
-            if omit_members && !has_name(db, snapshot)? {
-                for hero in db.heroes(room.key, event.pdu.sender(), HEROES_MAX)? {
-                    if let Some(tuple_id) = db.state_tuple_id("m.room.member", hero.as_str())? {
-                        state.extend(db.state_row_at(snapshot, tuple_id)?);
-                    }
-                }
+/// The answer to `send_join`: the state before the join, and everything that it and the join rest on. Without
+/// memberships, if they are to be omitted, but for those of the users that a nameless room is named after.
+pub(in crate::service) fn state_for_join(
+    db: &Db<'_>,
+    room: &Room,
+    join: &EventId,
+    omit_members: bool,
+) -> Result<JoinState> {
+    let event = event_in(db, room, join)?;
+    let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
+    let mut state: Vec<EventKey> = match omit_members {
+        true => db.state_rows_but_members_at(snapshot)?.into_values().collect(),
+        false => db.state_rows_at(snapshot)?.into_values().collect(),
+    };
+    if omit_members && !has_name(db, snapshot)? {
+        for hero in db.heroes(room.key, event.pdu.sender(), HEROES_MAX)? {
+            if let Some(tuple_id) = db.state_tuple_id("m.room.member", hero.as_str())? {
+                state.extend(db.state_row_at(snapshot, tuple_id)?);
             }
-            let auth_chain = auth_chain_keys(db, room.version, state.iter().copied().chain([event.key]))?;
-            Ok(JoinState { state, auth_chain, servers: db.resident_servers(room.key)? })
-        })
+        }
     }
+    state.push(event.key);
+    let auth_chain = auth_chain_keys(db, room.version, &state)?;
+    state.pop();
+    Ok(JoinState { state, auth_chain, servers: db.resident_servers(room.key)? })
 }
 
 /// Whether a room had a name or an alias to call it by.
@@ -259,11 +266,16 @@ fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, 
     let event = event_in(db, room, at)?;
     let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
     let state: Vec<EventKey> = db.state_rows_at(snapshot)?.into_values().collect();
-    let auth_chain = auth_chain_keys(db, room.version, state.iter().copied())?;
+    let auth_chain = auth_chain_keys(db, room.version, &state)?;
     Ok((state, auth_chain))
 }
 
 impl Events<'_> {
+    /// [`state_for_join`], of a room as it is now.
+    pub fn state_for_join(&self, room: &Room, join: &EventId, omit_members: bool) -> Result<JoinState> {
+        self.store.read(|db| state_for_join(db, room, join, omit_members))
+    }
+
     /// `GET /event`. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
     pub fn event_for_peer(&self, origin: &ServerName, id: &EventId) -> Result<Pdu> {
         self.store.read(|db| {

@@ -26,7 +26,7 @@ use super::template_expectation::TemplateExpectation;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
 use crate::federation::{CallError, CallResult};
-use crate::protocol::pdu::Membership;
+use crate::protocol::pdu::{Membership, ParsedPdu};
 use crate::protocol::remote_membership::{
     Fact, JoinFailure, Prepared, PriorMembership, Refusal, RemoteMembership, RemoteState,
 };
@@ -35,6 +35,7 @@ use crate::protocol::{
 };
 use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
+use crate::service::events::serve::state_for_join;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::membership::Memberships;
 use crate::service::membership::join::import::{ImportOutcome, RoomImport};
@@ -204,7 +205,9 @@ impl Memberships<'_> {
     /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
     /// it did not come back. Errors: 400 if another event came back, or one without the signatures that it needs.
     fn countersigned(&self, join: &Pdu, theirs: Option<&RawValue>) -> Result<VerifiedPdu> {
-        let Some(theirs) = theirs else { return self.keys().check_parsed_pdu(join, KeyPurpose::Events) };
+        let Some(theirs) = theirs else {
+            return self.keys().check_parsed_pdu(ParsedPdu::of(join), KeyPurpose::Events);
+        };
         handshake::check_countersigned(join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
         self.keys().check_pdu(theirs.get().as_bytes(), join.version())
     }
@@ -373,7 +376,7 @@ impl Memberships<'_> {
         if let Ok(removal) = removed.try_recv()
             && let Err(e) = self
                 .keys()
-                .check_parsed_pdu(&removal, KeyPurpose::Received(peer))
+                .check_parsed_pdu(ParsedPdu::of(&removal), KeyPurpose::Received(peer))
                 .and_then(|removal| self.events().receive_pdu(peer, removal))
         {
             // The room, which we know now, may not allow it: then it never happened, and the join did.
@@ -504,7 +507,7 @@ impl Memberships<'_> {
             HandshakeRequest { origin, room_id, membership: Membership::Join, user: None, versions: None };
         let room = self.admit(&request)?;
         let signed = self.countersign(&room, body)?;
-        let join = self.check_signed(&signed, room.version, &request, event_id)?;
+        let join = self.check_signed_event(signed, &request, event_id)?;
         self.check_authoriser(&room, &join)?;
         let join = self.events().with_policy_signature(join)?;
         let accept = || self.events().accept_signed(join.clone(), origin, Membership::Join);
@@ -514,9 +517,8 @@ impl Memberships<'_> {
 
     /// "The resident homeserver then adds its signature to this event." In a restricted room that is what makes the
     /// join valid, so it is there before the event is checked; nothing of it leaves the house if the checks fail.
-    fn countersign(&self, room: &Room, body: &[u8]) -> Result<Vec<u8>> {
-        let join = Pdu::parse(body, room.version)?;
-        Ok(join.signed(self.server_name(), &self.key_ring.signing_key())?.json().to_vec())
+    fn countersign(&self, room: &Room, body: &[u8]) -> Result<ParsedPdu> {
+        Pdu::parse_whole(body, room.version)?.signed(self.server_name(), &self.key_ring.signing_key())
     }
 
     /// A join of a restricted room that names a local user is let in on our word: the conditions are looked at again,
@@ -536,22 +538,21 @@ impl Memberships<'_> {
     /// out: a smaller one is worth more whole.
     fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<LargeAnswer> {
         let omit_members = may_omit && room.joined > WHOLE_ANSWER_MEMBERS_MAX;
-        let mut before = self.events().state_for_join(room, join.event_id(), omit_members)?;
-        if may_omit {
-            let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
-            before.auth_chain.retain(|event| !in_state.contains(event));
-        }
-        let joiner = join.sender().server_name();
-        let servers: Vec<_> = before.servers.iter().filter(|server| server.as_str() != joiner).collect();
-        let head = format!(
-            ",\"members_omitted\":{omit_members},\"origin\":{},\"servers_in_room\":{},\"event\":",
-            json!(self.server_name()),
-            json!(servers)
-        );
+        let joiner = join.sender().server();
         let mut answer = LargeAnswer::default();
         self.store.read(|db| {
-            let server = join.sender().server();
-            let erasure = Erasure::for_server(db, room.key, &server);
+            let mut before = state_for_join(db, room, join.event_id(), omit_members)?;
+            if may_omit {
+                let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
+                before.auth_chain.retain(|event| !in_state.contains(event));
+            }
+            let servers: Vec<_> = before.servers.iter().filter(|server| **server != joiner).collect();
+            let head = format!(
+                ",\"members_omitted\":{omit_members},\"origin\":{},\"servers_in_room\":{},\"event\":",
+                json!(self.server_name()),
+                json!(servers)
+            );
+            let erasure = Erasure::for_server(db, room.key, &joiner);
             answer.text("{\"auth_chain\":");
             let redacted = erasure.redacted_among(&before.auth_chain)?;
             answer.events(db, before.auth_chain, redacted)?;
