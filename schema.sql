@@ -208,6 +208,16 @@ CREATE TABLE snapshot_entries (
   PRIMARY KEY (snapshot, tuple_id)
 ) STRICT, WITHOUT ROWID;
 
+-- States that no event has: what the forks of a room came to at some time, which was its current state then. Once it is not any
+-- more, and nothing in memory can know it still, it is of no use to anybody, and goes. `children`: how many other states have it
+-- as their `parent`, and so need it.
+CREATE TABLE spare_snapshots (
+  snapshot INTEGER PRIMARY KEY,
+  room_key INTEGER NOT NULL,
+  children INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX spare_snapshots_by_room ON spare_snapshots (room_key);
+
 -- The current state of each room.
 CREATE TABLE current_state (
   room_key INTEGER NOT NULL,

@@ -30,6 +30,7 @@ fn shown(answer: &Value) -> String {
         vec!["database".into(), bytes(&database["bytes"])],
         vec!["  of which free".into(), bytes(&database["free_bytes"])],
         vec!["its log".into(), bytes(&database["log_bytes"])],
+        vec!["  states that nothing needs any more".into(), bytes(&answer["spare_states"]["bytes"])],
         vec!["files of local users".into(), bytes(&media["local"]["bytes"])],
         vec!["files from elsewhere".into(), bytes(&media["cached"]["bytes"])],
     ];

@@ -103,6 +103,8 @@ pub struct Homeserver {
     pub scheduler: Scheduler,
     /// How much state resolution rooms and servers may cause.
     pub resolution_allowance: limits::resolution_allowance::ResolutionAllowance,
+    /// States that nothing needs any more.
+    pub spare_states: events::spare_states::SpareStates,
     /// Brings rooms up to date that are behind what came.
     pub catch_up_worker: events::late_extremities::CatchUpWorker,
     /// One handshake of one user in one room at a time.
@@ -243,6 +245,7 @@ impl Homeserver {
             key_server_pauses: devices::remote_keys::KeyServerPauses::default(),
             scheduler,
             resolution_allowance: limits::resolution_allowance::ResolutionAllowance::default(),
+            spare_states: events::spare_states::SpareStates::default(),
             catch_up_worker,
             handshake_locks: membership::HandshakeLocks::default(),
             claim_budget: limits::claim_budget::ClaimBudget::default(),

@@ -145,6 +145,11 @@ pub const TABLES: &[TableBounds] = &[
     table("state_tuples", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshots", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshot_entries", &[rooms(BY_EVENTS, "")], HISTORY),
+    table(
+        "spare_snapshots",
+        &[rooms("one for each event that changes the state of a forked room", "")],
+        "`sweep_spare_states`, an hour or two after it was the room's state; its deletion",
+    ),
     table("current_state", &[rooms(BY_EVENTS, "")], "the next event of the tuple_id"),
     table("room_activity", &[rooms("one for each room", "")], HISTORY),
     table("state_changes", &[rooms(BY_EVENTS, "")], HISTORY),

@@ -27,11 +27,67 @@ pub fn check(folder: &Path, after: i64) -> (Vec<String>, i64) {
     for (what, sql) in NEVER {
         look.never(what, sql);
     }
+    for (what, sql) in [
+        (
+            "a state that is needed is not there",
+            "SELECT s FROM needed WHERE s NOT IN (SELECT snapshot FROM snapshots)",
+        ),
+        (
+            "a state is there that nothing needs, and is not known to be spare",
+            "SELECT snapshot FROM snapshots WHERE snapshot NOT IN needed",
+        ),
+    ] {
+        look.never(what, &format!("{NEEDED_STATES} {sql}"));
+    }
     (look.wrong, last)
 }
 
+/// The states before and after each event that has them, by its id: tuple id → event.
+pub fn states_of_events(folder: &Path) -> BTreeMap<String, [BTreeMap<i64, i64>; 2]> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(folder.join("doorstep.db"), flags).expect("the database opens");
+    db.execute_batch("BEGIN").expect("a snapshot");
+    let mut look = Look { db: &db, wrong: Vec::new() };
+    let sql = "SELECT event_id, state_before, state_after FROM events WHERE state_before IS NOT NULL";
+    let mut statement = db.prepare(sql).expect("events");
+    let rows = statement
+        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))
+        .expect("events");
+    let states = rows
+        .map(|row| {
+            let (id, before, after): (String, i64, i64) = row.expect("an event");
+            (id, [before, after].map(|state| look.state_rows_at(state)))
+        })
+        .collect();
+    assert_eq!(look.wrong, Vec::<String>::new());
+    states
+}
+
+/// Every state that an event, a room or a spare state needs, as `needed (s)`.
+const NEEDED_STATES: &str = "WITH RECURSIVE needed (s) AS (
+   SELECT state_before FROM events WHERE state_before IS NOT NULL
+   UNION SELECT state_after FROM events WHERE state_after IS NOT NULL
+   UNION SELECT state FROM rooms WHERE state IS NOT NULL
+   UNION SELECT snapshot FROM spare_snapshots
+   UNION SELECT p.parent FROM needed JOIN snapshots p ON p.snapshot = s WHERE p.parent IS NOT NULL)";
+
 /// Rows that there must not be: the first column says which.
 const NEVER: &[(&str, &str)] = &[
+    (
+        "entries are there of a state that is gone",
+        "SELECT snapshot FROM snapshot_entries WHERE snapshot NOT IN (SELECT snapshot FROM snapshots)",
+    ),
+    (
+        "a state that an event has is said to be spare",
+        "SELECT event_id FROM events
+         WHERE state_before IN (SELECT snapshot FROM spare_snapshots)
+           OR state_after IN (SELECT snapshot FROM spare_snapshots)",
+    ),
+    (
+        "the states that are built upon a spare one are miscounted",
+        "SELECT snapshot FROM spare_snapshots s
+         WHERE children <> (SELECT count(*) FROM snapshots p WHERE p.parent = s.snapshot)",
+    ),
     (
         "a file is counted to be used by another number of rows than it is",
         "SELECT hex(hash) FROM media_blobs b WHERE uses <>

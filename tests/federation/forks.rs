@@ -3,10 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::invariants;
 use crate::common::process::cpu_ms;
+use crate::common::random::Random;
 use crate::common::scene::{Scene, heads};
 use crate::common::wait::wait_until;
-use doorstep::internals::Status;
+use doorstep::internals::{DeletionOrder, Status};
 use doorstep::protocol::{EventId, Pdu, UserId};
 use serde_json::{Value, json};
 
@@ -149,6 +151,41 @@ fn what_further_events_of_a_fork_cost() {
     }
 }
 
+/// Prints how many states of a forked room nothing needs, and what they take:
+/// `cargo test --test federation states_of_a_fork -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+#[allow(clippy::print_stdout, reason = "figures are there to be read")]
+fn what_states_of_a_fork_take() {
+    for (kind, events) in
+        [("m.room.message", 100), ("org.example.x", 100), ("org.example.x", 400), ("m.room.member", 100)]
+    {
+        let mut fork = Fork::new(10);
+        for n in 0..events {
+            let (side, user) = (n % 2, fork.scene.peer.user(&format!("newcomer{n}")));
+            let event = match kind {
+                "m.room.member" => {
+                    let join = json!({ "membership": "join" });
+                    fork.event_of(side, &user, (kind, Some(user.as_str())), join)
+                }
+                "m.room.message" => fork.event(side, (kind, None), json!({ "body": "x" })),
+                _ => fork.event(side, (kind, Some(&n.to_string())), json!({})),
+            };
+            fork.send(&[&event]);
+        }
+        fork.wait_until_settled();
+        let rows = "snapshots LEFT JOIN spare_snapshots s USING (snapshot)";
+        let of = |what: &str| {
+            (count(&fork, &format!("{rows} WHERE {what}")), sum(&fork, &format!("{rows} WHERE {what}")))
+        };
+        let (all, spare) = (of("true"), of("s.snapshot IS NOT NULL"));
+        println!(
+            "{events} {kind}: {} states of {} bytes; spare of these {} of {} bytes",
+            all.0, all.1, spare.0, spare.1
+        );
+    }
+}
+
 #[allow(clippy::disallowed_methods, reason = "somebody who sends now and then, for figures only")]
 fn wait_a_little() {
     std::thread::sleep(Duration::from_millis(20));
@@ -247,4 +284,109 @@ fn who_speaks_after_a_join_that_is_still_late_is_heard() {
     fork.send(&[&evasive]);
     wait_until("it is judged", || fork.scene.status(&evasive).is_some());
     assert_eq!(fork.scene.status(&evasive), Some(Status::SoftFailed));
+}
+
+fn number(fork: &Fork, query: &str) -> i64 {
+    let database = fork.scene.server.folder().join("doorstep.db");
+    let database = rusqlite::Connection::open(database).expect("the database opens");
+    database.query_row(query, [], |row| row.get(0)).expect("a number")
+}
+
+/// How many rows there are.
+fn count(fork: &Fork, from: &str) -> i64 {
+    number(fork, &format!("SELECT count(*) FROM {from}"))
+}
+
+/// How many bytes the states in these rows take.
+fn sum(fork: &Fork, from: &str) -> i64 {
+    let entries = "(SELECT count(*) FROM snapshot_entries e WHERE e.snapshot = snapshots.snapshot)";
+    number(fork, &format!("SELECT coalesce(sum(coalesce(length(delta), 0) + 10 * {entries}), 0) FROM {from}"))
+}
+
+/// The next events of a room in which many speak at once: each follows one or several of the last ones.
+fn send_at_random(fork: &mut Fork, random: &mut Random, tips: &mut Vec<EventId>, events: usize) {
+    let creator = fork.scene.room.creator.clone();
+    for n in 0..events {
+        let first = tips.len().saturating_sub(8);
+        let mut prev: Vec<EventId> =
+            (0..=random.below(3)).map(|_| tips[first + random.below(tips.len() - first)].clone()).collect();
+        prev.sort();
+        prev.dedup();
+        let prev: Vec<&EventId> = prev.iter().collect();
+        let name = format!("n{}", random.below(40));
+        let event = match random.below(8) {
+            0..3 => fork.scene.event(&prev, &creator, ("m.room.message", None), json!({ "body": n })),
+            3 => {
+                let levels = json!({ "users": { creator.as_str(): 100 }, "n": n });
+                fork.scene.event(&prev, &creator, ("m.room.power_levels", Some("")), levels)
+            }
+            4 => {
+                let user = fork.scene.peer.user(&name);
+                let join = json!({ "membership": "join" });
+                fork.scene.event(&prev, &user, ("m.room.member", Some(user.as_str())), join)
+            }
+            _ => fork.scene.event(&prev, &creator, ("org.example.x", Some(&name)), json!({ "n": n })),
+        };
+        fork.sent += 1;
+        fork.scene.send(&format!("r{}", fork.sent), &[&event]);
+        if fork.scene.status(&event) == Some(Status::Accepted) {
+            tips.push(event.event_id().clone());
+        }
+    }
+    fork.wait_until_settled();
+}
+
+#[test]
+fn states_that_nothing_needs_go_and_those_of_all_events_stay_as_they_were() {
+    for seed in 1..=3 {
+        let (mut fork, mut random) = (Fork::new(3), Random::new(seed));
+        let folder = fork.scene.server.folder().to_owned();
+        let mut tips = fork.tips.to_vec();
+        send_at_random(&mut fork, &mut random, &mut tips, 120);
+        let spare = "spare_snapshots JOIN rooms USING (room_key) WHERE state <> snapshot AND children = 0";
+        let (before, made) = (count(&fork, spare), count(&fork, "snapshots"));
+        assert!(before > 10, "with seed {seed} only {before} of {made} states are spare");
+        assert_eq!(invariants::check(&folder, 0).0, Vec::<String>::new());
+        let states = invariants::states_of_events(&folder);
+        // What is under way may know them still.
+        assert_eq!(count(&fork, spare), before);
+        wait_until("they are gone", || {
+            fork.scene.server.advance(Duration::from_secs(1800));
+            count(&fork, spare) == 0
+        });
+        assert!(count(&fork, "snapshots") <= made - before);
+        assert_eq!(invariants::states_of_events(&folder), states);
+        assert_eq!(invariants::check(&folder, 0).0, Vec::<String>::new());
+        // The room goes on, also where it had been left long ago.
+        send_at_random(&mut fork, &mut random, &mut tips, 40);
+        let mut old = tips[..tips.len() / 2].to_vec();
+        send_at_random(&mut fork, &mut random, &mut old, 20);
+        let room = fork.scene.room.id.to_string();
+        fork.scene.alice.send(&room, "it goes on");
+        assert_eq!(invariants::check(&folder, 0).0, Vec::<String>::new());
+        // And nothing of it stays when it is deleted.
+        fork.scene.alice.leave(&room);
+        let order = DeletionOrder { purge: true, force_purge: true, ..DeletionOrder::default() };
+        fork.scene.server.homeserver().admin().delete_room(&fork.scene.room.id, order, "").expect("deleted");
+        for table in ["snapshots", "snapshot_entries", "spare_snapshots"] {
+            assert_eq!(count(&fork, table), 0, "{table}");
+        }
+    }
+}
+
+#[test]
+fn messages_in_a_forked_room_make_no_states() {
+    let mut fork = Fork::new(1);
+    // Each branch has something that the other has not: what they come to is the state of neither.
+    for side in [0, 1] {
+        let event = fork.event(side, ("org.example.x", Some(&side.to_string())), json!({}));
+        fork.send(&[&event]);
+    }
+    fork.wait_until_settled();
+    let before = count(&fork, "snapshots");
+    for n in 0..20 {
+        let event = fork.event(n % 2, ("m.room.message", None), json!({ "body": n }));
+        fork.send(&[&event]);
+    }
+    assert_eq!(count(&fork, "snapshots"), before);
 }

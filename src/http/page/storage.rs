@@ -19,7 +19,8 @@ pub(super) fn section(hs: &Homeserver, visit: &Visit<'_>, html: &mut Html) -> Re
         );
         return Ok(());
     }
-    let Storage { database, rooms, rooms_are_estimates, media, disk_free_bytes } = hs.admin().storage()?;
+    let Storage { database, rooms, rooms_are_estimates, media, disk_free_bytes, .. } =
+        hs.admin().storage()?;
     html.raw("<table><tbody>");
     amount(html, "Database", database.bytes);
     amount(html, "Free in it, used again before it grows", database.free_bytes);

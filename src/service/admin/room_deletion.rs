@@ -380,6 +380,7 @@ impl Admin<'_> {
         let key = room.key;
         self.store.write(move |tx| tx.begin_purge(key))?;
         self.until_done(|| self.store.write(move |tx| tx.purge_rows(key, ROWS_AT_ONCE_MAX)))?;
+        self.until_done(|| self.store.write(move |tx| tx.purge_spare_states(key, ROWS_AT_ONCE_MAX)))?;
         self.purge_events(&room)?;
         self.until_done(|| self.store.write(move |tx| tx.purge_lost_owed_events(ROWS_AT_ONCE_MAX)))?;
         // What came meanwhile of a room that we are not in.

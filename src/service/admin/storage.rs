@@ -23,6 +23,8 @@ pub struct Storage {
     pub rooms: Vec<RoomBytes>,
     /// Whether these were reckoned from some of the events, because there are many.
     pub rooms_are_estimates: bool,
+    /// States of forked rooms that nothing needs any more: they go by themselves within a few hours.
+    pub spare_states: SpareStatesBytes,
     /// The files of media.
     pub media: MediaBytes,
     /// How much of the disk is free, where that can be told.
@@ -72,6 +74,15 @@ pub struct RoomBytes {
     pub bytes: u64,
     /// How many are joined.
     pub joined_members: u64,
+}
+
+/// What spare states take.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct SpareStatesBytes {
+    /// How many there are, up to a bound.
+    pub states: u64,
+    /// What they come to.
+    pub bytes: u64,
 }
 
 /// What the files of media take. A small one counts for what the disk gives it.
@@ -129,6 +140,8 @@ impl Admin<'_> {
             }
             Ok((rooms, are_estimates))
         })?;
+        let (states, bytes) = self.store.read(|db| db.spare_states_sum())?;
+        let spare_states = SpareStatesBytes { states, bytes };
         let media = self.store.read(|db| {
             let of = |(files, bytes): (u64, u64)| FilesBytes { files, bytes };
             let users = db.media_shares(TOLD_MAX)?;
@@ -140,6 +153,6 @@ impl Admin<'_> {
             Data::Folder(folder) => files::free_bytes(folder),
             Data::Memory => None,
         };
-        Ok(Storage { database, rooms, rooms_are_estimates, media, disk_free_bytes })
+        Ok(Storage { database, rooms, rooms_are_estimates, spare_states, media, disk_free_bytes })
     }
 }

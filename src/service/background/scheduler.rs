@@ -405,7 +405,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         .into_iter()
         .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
         .chain([hs.syncing().sweep_sliding_connections(now)?, hs.media().sweep_media(now)?])
-        .chain([more_to_index, hs.push().sweep_notifications(now)?])
+        .chain([more_to_index, hs.push().sweep_notifications(now)?, hs.events().sweep_spare_states(now)?])
         .flatten()
         .min())
 }

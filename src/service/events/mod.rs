@@ -55,6 +55,7 @@
 //!   nothing.
 //! - `late_extremities.rs`: bringing the current state up to date with what came while there was no time.
 //! - `policy_server.rs`, `server_acl.rs`, `power_levels.rs`: what a room's settings say of events and servers.
+//! - `spare_states.rs`: states that nothing needs any more.
 //! - `fetch/`: events that this server lacks. `serve/`: what other servers may read. `nearest_event.rs`: the event
 //!   nearest to a time, for both. `erasure.rs`: what erased users sent, and to whom it is shown.
 
@@ -74,6 +75,7 @@ pub(super) mod power_levels;
 pub(super) mod resolve;
 pub mod serve;
 pub(super) mod server_acl;
+pub mod spare_states;
 pub(super) mod state_view;
 #[cfg(test)]
 pub(super) mod tests;

@@ -124,6 +124,14 @@ impl EventCache {
         self.resolutions.borrow_mut().put(of, state, size);
     }
 
+    /// Some states are gone that nothing has any more.
+    pub(in crate::store) fn forget_states(&self) {
+        self.rows.borrow_mut().clear();
+        self.steps.borrow_mut().clear();
+        self.states_after.borrow_mut().clear();
+        self.resolutions.borrow_mut().clear();
+    }
+
     pub(in crate::store) fn forget_all(&self) {
         self.events.borrow_mut().clear();
         self.ids.borrow_mut().clear();

@@ -171,6 +171,35 @@ impl Tx<'_> {
         self.snapshot_after(state.base, &delta)
     }
 
+    /// The row of what the forks of a room come to, and how it differs from the room's current state. Where it does not, that
+    /// is the row: most events of a forked room change nothing of it, and are not to leave a row each that nothing needs.
+    pub(in crate::store) fn resolved_state(
+        &mut self,
+        room: &Room,
+        state: &StateRef,
+    ) -> Result<(SnapshotId, Delta)> {
+        let change = self.delta_of(&state.change)?;
+        let mut difference = Delta::new();
+        if let Some(old) = room.state {
+            difference = self.state_difference(old, state.base)?;
+            for (tuple_id, event) in &change {
+                if self.state_row_at(old, *tuple_id)? == *event {
+                    difference.remove(tuple_id);
+                } else {
+                    difference.insert(*tuple_id, *event);
+                }
+            }
+            if difference.is_empty() {
+                return Ok((old, difference));
+            }
+        }
+        let new = self.snapshot_after(state.base, &change)?;
+        if new != state.base {
+            self.note_spare_state(room.key, new)?;
+        }
+        Ok((new, difference))
+    }
+
     fn state_after(&mut self, event: &Append<'_>, key: EventKey, before: SnapshotId) -> Result<SnapshotId> {
         let Some(state_key) = event.pdu.state_key().filter(|_| event.status != Status::Rejected) else {
             return Ok(before);
@@ -189,17 +218,21 @@ impl Tx<'_> {
         (state_before, at): (SnapshotId, i64),
     ) -> Result<Option<SnapshotId>> {
         let room = event.room;
-        let new = match &event.current {
+        let (new, resolved) = match &event.current {
             Current::Unchanged | Current::Later(_) => return Ok(None),
-            Current::AfterThis => appended.state_after,
-            Current::Resolved(state) => self.materialise(state)?,
+            Current::AfterThis => (appended.state_after, None),
+            Current::Resolved(state) => {
+                let (new, difference) = self.resolved_state(room, state)?;
+                (new, Some(difference))
+            }
         };
         if room.state == Some(new) {
             return Ok(Some(new));
         }
-        let delta = match (room.state, &event.current, event.pdu.state_key()) {
+        let delta = match (room.state, resolved, event.pdu.state_key()) {
+            (Some(_), Some(difference), _) => difference,
             // The usual state event: what changes is its own entry.
-            (Some(old), Current::AfterThis, Some(state_key)) if old == state_before => {
+            (Some(old), None, Some(state_key)) if old == state_before => {
                 let tuple_id = self.make_state_tuple(event.pdu.event_type(), state_key)?;
                 Delta::from([(tuple_id, Some(appended.key))])
             }

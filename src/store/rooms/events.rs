@@ -424,6 +424,9 @@ impl Tx<'_> {
     /// has, which may have other signatures than this one.
     pub(crate) fn insert_event(&mut self, new: &NewEvent<'_>) -> Result<(EventKey, bool)> {
         let (stream, sub) = (new.place.map(|p| p.stream), new.place.map_or(0, |p| p.sub));
+        if let Some(state) = new.state_before {
+            self.event_has_state(state)?;
+        }
         let insert =
             "INSERT INTO events (event_key, room_key, event_id, stream, sub, depth, origin_server_ts, status,
              outgoing, state_before, state_after, json)

@@ -150,7 +150,7 @@ impl Tx<'_> {
         extremities: &[EventKey],
         state: &StateRef,
     ) -> Result<()> {
-        let new = self.materialise(state)?;
+        let (new, delta) = self.resolved_state(room, state)?;
         let old = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
         let old_extremities = self.extremity_keys(room.key)?;
         for key in late {
@@ -162,7 +162,6 @@ impl Tx<'_> {
         self.set_extremities(room.key, &old_extremities, extremities)?;
         if new != old {
             let at = self.next_stream();
-            let delta = self.state_difference(old, new)?;
             self.set_room_state(room.key, new)?;
             self.note_activity(room.key, at, None)?;
             for user in self.move_current_state(room.key, &delta, at, true)? {

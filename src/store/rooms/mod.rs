@@ -38,6 +38,7 @@ pub mod room_import;
 pub mod search;
 pub mod snapshots;
 pub mod state;
+pub mod spare_snapshots;
 pub mod timeline;
 pub(super) mod whole_copies;
 

@@ -332,6 +332,7 @@ impl Tx<'_> {
         }
         let mut delta = self.changes_along(&between)?;
         delta.extend(change.iter().map(|(tuple_id, event)| (*tuple_id, *event)));
+        self.count_child_of_spare_state(at, 1)?;
         let snapshot = self.insert_snapshot(number, Some(at), &delta)?;
         self.remember(|cache| {
             cache.events.keep_step(snapshot, SnapshotStep { from: previous, change: change.clone() });

@@ -1,0 +1,133 @@
+//! States that no event has (see `spare_snapshots` in `schema.sql`): how they are told from those that are needed, and go.
+//!
+//! What is made for an event, and its state then, is needed as long as the event is. Beside those there is only what the forks
+//! of a room came to. It is noted when it is made, and is not spare any more once an event has it.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::error::Result;
+use crate::store::{Db, RoomKey, SnapshotId, Tx};
+
+/// More are not counted for who wants to know how many there are.
+const COUNTED_MAX: i64 = 100_000;
+
+/// Those that nothing needs: no other state, and their room has another one now.
+const SPARE: &str = "FROM spare_snapshots s LEFT JOIN rooms r USING (room_key)
+     WHERE s.children = 0 AND r.state IS NOT s.snapshot";
+
+impl Db<'_> {
+    /// So many states that nothing needs.
+    pub fn spare_states(&self, most: usize) -> Result<Vec<SnapshotId>> {
+        let sql = format!("SELECT s.snapshot {SPARE} ORDER BY s.snapshot LIMIT ?1");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let rows = statement.query_map([most as i64], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// How many there are of those, up to a bound, and what they take in bytes, without what stands in rows of its own.
+    pub fn spare_states_sum(&self) -> Result<(u64, u64)> {
+        let sql = format!(
+            "SELECT count(*), coalesce(sum(coalesce(length(p.delta), 0)), 0)
+             FROM (SELECT s.snapshot {SPARE} LIMIT ?1) JOIN snapshots p USING (snapshot)"
+        );
+        let (states, bytes): (i64, i64) = self
+            .conn()
+            .prepare_cached(&sql)?
+            .query_row([COUNTED_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok((states.unsigned_abs(), bytes.unsigned_abs()))
+    }
+}
+
+impl Tx<'_> {
+    /// A state was made that no event has.
+    pub(in crate::store) fn note_spare_state(&mut self, room: RoomKey, state: SnapshotId) -> Result<()> {
+        self.conn()
+            .prepare_cached("INSERT INTO spare_snapshots (snapshot, room_key) VALUES (?1, ?2)")?
+            .execute(params![state, room])?;
+        Ok(())
+    }
+
+    /// An event has this state from now on.
+    pub(in crate::store) fn event_has_state(&mut self, state: SnapshotId) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM spare_snapshots WHERE snapshot = ?1")?.execute([state])?;
+        Ok(())
+    }
+
+    /// So many more states have this one as their parent.
+    pub(in crate::store) fn count_child_of_spare_state(
+        &mut self,
+        state: SnapshotId,
+        more: i64,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE spare_snapshots SET children = children + ?2 WHERE snapshot = ?1")?
+            .execute([state, more])?;
+        Ok(())
+    }
+
+    /// Takes away those of these states that nothing needs, so many rows at most; gives how many of them were gone through.
+    /// Of one that has more rows some are left for the next time.
+    ///
+    /// Nobody may have one in mind still who looked before it ceased to be its room's current state.
+    pub fn remove_spare_states(&mut self, states: &[SnapshotId], most: usize) -> Result<usize> {
+        let mut left = most;
+        for (done, state) in states.iter().enumerate() {
+            let is_spare = format!("SELECT 1 {SPARE} AND s.snapshot = ?1");
+            if self.conn().prepare_cached(&is_spare)?.exists([state])?
+                && !self.remove_state(*state, &mut left)?
+            {
+                return Ok(done);
+            }
+        }
+        Ok(states.len())
+    }
+
+    /// Takes away the states that no event of a room has that is being deleted, so many rows at most. Whether there was none
+    /// left.
+    pub fn purge_spare_states(&mut self, room: RoomKey, most: usize) -> Result<bool> {
+        let states: Vec<SnapshotId> = self
+            .conn()
+            .prepare_cached("SELECT snapshot FROM spare_snapshots WHERE room_key = ?1 LIMIT ?2")?
+            .query_map(params![room, most as i64], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        let mut left = most;
+        for state in &states {
+            if !self.remove_state(*state, &mut left)? {
+                break;
+            }
+        }
+        Ok(states.is_empty())
+    }
+
+    /// Takes a state that is spare, if it and its entries are no more rows than these; else some of its entries. Whether it is
+    /// gone. Its number is never given to another.
+    fn remove_state(&mut self, state: SnapshotId, left: &mut usize) -> Result<bool> {
+        self.remember(|cache| cache.events.forget_states());
+        *left -= self
+            .conn()
+            .prepare_cached(
+                "DELETE FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id IN
+                   (SELECT tuple_id FROM snapshot_entries WHERE snapshot = ?1 LIMIT ?2)",
+            )?
+            .execute(params![state, *left as i64])?;
+        if *left == 0 {
+            return Ok(false);
+        }
+        *left -= 1;
+        let parent: Option<Option<SnapshotId>> = self
+            .conn()
+            .prepare_cached("DELETE FROM snapshots WHERE snapshot = ?1 RETURNING parent")?
+            .query_row([state], |row| row.get(0))
+            .optional()?;
+        if let Some(parent) = parent.flatten() {
+            self.count_child_of_spare_state(parent, -1)?;
+        }
+        for sql in [
+            "UPDATE retired_keys SET snapshot = max(snapshot, ?1)",
+            "DELETE FROM spare_snapshots WHERE snapshot = ?1",
+        ] {
+            self.conn().prepare_cached(sql)?.execute([state])?;
+        }
+        Ok(true)
+    }
+}
