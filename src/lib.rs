@@ -132,6 +132,7 @@ pub(crate) mod bounded;
 pub mod check;
 pub mod clock;
 pub mod config;
+pub(crate) mod durable;
 pub mod error;
 pub(crate) mod federation;
 pub(crate) mod http;

@@ -203,6 +203,12 @@ impl Store {
         self.shared.position.load(Ordering::Acquire)
     }
 
+    /// The same for whoever has no hold of the store, as often as they want to know.
+    pub fn positions(&self) -> impl Fn() -> i64 + Send + use<> {
+        let shared = self.shared.clone();
+        move || shared.position.load(Ordering::Acquire)
+    }
+
     /// Has the writer counted from now on; for once, before anybody writes.
     pub fn count_writes(&self) {
         let _ = self.shared.counts.set(Arc::default());

@@ -2,14 +2,15 @@
 //! with its key, in one file so that they always belong together, the order that is under way, and for how long to wait. Each file is replaced
 //! whole: a process that is killed at any moment leaves the one before or the one after.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use crate::clock::Millis;
+use crate::durable::{replace_file, sync_folder};
 use crate::error::{Error, Result, reason};
 use crate::protocol::certificates::acme::text;
 use crate::protocol::json::parse_object;
@@ -125,21 +126,12 @@ impl AcmeFolder {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (path, new) = (self.0.join(name), self.0.join(format!("{name}.new")));
+        let path = self.0.join(name);
         let write = || {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-            // What a process that was killed left is no hindrance, and keeps no mode of its own.
-            match fs::remove_file(&new) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.0)?.sync_all()?;
+            replace_file(&path, bytes)?;
             // The folder may be new itself.
-            self.0.parent().map_or(Ok(()), |data| File::open(data)?.sync_all())
+            self.0.parent().map_or(Ok(()), sync_folder)
         };
         write().map_err(|e| cannot("written", &path, &e))
     }
@@ -173,8 +165,9 @@ mod tests {
             made: 5,
         };
         // What a kill left.
-        fs::write(data.join("acme/order.json.new"), "half").unwrap();
+        fs::write(data.join("acme/order.json.abcdefgh.new"), "half").unwrap();
         folder.keep_order(&order).unwrap();
+        assert!(!data.join("acme/order.json.abcdefgh.new").exists());
         assert_eq!(folder.order(), Some(order));
         let made = rcgen::generate_simple_self_signed(["b.example".to_owned()]).unwrap();
         let (chain, own) = (made.cert.pem(), made.signing_key.serialize_pem());

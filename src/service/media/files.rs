@@ -21,6 +21,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use sha2::{Digest, Sha256};
 
 use crate::config::{Config, Data};
+use crate::durable::sync_folder;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{lock, wait};
 use crate::random;
@@ -375,7 +376,7 @@ impl SealedBlob {
         fs::rename(new, &path).map_err(disk_error)?;
         self.writer.path = None;
         if files.0.durable {
-            let sync = |folder: &Path| File::open(folder).and_then(|f| f.sync_all()).map_err(disk_error);
+            let sync = |folder: &Path| sync_folder(folder).map_err(disk_error);
             sync(second)?;
             if second_is_new {
                 sync(first)?;

@@ -5,8 +5,9 @@
 //! for more. What a commit changes of the pages that are copied, SQLite writes into the copy too. So the copy is the database
 //! as it is when the last page is copied: everything is in it that was acknowledged before it was begun.
 //!
-//! Who asks for more waits for the disk in between, so that no heap of unwritten pages comes before what the writer has to
-//! wait for.
+//! Who asks for more does what can be done without the writer: they read ahead what is copied next, so that the writer does not
+//! wait for the disk, and wait for the disk in between, so that no heap of unwritten pages comes before what the writer has to
+//! wait for. While others write, they leave the writer to them for most of the time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
+use crate::durable::{SyncPace, forget_cached, leave_to_others};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::engine::open::configure;
@@ -29,8 +31,13 @@ use crate::store::media::BlobHash;
 /// So many pages are copied at once, and again until this much time has passed: that is how long a commit waits for it.
 const PAGES_AT_ONCE: i32 = 16;
 const SLICE: Duration = Duration::from_millis(2);
-/// After so many bytes the copy waits for the disk.
-const SYNCED_EVERY_BYTES: u64 = 4 << 20;
+/// While others write, the writer is left to them for so many times what a portion took.
+const SHARE_OF_OTHERS: u32 = 3;
+/// So far ahead of the copy the database is read, and so much at once.
+const READ_AHEAD_BYTES: u64 = 4 << 20;
+const READ_AT_ONCE_BYTES: usize = 1 << 20;
+/// After so many bytes it is asked whether the copy is to go on.
+const ASKED_EVERY_BYTES: u64 = 4 << 20;
 /// The page cache of the copy.
 const CACHE_KIB: i64 = 1000;
 /// A page of ours.
@@ -76,10 +83,20 @@ impl CopyOrder {
     }
 }
 
+/// Some pages that were copied.
+struct CopiedPages {
+    result: StepResult,
+    progress: CopyProgress,
+    /// How long the writer was at it.
+    took: Duration,
+    /// Whether others have written since those before.
+    others_wrote: bool,
+}
+
 /// To copy some pages more, or to end.
 pub(in crate::store) struct CopyStep {
     /// None: it is over.
-    answer: Option<SyncSender<Result<(StepResult, CopyProgress)>>>,
+    answer: Option<SyncSender<Result<CopiedPages>>>,
 }
 
 impl CopyStep {
@@ -89,7 +106,7 @@ impl CopyStep {
     }
 
     /// Copies for a moment.
-    pub(in crate::store) fn take(self, copy: &Backup<'_, '_>) {
+    pub(in crate::store) fn take(self, copy: &Backup<'_, '_>, others_wrote: bool) {
         let begun = Instant::now();
         let outcome = loop {
             match copy.step(PAGES_AT_ONCE) {
@@ -100,7 +117,8 @@ impl CopyStep {
                         [progress.pagecount, progress.remaining].map(|pages| pages.unsigned_abs().into());
                     let [of, left]: [u64; 2] = [of, left];
                     let done = of.saturating_sub(left) * PAGE_BYTES;
-                    break Ok((result, CopyProgress { done, of: of * PAGE_BYTES }));
+                    let progress = CopyProgress { done, of: of * PAGE_BYTES };
+                    break Ok(CopiedPages { result, progress, took: begun.elapsed(), others_wrote });
                 }
                 Err(e) => break Err(e.into()),
             }
@@ -133,7 +151,7 @@ impl<'w> Copying<'w> {
         Ok(Self { writer, ended })
     }
 
-    fn go_on(&self) -> Result<(StepResult, CopyProgress)> {
+    fn go_on(&self) -> Result<CopiedPages> {
         let (answer, answered) = sync_channel(1);
         self.writer.copy_more(CopyStep { answer: Some(answer) })?;
         answered.recv().map_err(|_| closed())?
@@ -161,9 +179,11 @@ impl Store {
     pub fn copy_to(&self, path: &Path, mut go_on: impl FnMut(CopyProgress) -> Result<()>) -> Result<()> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         let copying = Copying::begin(&self.writer, open(path)?)?;
-        let (mut synced, mut busy) = (0, 0);
+        let (mut ahead, mut pace) = (ReadAhead::new(self), SyncPace::new());
+        let (mut copied, mut asked, mut busy) = (0_u64, 0_u64, 0);
         loop {
-            let (result, progress) = copying.go_on()?;
+            ahead.read_upto(copied + READ_AHEAD_BYTES);
+            let CopiedPages { result, progress, took, others_wrote } = copying.go_on()?;
             match result {
                 StepResult::Done => break,
                 StepResult::More => busy = 0,
@@ -172,17 +192,47 @@ impl Store {
                 }
                 _ => busy += 1,
             }
-            // What was begun anew is less than before.
-            if progress.done.abs_diff(synced) >= SYNCED_EVERY_BYTES {
-                synced = progress.done;
+            if progress.done < copied {
+                // It was begun anew.
+                asked = 0;
+            }
+            let synced = pace.wrote(progress.done.saturating_sub(copied), &file)?;
+            copied = progress.done;
+            if copied - asked >= ASKED_EVERY_BYTES {
+                asked = copied;
                 go_on(progress)?;
-                file.sync_data()?;
+            }
+            if others_wrote {
+                leave_to_others(took * SHARE_OF_OTHERS + synced.unwrap_or_default());
             }
         }
         drop(copying);
         have_no_log(&file)?;
         file.sync_all()?;
         Ok(())
+    }
+}
+
+/// Reads what is copied next, so that it is in memory when the writer comes to it.
+struct ReadAhead<'s> {
+    store: &'s Store,
+    piece: Vec<u8>,
+    upto: u64,
+}
+
+impl<'s> ReadAhead<'s> {
+    fn new(store: &'s Store) -> Self {
+        Self { store, piece: vec![0; READ_AT_ONCE_BYTES], upto: 0 }
+    }
+
+    /// Whatever cannot be read is the copy's to tell.
+    fn read_upto(&mut self, wanted: u64) {
+        while self.upto < wanted {
+            match self.store.read_page_bytes(&mut self.piece, self.upto) {
+                Some(read) if read > 0 => self.upto += read as u64,
+                _ => self.upto = u64::MAX,
+            }
+        }
     }
 }
 
@@ -211,7 +261,7 @@ impl DatabaseCopy {
 
     /// All of its bytes.
     pub fn reader(&self) -> impl Read + Send + use<> {
-        CopyReader { file: self.file.clone(), at: 0 }
+        CopyReader { file: self.file.clone(), at: 0, forgotten: 0 }
     }
 
     /// The files of media that it knows, in their order, from behind this one on.
@@ -220,15 +270,24 @@ impl DatabaseCopy {
     }
 }
 
+/// So much of the copy is read before the memory that holds it is given back.
+const FORGOTTEN_AT_ONCE_BYTES: u64 = 1 << 20;
+
 struct CopyReader {
     file: Arc<File>,
     at: u64,
+    /// Up to there the memory was given back.
+    forgotten: u64,
 }
 
 impl Read for CopyReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buf, self.at)?;
         self.at += read as u64;
+        if self.at - self.forgotten >= FORGOTTEN_AT_ONCE_BYTES || read == 0 {
+            forget_cached(&self.file, self.forgotten, self.at - self.forgotten);
+            self.forgotten = self.at;
+        }
         Ok(read)
     }
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::migrate;
+use crate::durable::put_in_place;
 use crate::error::{Error, IN_USE, Result, reason};
 use crate::protocol::ServerName;
 use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
@@ -154,10 +155,8 @@ fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Opt
     // The last to close folds the log into the database.
     connection.close().map_err(|(_, e)| unusable(at, &e))?;
     if !in_place {
-        fs::rename(&new, &path).map_err(|e| cannot(folder, e))?;
-        if options.durable {
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| cannot(folder, e))?;
-        }
+        let placed = if options.durable { put_in_place(&new, &path) } else { fs::rename(&new, &path) };
+        placed.map_err(|e| cannot(folder, e))?;
     }
     Ok(())
 }

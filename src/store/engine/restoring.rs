@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::durable::{put_in_place, sync_folder};
 use crate::error::Result;
 use crate::protocol::ServerName;
 use crate::store::engine::folder::{FILE, beside, cannot, lock, note, owned_by};
@@ -76,7 +77,6 @@ impl RestoringFolder {
                 folder.display()
             )));
         }
-        let sync = |folder: &Path| File::open(folder).and_then(|folder| folder.sync_all());
         let moved = (|| {
             sync_everything();
             for name in others {
@@ -84,11 +84,11 @@ impl RestoringFolder {
                     fs::rename(staging.join(name), folder.join(name))?;
                 }
             }
-            sync(folder)?;
+            sync_folder(folder)?;
             // From here on there is a server.
-            fs::rename(staging.join(FILE), folder.join(FILE))?;
+            put_in_place(&staging.join(FILE), &folder.join(FILE))?;
             fs::remove_dir_all(staging)?;
-            sync(folder)
+            sync_folder(folder)
         })();
         moved.map_err(|e| cannot(folder, e))?;
         self.is_finished = true;

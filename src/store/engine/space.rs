@@ -13,6 +13,7 @@ use std::sync::Mutex;
 
 use rusqlite::Connection;
 
+use crate::durable::put_in_place;
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::store::engine::folder::{self, FILE, beside, cannot};
@@ -69,6 +70,16 @@ pub struct DatabaseSpace {
 pub(in crate::store) struct PagesFile(Mutex<Option<File>>);
 
 impl Store {
+    /// Reads bytes of the database's file as they are at the moment, whoever writes them: how many. None: it cannot be read.
+    pub(in crate::store) fn read_page_bytes(&self, into: &mut [u8], at: u64) -> Option<usize> {
+        let mut held = lock(&self.pages.0);
+        if held.is_none() {
+            // A database in memory has no name any more.
+            *held = File::open(self.readers.path()).ok();
+        }
+        held.as_ref()?.read_at(into, at).ok()
+    }
+
     /// Where the bytes of the database are.
     pub fn space(&self) -> Result<DatabaseSpace> {
         let path = self.readers.path();
@@ -148,9 +159,7 @@ impl Store {
                 return Err(refusal(format!("The log of {} could not be folded into it", path.display())));
             }
             let before = size(&path)?;
-            File::open(&new).and_then(|file| file.sync_all()).map_err(|e| cannot(folder, e))?;
-            fs::rename(&new, &path).map_err(|e| cannot(folder, e))?;
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| cannot(folder, e))?;
+            put_in_place(&new, &path).map_err(|e| cannot(folder, e))?;
             Ok((before, size(&path)?))
         });
         if replaced.is_err() {

@@ -279,13 +279,16 @@ impl WriterThread<'_> {
     fn copy(&mut self, order: CopyOrder, queue: &mpsc::Receiver<WriterJob>) {
         let connection = self.connection;
         order.carry_out(connection, |copy| {
-            let mut next = None;
+            let (mut next, mut has_written) = (None, false);
             while let Some(job) = next.take().or_else(|| queue.recv().ok()) {
                 match job {
-                    WriterJob::Write(first) => next = self.write(first, queue),
+                    WriterJob::Write(first) => {
+                        next = self.write(first, queue);
+                        has_written = true;
+                    }
                     WriterJob::Copy(order) => order.refuse(),
                     WriterJob::CopyMore(step) if step.is_last() => return,
-                    WriterJob::CopyMore(step) => step.take(copy),
+                    WriterJob::CopyMore(step) => step.take(copy, std::mem::take(&mut has_written)),
                 }
             }
         });

@@ -19,6 +19,7 @@ use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -26,6 +27,7 @@ use self::archive::{BLOCK, End, Manifest, Member, head, padding};
 use super::Admin;
 use crate::clock::Millis;
 use crate::config::Data;
+use crate::durable::leave_to_others;
 use crate::error::{ErrCode, Error, Result};
 use crate::service::media::files::{MediaFiles, free_bytes};
 use crate::store::engine::space::VACUUMED;
@@ -75,7 +77,8 @@ impl Admin<'_> {
         let copy = self.copy_database(folder)?;
         let name = self.server_name().clone();
         let manifest = Manifest::new(name, SCHEMA_VERSION, begun_ms, copy.bytes());
-        Ok(Backup::new(manifest, copy, self.media_files.clone(), permit))
+        let pace = ReadPace::new(Box::new(self.store.positions()));
+        Ok(Backup::new(manifest, copy, self.media_files.clone(), permit, pace))
     }
 
     /// Copies the database, and takes the name of the copy away again.
@@ -132,6 +135,7 @@ pub struct Backup {
     hash: Sha256,
     /// How much of the archive was made.
     bytes: u64,
+    pace: ReadPace,
     media_files: u64,
     media_bytes: u64,
     next: Next,
@@ -146,6 +150,39 @@ pub struct Backup {
     _permit: BackupPermit,
 }
 
+/// Keeps the making of an archive, which takes a processor for itself, from being felt by those who write meanwhile: half of the
+/// time it leaves to them.
+struct ReadPace {
+    /// The last position that was given out.
+    position: Box<dyn Fn() -> i64 + Send>,
+    last: i64,
+    bytes: u64,
+    since: Instant,
+}
+
+impl ReadPace {
+    /// After so much it is looked whether anybody writes.
+    const LOOK_EVERY_BYTES: u64 = 1 << 20;
+    /// The longest pause for so much, however long it took whoever reads.
+    const PAUSE_MAX: Duration = Duration::from_millis(10);
+
+    fn new(position: Box<dyn Fn() -> i64 + Send>) -> Self {
+        Self { last: position(), position, bytes: 0, since: Instant::now() }
+    }
+
+    /// So much was made in all.
+    fn made(&mut self, bytes: u64) {
+        if bytes - self.bytes < Self::LOOK_EVERY_BYTES {
+            return;
+        }
+        let position = (self.position)();
+        if position != self.last {
+            leave_to_others(self.since.elapsed().min(Self::PAUSE_MAX));
+        }
+        (self.last, self.bytes, self.since) = (position, bytes, Instant::now());
+    }
+}
+
 enum Next {
     Manifest(Manifest),
     Database(u64),
@@ -155,8 +192,15 @@ enum Next {
 }
 
 impl Backup {
-    fn new(manifest: Manifest, copy: DatabaseCopy, files: MediaFiles, permit: BackupPermit) -> Self {
+    fn new(
+        manifest: Manifest,
+        copy: DatabaseCopy,
+        files: MediaFiles,
+        permit: BackupPermit,
+        pace: ReadPace,
+    ) -> Self {
         Self {
+            pace,
             at: manifest.begun_ms,
             copy,
             files,
@@ -280,6 +324,7 @@ impl Read for Backup {
             if read > 0 {
                 self.hash.update(&buf[..read]);
                 self.bytes += read as u64;
+                self.pace.made(self.bytes);
                 return Ok(read);
             }
             if self.file.is_none() && self.ready.is_empty() && !self.go_on().map_err(io::Error::other)? {

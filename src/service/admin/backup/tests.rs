@@ -382,7 +382,8 @@ fn a_server_that_is_restored_under_a_wrong_clock_goes_on_behind_its_backup_and_e
             let permit = hs.backup_slot.take().expect("no other one");
             let copy = hs.admin().copy_database(&place.0.join("first")).expect("a copy");
             let mut bytes = Vec::new();
-            let mut backup = Backup::new(manifest.clone(), copy, hs.media_files.clone(), permit);
+            let pace = ReadPace::new(Box::new(hs.store.positions()));
+            let mut backup = Backup::new(manifest.clone(), copy, hs.media_files.clone(), permit, pace);
             backup.read_to_end(&mut bytes).expect("all of it");
             let data = format!("{round} {begun_ms}");
             place.restore(&bytes, &data).expect("restored");

@@ -1,25 +1,20 @@
 //! A file that is whole and on the disk, or not there.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::durable::{NewFile, SyncPace, forget_cached, leave_to_others};
 use crate::error::{ErrCode, Error, Result, reason};
-use crate::random;
-
-/// After so many bytes the disk is waited for: else they would all be written at the end, before what the server's writer waits
-/// for.
-const SYNCED_EVERY_BYTES: u64 = 8 << 20;
 
 /// Writes what `from` has into a file of this name, which only its owner may read. It has another name until it is whole and
 /// on the disk; after an error there is nothing. A file that was there before is replaced. Gives its size.
 ///
 /// Errors: sentences for the operator.
 pub fn write_file(path: &Path, from: &mut dyn Read) -> Result<u64> {
-    let Some(name) = path.file_name() else {
+    if path.file_name().is_none() {
         return Err(Error::invalid_param(format!("{} is no name of a file", path.display())));
-    };
+    }
     match fs::symlink_metadata(path).map(|found| found.file_type()) {
         Ok(found) if found.is_dir() => {
             return Err(Error::invalid_param(format!("{} is a folder", path.display())));
@@ -33,13 +28,11 @@ pub fn write_file(path: &Path, from: &mut dyn Read) -> Result<u64> {
         }
         _ => {}
     }
-    let mut new = name.to_owned();
-    new.push(format!(".{}.new", random::letters(8)));
-    let new = NewFile(path.with_file_name(new));
     let cannot = |e: &io::Error| cannot(path, e);
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new.0).map_err(|e| cannot(&e))?;
-    let (mut piece, mut written, mut unsynced) = (vec![0; 256 << 10], 0, 0);
+    let mut new = NewFile::beside(path).map_err(|e| cannot(&e))?;
+    let (mut piece, mut written) = (vec![0; 256 << 10], 0);
+    // Else all of it would be written at the end, before what the server's writer waits for.
+    let mut pace = SyncPace::new();
     loop {
         let read = match from.read(&mut piece) {
             Ok(0) => break,
@@ -47,33 +40,15 @@ pub fn write_file(path: &Path, from: &mut dyn Read) -> Result<u64> {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => return Err(source_failed(e)),
         };
-        file.write_all(&piece[..read]).map_err(|e| cannot(&e))?;
+        new.file().write_all(&piece[..read]).map_err(|e| cannot(&e))?;
         written += read as u64;
-        unsynced += read as u64;
-        if unsynced >= SYNCED_EVERY_BYTES {
-            file.sync_data().map_err(|e| cannot(&e))?;
-            unsynced = 0;
+        if let Some(took) = pace.wrote(read as u64, new.file()).map_err(|e| cannot(&e))? {
+            forget_cached(new.file(), 0, written);
+            leave_to_others(took);
         }
     }
-    file.sync_all().map_err(|e| cannot(&e))?;
-    fs::rename(&new.0, path).map_err(|e| cannot(&e))?;
-    sync_folder_of(path).map_err(|e| cannot(&e))?;
+    new.put_in_place().map_err(|e| cannot(&e))?;
     Ok(written)
-}
-
-/// Has the names in a file's folder go to the disk.
-pub fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
-}
-
-/// A file that is not whole. Dropped, it is gone; renamed, there is nothing to be gone.
-struct NewFile(PathBuf);
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 fn cannot(path: &Path, e: &io::Error) -> Error {
@@ -96,8 +71,10 @@ fn source_failed(e: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
     use super::*;
+    use crate::random;
 
     struct Folder(PathBuf);
 
