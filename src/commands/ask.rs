@@ -183,6 +183,10 @@ fn unreachable(socket: &Path, e: &std::io::Error) -> String {
         ErrorKind::PermissionDenied => {
             format!("{socket} is not yours to open: be the user that the server runs as, or root")
         }
+        ErrorKind::TimedOut => format!(
+            "the server that has {socket} does not answer: it was stopped (SIGSTOP, Ctrl-Z), or hangs. Nothing was done: have it \
+             go on (SIGCONT), or restart it"
+        ),
         ErrorKind::ConnectionAborted => {
             format!(
                 "the server ended before it answered by {socket}: look whether it was done, and ask again"

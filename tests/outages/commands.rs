@@ -273,3 +273,34 @@ fn a_password_is_typed_at_a_terminal_that_does_not_show_it() {
     let _ = terminal.read_to_end(&mut shown);
     assert!(!String::from_utf8_lossy(&shown).contains("geheim"), "{shown:?}");
 }
+
+#[test]
+fn a_command_says_soon_that_the_server_was_stopped_and_does_nothing() {
+    let server = ProcessServer::start(&[]);
+    let folder = server.folder().to_owned();
+    server.user("alice");
+    let pid = i32::try_from(server.pid().expect("it runs")).expect("a process");
+    let signal = |signal| {
+        // SAFETY: a signal to a child of ours that has not been waited for; touches no memory.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    };
+    signal(libc::SIGSTOP);
+    let backup = folder.join("b.tar");
+    let asked = [
+        &["user", "list"][..],
+        &["user", "add", "bob", "--generate"],
+        &["backup", backup.to_str().expect("a path")],
+    ]
+    .map(|args| {
+        let mut command = command(&folder, args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    for asked in asked {
+        let output = asked.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+        assert!(told(&output).contains("SIGSTOP"), "{}", told(&output));
+    }
+    signal(libc::SIGCONT);
+    assert_eq!(accounts(&folder), 1);
+    assert!(!backup.exists());
+}

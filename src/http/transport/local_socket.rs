@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A local socket that is listened on. Its name goes when it is dropped.
 pub(super) struct LocalSocket {
@@ -106,15 +107,33 @@ pub fn is_listened_on(path: &Path) -> bool {
     short_enough(path).and_then(|(_folder, short)| UnixStream::connect(short)).is_ok()
 }
 
+/// A server that goes on says how it is within this time, whatever else it is asked for; what it is asked for may take long.
+const WELL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connects to the server that listens on a local socket, once it has shown that it goes on: the system takes connections also
+/// for one that was stopped. Errors: those of [`ask`].
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (_folder, short) = short_enough(path)?;
+    let mut asked = UnixStream::connect(&short)?;
+    asked.set_read_timeout(Some(WELL_TIMEOUT))?;
+    let unheard = |e: io::Error| match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => ErrorKind::TimedOut.into(),
+        _ => io::Error::from(ErrorKind::ConnectionReset),
+    };
+    write!(asked, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").map_err(unheard)?;
+    // Whatever it says.
+    asked.read_exact(&mut [0]).map_err(unheard)?;
+    UnixStream::connect(short)
+}
+
 /// Asks the server that listens on a local socket: one request, and its whole answer. The body, if there is one, is JSON.
 /// What changes something (all but `GET`) is sent whole only when the server has said that it goes on: who was not told
 /// to knows that nothing was done.
 ///
 /// Errors: `NotFound`, `ConnectionRefused`: no server listens there; `ConnectionReset`: it ended, and nothing was done;
-/// `ConnectionAborted`: it ended before it answered.
+/// `ConnectionAborted`: it ended before it answered; `TimedOut`: it is stopped, or hangs, and nothing was done.
 pub fn ask(path: &Path, method: &str, target: &str, body: Option<&[u8]>) -> io::Result<(u16, Vec<u8>)> {
-    let (_folder, short) = short_enough(path)?;
-    let mut stream = UnixStream::connect(short)?;
+    let mut stream = connect(path)?;
     let unheard = |_| io::Error::from(ErrorKind::ConnectionReset);
     let mut answer = Vec::new();
     if method == "GET" {
@@ -146,8 +165,7 @@ pub fn ask(path: &Path, method: &str, target: &str, body: Option<&[u8]>) -> io::
 /// Asks for something that may be large, and is read as it comes: its status, and its body. A body that the server does not end
 /// is an error of its reader. Errors: those of [`ask`].
 pub fn ask_for_stream(path: &Path, target: &str) -> io::Result<(u16, Box<dyn Read>)> {
-    let (_folder, short) = short_enough(path)?;
-    let mut stream = UnixStream::connect(short)?;
+    let mut stream = connect(path)?;
     let unheard = |_| io::Error::from(ErrorKind::ConnectionReset);
     // What has no length comes in chunks: so its end is told from the server's.
     write!(stream, "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -308,10 +326,17 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let answer = answer.to_vec();
         let server = std::thread::spawn(move || {
-            let mut stream = listener.accept().unwrap().0;
-            let mut asked = [0; 1024];
-            assert!(stream.read(&mut asked).unwrap() > 0);
-            stream.write_all(&answer).unwrap();
+            for answer in [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), answer] {
+                let mut stream = listener.accept().unwrap().0;
+                // What is closed before all of it was read is a reset to the other end.
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    asked.extend(byte);
+                }
+                stream.write_all(&answer).unwrap();
+            }
         });
         let found = ask_for_stream(&path, "/x").and_then(|(status, mut body)| {
             let mut bytes = Vec::new();
