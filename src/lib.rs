@@ -163,10 +163,10 @@ pub mod internals {
     pub use crate::locks::lock;
     pub use crate::service::accounts::NewAccount;
     pub use crate::service::accounts::sessions::NewLogin;
-    pub use crate::service::admin::backup::restore::restore;
+    pub use crate::service::admin::backup::restore::{restore, restore_from};
     pub use crate::service::admin::backup::written::write_file;
-    pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::admin::room_deletion::DeletionOrder;
+    pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;
     pub use crate::service::events::build::Draft;
     pub use crate::service::media::thumbnail;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use argh::{ArgsInfo, FromArgs};
 
 use commands::ask::{self, Operator};
+use commands::restore::STANDARD_INPUT;
 use commands::{Failure, misuse, say};
 
 /// Doorstep, a Matrix homeserver in one small binary.
@@ -36,6 +37,11 @@ fn run() -> Result<(), Failure> {
     let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
     let operator = match args.first() {
         Some(command) if commands::OF_OPERATOR.contains(command) => Some(Operator::from_args(&mut args)?),
+        Some(&"restore") => {
+            // The parser of arguments takes it for a flag.
+            args.iter_mut().filter(|arg| **arg == "-").for_each(|arg| *arg = STANDARD_INPUT);
+            None
+        }
         _ => None,
     };
     let asked = match Doorstep::from_args(&["doorstep"], &args) {

@@ -14,7 +14,7 @@ mod logger;
 mod media;
 pub mod misuse;
 mod notify;
-mod restore;
+pub mod restore;
 mod room;
 mod routes;
 mod secret;

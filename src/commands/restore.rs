@@ -1,19 +1,23 @@
 //! `doorstep restore`: a server is made of a backup.
 
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use argh::{ArgsInfo, FromArgs};
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data, Settings};
-use doorstep::internals::restore;
+use doorstep::internals::{restore, restore_from};
 
 use super::{Failure, say};
+
+/// What stands for `-`.
+pub const STANDARD_INPUT: &str = "/dev/stdin";
 
 /// Makes the data folder of a server from a backup. The folder must be empty, or not be there.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "restore")]
 pub struct Restore {
-    /// the backup
+    /// the backup, or `-` for standard input
     #[argh(positional)]
     file: PathBuf,
     /// folder to restore into [doorstep-data]
@@ -41,7 +45,17 @@ pub fn run(asked: &Restore) -> Result<(), Failure> {
         return Err(misuse("a server is restored into a folder, not into memory".into()));
     };
     let name = is_named.then_some(&config.server_name);
-    let restored = restore(folder, &asked.file, name, &Clock::new())?;
+    let restored = if asked.file.as_os_str() == STANDARD_INPUT {
+        let mut backup = io::stdin().lock();
+        if backup.is_terminal() {
+            return Err(misuse(
+                "a backup does not come from a terminal: name a file, or have it piped".into(),
+            ));
+        }
+        restore_from(folder, &mut backup, name, &Clock::new())?
+    } else {
+        restore(folder, &asked.file, name, &Clock::new())?
+    };
     let (manifest, end) = (&restored.manifest, &restored.end);
     say(&format!(
         "{} is restored in {}, as it was on {}, with {} files of media.",

@@ -1,8 +1,9 @@
 //! Backups of the real binary while it is written, and what becomes of a server that was restored from one: for its
 //! clients, and for the servers that know more of it than it does.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -391,6 +392,47 @@ fn what_is_acknowledged_after_somebody_looked_into_the_database_beside_a_server_
     server.kill();
     server.resume();
     assert!(has_event(&alice, &room, &event), "it was acknowledged");
+}
+
+/// Restores what comes from standard input.
+fn restored_from(bytes: &[u8], data: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
+    command.args(["restore", "-", "--data"]).arg(data);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    // Who has seen enough reads no further.
+    let _ = child.stdin.take().expect("a pipe").write_all(bytes);
+    child.wait_with_output().expect("it ends")
+}
+
+#[test]
+fn a_backup_is_restored_as_it_comes_and_one_that_breaks_off_leaves_nothing() {
+    let server = ProcessServer::start(&[]);
+    let room = server.user("alice").create_room();
+    let backups = Backups::new();
+    let (file, data) = (backups.file("b.tar"), backups.file("data"));
+    // As somebody who was killed leaves it.
+    std::fs::write(backups.file("b.tar.abcdefgh.new"), b"half").expect("written");
+    let folder = server.folder().to_str().expect("a path");
+    let output = doorstep(&["backup", file.to_str().expect("a path"), "--data", folder]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(backups.names(), ["b.tar"], "nothing stays of what was begun before");
+    let whole = std::fs::read(&file).expect("a backup");
+    let mut altered = whole.clone();
+    let middle = whole.len() / 2;
+    altered[middle] ^= 1;
+    for bytes in [&whole[..0], &whole[..3000], &whole[..middle], &whole[..whole.len() - 1600], &altered] {
+        let output = restored_from(bytes, &data);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(!data.exists(), "{} bytes of {}", bytes.len(), whole.len());
+    }
+    let output = restored_from(&whole, &data);
+    assert!(output.status.success(), "{}", said(&output));
+    let database = rusqlite::Connection::open(data.join("doorstep.db")).expect("it is a database");
+    let rooms: String =
+        database.query_row("SELECT room_id FROM rooms", [], |row| row.get(0)).expect("a room");
+    assert_eq!(rooms, room);
+    assert_eq!(restored_from(&whole, &data).status.code(), Some(1), "there is a server now");
 }
 
 /// Runs the command so that it can write no file beyond so many bytes, as if the disk were full.

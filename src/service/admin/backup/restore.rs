@@ -2,7 +2,7 @@
 //! it does itself is told anything wrong.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -52,15 +52,36 @@ pub fn restore(folder: &Path, backup: &Path, name: Option<&ServerName>, clock: &
     let mut check = Checking { name };
     let (manifest, end) = read_archive(&mut open()?, &mut check)?;
     let restoring = RestoringFolder::begin(folder)?;
-    let mut unpacking = Unpacking::new(restoring.staging(), check);
-    let again = read_archive(&mut open()?, &mut unpacking)?;
-    if again != (manifest.clone(), end.clone()) {
+    let restored = unpack(&restoring, &mut open()?, check)?;
+    if (&restored.manifest, &restored.end) != (&manifest, &end) {
         return Err(refusal("The backup was changed while it was read"));
     }
-    let spoilt = unpacking.finish()?;
-    settle(restoring.staging(), &manifest, clock)?;
-    restoring.finish(&manifest.server_name, &[MEDIA])?;
-    Ok(Restored { manifest, end, spoilt })
+    finish(restoring, restored, clock)
+}
+
+/// The same with a backup that can be read once only, as it comes: whether it is whole is known only when all of it is written.
+/// After an error the folder is as it was all the same.
+pub fn restore_from(
+    folder: &Path,
+    backup: &mut dyn Read,
+    name: Option<&ServerName>,
+    clock: &Clock,
+) -> Result<Restored> {
+    let restoring = RestoringFolder::begin(folder)?;
+    let restored = unpack(&restoring, backup, Checking { name })?;
+    finish(restoring, restored, clock)
+}
+
+fn unpack(restoring: &RestoringFolder, backup: &mut dyn Read, check: Checking<'_>) -> Result<Restored> {
+    let mut unpacking = Unpacking::new(restoring.staging(), check);
+    let (manifest, end) = read_archive(backup, &mut unpacking)?;
+    Ok(Restored { manifest, end, spoilt: unpacking.finish()? })
+}
+
+fn finish(restoring: RestoringFolder, restored: Restored, clock: &Clock) -> Result<Restored> {
+    settle(restoring.staging(), &restored.manifest, clock)?;
+    restoring.finish(&restored.manifest.server_name, &[MEDIA])?;
+    Ok(restored)
 }
 
 /// Looks whether it can be restored at all.
