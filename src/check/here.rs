@@ -12,11 +12,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::pages::{days_left, key_statement};
 use super::{Own, Report, outside};
+use crate::clock::Clock;
 use crate::config::{Config, Data, Registration, reachable};
 use crate::error::{Result, reason};
 use crate::federation::Client;
 use crate::federation::inspect::TlsProbe;
 use crate::protocol::certificates::CertificateFacts;
+use crate::protocol::certificates::calendar::utc;
+use crate::service::acme::kept_certificate;
 use crate::service::media::files::free_bytes;
 use crate::store::Store;
 use crate::store::engine::inspect::Inspection;
@@ -45,6 +48,9 @@ pub(super) fn check(config: Config, report: &mut Report<'_>) -> Result<Own> {
     };
     if let Some(tls) = &config.tls {
         certificate_files(&config, [&tls.cert, &tls.key], report)?;
+    }
+    if let (true, Data::Folder(folder)) = (config.acme.is_on, &config.data) {
+        acme_certificate(folder, &config, report);
     }
     ports(&config, served, report)?;
     if let Data::Folder(folder) = &config.data {
@@ -173,6 +179,38 @@ fn certificate_files(config: &Config, [cert, key]: [&PathBuf; 2], report: &mut R
         }
     }
     Ok(())
+}
+
+/// The certificate that the server got by itself (`--acme`).
+fn acme_certificate(folder: &Path, config: &Config, report: &mut Report<'_>) {
+    const ABOUT: &str = "certificate";
+    const SEE: &str = "the server asks for one while it runs; where it got none, its log says why";
+    let authority = &config.acme.directory;
+    let kept = match kept_certificate(folder) {
+        Ok(Some(kept)) => kept,
+        Ok(None) => return report.note(ABOUT, format!("{authority} has not given one yet"), SEE),
+        Err(e) => {
+            return report.wrong(
+                ABOUT,
+                format!("what {authority} gave is of no use: {}", e.for_people()),
+                SEE,
+            );
+        }
+    };
+    let wanted = config.acme.names.join(", ");
+    if kept.facts.not_after <= Clock::new().now_ms() {
+        let found = format!("the one that {authority} gave expired on {}", utc(kept.facts.not_after));
+        report.wrong(ABOUT, found, SEE);
+    } else if !kept.is_for(&config.acme.names) {
+        let found = format!(
+            "the one that {authority} gave is for {}, and not for {wanted}",
+            kept.facts.names.join(", ")
+        );
+        report.wrong(ABOUT, found, "restart the server with these names: it asks for another then");
+    } else {
+        let chain = kept.chain_pem().matches("BEGIN CERTIFICATE").count();
+        days_left(ABOUT, &format!("from {authority}"), &kept.facts, chain, report);
+    }
 }
 
 fn ports(config: &Config, served: bool, report: &mut Report<'_>) -> Result<()> {

@@ -58,6 +58,18 @@ pub(super) fn acme_directory(config: &mut Config, text: &str) -> Result<(), Stri
     Ok(())
 }
 
+pub(super) fn acme_eab(config: &mut Config, text: &str) -> Result<(), String> {
+    let parts = text.split_once(':').filter(|(id, file)| {
+        let is_id = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_graphic());
+        is_id && !file.is_empty()
+    });
+    let Some((id, file)) = parts else {
+        return Err("should be a key identifier and a file, such as kid-1:/etc/doorstep/eab.key".into());
+    };
+    config.acme.external_account = Some((id.to_owned(), file.into()));
+    Ok(())
+}
+
 pub(super) fn registration(config: &mut Config, text: &str) -> Result<(), String> {
     config.registration = match text {
         "open" => Registration::Open,

@@ -66,6 +66,8 @@ pub struct AcmeSettings {
     pub contact: Option<String>,
     /// The address of its directory.
     pub directory: String,
+    /// What it knows a customer by, where it has only such: a key identifier, and the file with the key.
+    pub external_account: Option<(String, PathBuf)>,
     /// Extra root certificates for it, PEM files.
     pub trust_ca: Vec<PathBuf>,
 }
@@ -484,7 +486,7 @@ mod tests {
             media_cache_size = \"3G\"\nmedia_cache_days = 9\nmedia_keep_free = \"1G\"\nbackup_to = \"b\"\nbackup_every = \"6h\"\nbackup_keep = 3\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
             allow_private_addresses = true\n\
-            acme = false\nacme_name = [\"A.example\"]\nacme_contact = \"a@b.example\"\n\
+            acme = false\nacme_name = [\"A.example\"]\nacme_contact = \"a@b.example\"\nacme_eab = \"kid:f\"\n\
             acme_directory = \"https://d.example/dir\"\nacme_ca = [\"r\"]\n\
             guests = true\nmetrics = \"[::1]:9\"\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
@@ -521,6 +523,7 @@ mod tests {
             (vec!["a.example".to_owned()], vec!["r".into()])
         );
         assert_eq!(config.acme.contact.as_deref(), Some("a@b.example"));
+        assert_eq!(config.acme.external_account, Some(("kid".to_owned(), "f".into())));
         assert_eq!((config.turn_uris.as_slice(), config.turn_ttl_s), (["turn:t".to_owned()].as_slice(), 7));
         assert!(from_file(text, &[]).is_ok() && from_file("turn_secret = \"t\"", &[]).is_err());
         assert!(from_file("turn_uri = [\"http:t\"]\nturn_secret = \"t\"", &[]).is_err());
@@ -585,6 +588,9 @@ mod tests {
             (&["--acme-contact", "nobody"], "e-mail"),
             (&["--acme-contact", "a@b?subject=x"], "e-mail"),
             (&["--acme-directory", "http://a.example/"], "https"),
+            (&["--acme-eab", "kid"], "key identifier"),
+            (&["--acme-eab", ":file"], "key identifier"),
+            (&["--acme-eab", "kid:"], "key identifier"),
             (&["--acme-directory", "https:///dir"], "https"),
             (&["--listen-tls", "1"], "--acme"),
         ] {

@@ -4,7 +4,7 @@
 
 use super::amounts::{bytes, time_ms};
 use super::checks::{
-    acme_contact, acme_directory, acme_name, addresses, cache_size, data, default_room_version,
+    acme_contact, acme_directory, acme_eab, acme_name, addresses, cache_size, data, default_room_version,
     livekit_service_url, notary, path, pattern, public_url, registration, registration_secret, server_name,
     turn_secret, turn_uri, user_directory,
 };
@@ -135,6 +135,14 @@ pub const SETTINGS: &[Setting] = &[
         usual: Usual::Value("https://acme-v02.api.letsencrypt.org/directory"),
         help: "directory of the authority that --acme asks; the usual one is that of Let's Encrypt",
         kind: Kind::One(acme_directory),
+    },
+    Setting {
+        flag: "acme-eab",
+        value: "id:file",
+        usual: Usual::Nothing,
+        help: "external account binding, for an authority that has only customers: the key identifier that it gave, and a file \
+               with the key (HMAC, base64url)",
+        kind: Kind::One(acme_eab),
     },
     Setting {
         flag: "acme-ca",

@@ -2,11 +2,13 @@
 //! gave, and only to where the authority's directory is, which the operator named. Everything that it answers is bounded:
 //! in bytes and in time, and it leads nowhere else.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::hmac;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use serde_json::{Map, Value, json};
@@ -14,7 +16,7 @@ use sha2::{Digest, Sha256};
 use ureq::{Agent, http};
 
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::federation::address_guard::AddressGuard;
 use crate::federation::agent::{self, WebResolver, base_config, roots};
 use crate::federation::connections::Connections;
@@ -91,6 +93,14 @@ impl AccountKey {
         format!("{token}.{}", self.thumbprint)
     }
 
+    /// The proof that this key is an account's of a customer (RFC 8555, 7.3.4), for the authority's address for new accounts.
+    fn bind(&self, customer: &ExternalAccount, url: &str) -> Value {
+        let head = json!({ "alg": "HS256", "kid": customer.id, "url": url });
+        let [head, payload] = [head, self.jwk.clone()].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+        let signature = hmac::sign(&customer.key, format!("{head}.{payload}").as_bytes());
+        json!({ "protected": head, "payload": payload, "signature": URL_SAFE_NO_PAD.encode(signature) })
+    }
+
     /// A signed request (RFC 8555, 6.2).
     fn sign(&self, mut head: Map<String, Value>, payload: &str) -> AcmeResult<String> {
         head.insert("alg".to_owned(), "ES256".into());
@@ -101,6 +111,25 @@ impl AccountKey {
         let signature = signature.map_err(|_| AcmeError::new("nothing can be signed here"))?;
         let signature = URL_SAFE_NO_PAD.encode(signature);
         Ok(json!({ "protected": head, "payload": payload, "signature": signature }).to_string())
+    }
+}
+
+/// What an authority knows a customer by, from elsewhere (external account binding, RFC 8555, 7.3.4).
+pub struct ExternalAccount {
+    id: String,
+    key: hmac::Key,
+}
+
+impl ExternalAccount {
+    /// With the key in this file. Errors: sentences for the operator: it cannot be read, or has no key.
+    pub fn read(id: &str, file: &Path) -> Result<Self> {
+        let wrong = |why: &str| Error::invalid_param(format!("--acme-eab: {} {why}", file.display()));
+        let text = fs::read_to_string(file).map_err(|e| wrong(&format!("cannot be read: {}", reason(&e))))?;
+        // Some authorities write it in the other alphabet, or padded.
+        let text = text.trim().trim_end_matches('=').replace('+', "-").replace('/', "_");
+        let key = URL_SAFE_NO_PAD.decode(text).ok().filter(|key| !key.is_empty());
+        let key = key.ok_or_else(|| wrong("has no key in base64url"))?;
+        Ok(Self { id: id.to_owned(), key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
     }
 }
 
@@ -198,14 +227,24 @@ impl AcmeSession<'_> {
         url.ok_or_else(|| AcmeError::new(format!("its directory has no {name}")))
     }
 
-    /// Finds the account of the key, or makes one, agreeing to the terms of service (RFC 8555, 7.3).
-    pub fn log_in(&mut self, contact: Option<&str>) -> AcmeResult<()> {
+    /// Finds the account of the key, or makes one, agreeing to the terms of service (RFC 8555, 7.3), as that of a customer if
+    /// there is one.
+    pub fn log_in(&mut self, contact: Option<&str>, customer: Option<&ExternalAccount>) -> AcmeResult<()> {
         let contact: Vec<String> = contact.iter().map(|address| format!("mailto:{address}")).collect();
         let mut wanted = json!({ "termsOfServiceAgreed": true });
         if !contact.is_empty() {
             wanted["contact"] = json!(contact);
         }
-        let answer = self.post(&self.endpoint("newAccount")?, &wanted.to_string())?;
+        let url = self.endpoint("newAccount")?;
+        if let Some(customer) = customer {
+            wanted["externalAccountBinding"] = self.key.bind(customer, &url);
+        }
+        let answer = self.post(&url, &wanted.to_string()).map_err(|mut e| {
+            if e.kind.as_deref() == Some("externalAccountRequired") {
+                e.what.push_str(". It is given by --acme-eab");
+            }
+            e
+        })?;
         let account =
             answer.location.ok_or_else(|| AcmeError::new("it does not say which account is ours"))?;
         self.account = Some(account.clone());

@@ -4,6 +4,7 @@ Started by run.sh, which provides Pebble. A line a scenario; the last line is `N
 """
 
 import argparse
+import base64
 import json
 import os
 import pathlib
@@ -76,7 +77,7 @@ class Process:
 class Pebble:
     """An authority, with a name server for which every name is this machine."""
 
-    def __init__(self, given, folder, life):
+    def __init__(self, given, folder, life, customers=None):
         folder.mkdir()
         self.port, management, self.http, self.tls = (free_port() for _ in range(4))
         names = free_port()
@@ -91,6 +92,8 @@ class Pebble:
             "keyAlgorithm": "ecdsa",
             "profiles": {"default": {"description": "the only one", "validityPeriod": life}},
         }
+        if customers:
+            settings |= {"externalAccountBindingRequired": True, "externalAccountMACKeys": customers}
         (folder / "config.json").write_text(json.dumps({"pebble": settings}))
         self.ca = given.certificates / "pebble.minica.pem"
         self.names = Process(
@@ -131,7 +134,7 @@ class Pebble:
 class Doorstep:
     """A server whose certificate Pebble gives."""
 
-    def __init__(self, given, folder, pebble, tls, plain=None, trust=()):
+    def __init__(self, given, folder, pebble, tls, plain=None, trust=(), more=()):
         folder.mkdir()
         self.folder, self.pebble, self.tls = folder, pebble, tls
         self.command = [given.doorstep, "serve", "--name", f"localhost:{tls}", "--data", folder / "data"]
@@ -142,6 +145,7 @@ class Doorstep:
             self.command += ["--listen", f"127.0.0.1:{plain}"]
         for file in (pebble.root, *trust):
             self.command += ["--trust-ca", file]
+        self.command += more
         self.process = None
         self.context = ssl.create_default_context(cafile=pebble.root)
         for file in trust:
@@ -253,6 +257,43 @@ def renewal(given, folder):
         pebble.end()
 
 
+def customers_only(given, folder):
+    """An authority that has only customers knows this one by its key, and says to anybody else what is lacking."""
+    key = base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+    pebble = Pebble(given, folder / "pebble", 86_400, {"kid-1": key})
+    started = []
+
+    def start(name, more):
+        server = Doorstep(given, folder / name, pebble, pebble.tls, more=more)
+        started.append(server)
+        return server
+
+    def keyed(key, kid="kid-1"):
+        file = folder / f"{kid}.key"
+        file.write_text(key + "\n")
+        return ["--acme-eab", f"{kid}:{file}"]
+
+    try:
+        stranger = start("stranger", [])
+        wait_for("a stranger is told what is lacking", lambda: "It is given by --acme-eab" in stranger.process.text())
+        stranger.end()
+        for name, more in [("other-key", keyed("A" * 43)), ("other-kid", keyed(key, "kid-2"))]:
+            wrong = start(name, more)
+            wait_for(f"{name} gets none", lambda: "no certificate for localhost" in wrong.process.text())
+            assert wrong.certificate() is None
+            wrong.end()
+        customer = start("customer", keyed(key))
+        first = customer.wait_for_certificate()
+        customer.end()
+        # The account is known now.
+        customer.start()
+        assert customer.wait_for_certificate() == first
+    finally:
+        for server in started:
+            server.end()
+        pebble.end()
+
+
 def kills(given, folder):
     """Whoever is killed at any step goes on where it was, with the same order."""
     pebble = Pebble(given, folder / "pebble", 86_400)
@@ -289,7 +330,7 @@ def main():
     given.doorstep = given.doorstep.resolve()
     top = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-acme-"))
     failed = 0
-    scenarios = [both_proofs_and_federation, renewal, kills]
+    scenarios = [both_proofs_and_federation, renewal, customers_only, kills]
     for scenario in scenarios:
         folder = top / scenario.__name__
         folder.mkdir()

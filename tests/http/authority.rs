@@ -115,6 +115,7 @@ impl Authority {
             is_on: true,
             names: vec!["localhost".to_owned()],
             contact: None,
+            external_account: None,
             directory: format!("{}/dir", locked(&self.state).base),
             trust_ca: vec![certificates().ca.clone()],
         }

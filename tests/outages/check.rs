@@ -189,6 +189,33 @@ fn what_is_wrong_on_this_machine_is_found() {
     assert_eq!(found.status, Some(1));
 }
 
+#[test]
+fn the_certificate_that_the_server_got_by_itself_is_judged_by_its_names_and_dates() {
+    let server = ProcessServer::start(&[]);
+    let args = server.settings();
+    let own = args.chunks(2).filter(|pair| !pair[0].starts_with("--tls-")).flatten().map(String::as_str);
+    let more = ["--acme", "--acme-name", "a.example", "--acme-name", "b.example"];
+    let args: Vec<&str> = own.chain(more).collect();
+    Found::by(&args).has("certificate", "note", "has not given one yet");
+    let acme = server.folder().join("acme");
+    fs::create_dir(&acme).expect("a folder");
+    let put = |names: &[&str], years: [i32; 2]| {
+        let files = certificates().issue(names, years);
+        let text = [&files.key, &files.cert].map(|file| fs::read_to_string(file).expect("a file"));
+        fs::write(acme.join("certificate.pem"), text.join("\n")).expect("written");
+    };
+    put(&["a.example", "b.example"], [2020, 2090]);
+    let found = Found::by(&args);
+    found.has("certificate", "ok", "for a.example, b.example");
+    found.only_wrong(&[]);
+    put(&["a.example"], [2020, 2090]);
+    Found::by(&args).has("certificate", "wrong", "is for a.example, and not for a.example, b.example");
+    put(&["a.example", "b.example"], [2020, 2021]);
+    Found::by(&args).has("certificate", "wrong", "expired on 2021");
+    fs::write(acme.join("certificate.pem"), "half").expect("written");
+    Found::by(&args).has("certificate", "wrong", "is of no use");
+}
+
 const APEX: &str = "doorstep.example";
 const MACHINE: &str = "matrix.doorstep.example";
 const ORIGIN: &str = "Access-Control-Allow-Origin: *";

@@ -12,6 +12,7 @@ mod order;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::backoff::Backoff;
 use crate::clock::{Clock, Millis};
 use crate::config::{AcmeSettings, Config, Data};
 use crate::error::Result;
-use crate::federation::acme::{AccountKey, AcmeAnswer, AcmeError, AcmeResult, AcmeServer};
+use crate::federation::acme::{AccountKey, AcmeAnswer, AcmeError, AcmeResult, AcmeServer, ExternalAccount};
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::certificates::CertificateFacts;
 use crate::protocol::certificates::acme::{ChallengeKind, suggested_window};
@@ -41,6 +42,11 @@ const RENEWAL_INFO_MIN_MS: Millis = 3_600_000;
 const RENEWAL_INFO_MAX_MS: Millis = 24 * 3_600_000;
 /// How often the clock is looked at while nothing is due.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The certificate that the server of a data folder has got, if there is one. Errors: it cannot be read, or is of no use.
+pub fn kept_certificate(data: &Path) -> Result<Option<CheckedCertificate>> {
+    AcmeFolder::new(data).certificate()
+}
 
 /// What proves names, and the thread. Does nothing unless it is started.
 #[derive(Default)]
@@ -105,7 +111,10 @@ impl Acme {
         let settings = hs.config.acme.clone();
         // What is wrong with the settings is said now, and not to the log tonight.
         AcmeServer::new(&settings.directory, &settings.trust_ca, hs.clock.clone())?;
+        let customer = settings.external_account.as_ref();
+        let customer = customer.map(|(id, file)| ExternalAccount::read(id, file)).transpose()?;
         let worker = Worker {
+            customer,
             kinds: challenge_kinds(&hs.config),
             settings,
             clock: hs.clock.clone(),
@@ -211,6 +220,7 @@ fn caught<T>(attempt: impl FnOnce() -> AcmeResult<T>) -> AcmeResult<T> {
 
 /// What the thread has.
 struct Worker {
+    customer: Option<ExternalAccount>,
     settings: AcmeSettings,
     kinds: Vec<ChallengeKind>,
     clock: Clock,

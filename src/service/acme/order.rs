@@ -65,7 +65,7 @@ impl Worker {
         let key = AccountKey::read(&self.folder.account_key()?)?;
         let server = self.reach_server()?;
         let mut session = server.connect(&key)?;
-        session.log_in(self.settings.contact.as_deref())?;
+        session.log_in(self.settings.contact.as_deref(), self.customer.as_ref())?;
         let (pending, order) = self.open_order(&mut session)?;
         match self.fulfil(&mut session, &key, &pending, order) {
             Ok(facts) => {
