@@ -265,6 +265,7 @@ CREATE TABLE memberships (
 CREATE INDEX memberships_joined_since ON memberships (joined_since) WHERE joined_since IS NOT NULL;
 CREATE INDEX memberships_of_local_users ON memberships (user_id, stream) WHERE local = 1;
 CREATE INDEX memberships_here ON memberships (room_key, membership) WHERE local = 1;
+CREATE INDEX memberships_inviting ON memberships (user_id, stream) WHERE local = 1 AND membership = 'invite';
 CREATE INDEX memberships_knocking ON memberships (room_key, stream) WHERE membership = 'knock';
 
 -- Which servers were in which room, from the stream position of the join that brought them in to that of the change
@@ -328,6 +329,7 @@ CREATE TABLE remote_memberships (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX remote_memberships_by_user ON remote_memberships (user_id, stream);
 CREATE INDEX remote_memberships_due ON remote_memberships (due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX remote_memberships_by_state ON remote_memberships (state);
 CREATE INDEX remote_memberships_inviters ON remote_memberships (user_id, inviter) WHERE inviter IS NOT NULL;
 CREATE INDEX remote_memberships_closed ON remote_memberships (user_id, stream) WHERE state = 'closed';
 CREATE INDEX remote_memberships_ended ON remote_memberships (ended_ms) WHERE ended_ms IS NOT NULL;

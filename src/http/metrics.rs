@@ -312,7 +312,7 @@ impl MetricsPage {
                     "Knocks, invites and leaves of local users in rooms elsewhere, by their state.",
                 );
                 for (state, count) in memberships {
-                    page.sample(name, &[("state", &state)], count as f64);
+                    page.sample(name, &[("state", state)], count as f64);
                 }
             }
             Err(e) => log::warn!("backlogs cannot be counted: {e}"),

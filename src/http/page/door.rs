@@ -47,7 +47,7 @@ pub(super) fn show(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) ->
         clients(hs, &mut html, visit);
     }
     knocks(&mut html, visit, &hs.admin().knocks_waiting(Some(&user.user_id))?, now);
-    invites(&mut html, visit, &hs.admin().invites_waiting(&user.user_id)?, now);
+    invites(&mut html, visit, &hs.admin().invites_waiting(&user.user_id, INVITES_SHOWN_MAX + 1)?, now);
     rooms(&mut html, &hs.admin().own_doors(&user.user_id)?);
     if !is_welcome {
         clients(hs, &mut html, visit);
@@ -104,7 +104,9 @@ fn invites(html: &mut Html, visit: &Visit<'_>, all: &[WaitingInvite], now: Milli
         html.raw("</div></li>");
     }
     html.raw("</ul>");
-    more(html, all.len(), INVITES_SHOWN_MAX);
+    if all.len() > INVITES_SHOWN_MAX {
+        html.raw("<p class=\"dim\">Others come when these are answered.</p>");
+    }
 }
 
 fn rooms(html: &mut Html, all: &[OwnDoor]) {
@@ -194,8 +196,7 @@ pub fn accept_invite(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) 
 /// `POST /page/invites/reject`
 pub fn reject_invite(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -> Result<Reply> {
     let room = RoomId::parse(visit.field("room"))?;
-    let invites = hs.admin().invites_waiting(&user.user_id)?;
-    let Some(invite) = invites.iter().find(|invite| invite.room_id == room) else {
+    let Some(invite) = hs.admin().invite_waiting(&user.user_id, &room)? else {
         // Leaving rooms is for clients: by a form that was forged nobody loses their place in one.
         return Err(Error::not_found("You are not invited to that room"));
     };

@@ -16,6 +16,10 @@ use crate::service::events::power_levels::power_levels;
 use crate::service::membership::blocks_invites;
 use crate::store::{Db, RoomKey};
 
+/// So many invites are looked up at once, and so often until enough are found of whom the user does not ignore.
+const LOOKED_AT_ONCE: usize = 16;
+const LOOKED_AT_TIMES_MAX: usize = 64;
+
 /// So many of a user's rooms are looked at, those first that they came into last.
 const ROOMS_LOOKED_AT_MAX: usize = 500;
 
@@ -74,35 +78,98 @@ impl Admin<'_> {
         })
     }
 
-    /// The invites that the user has not answered, the last first; as `/sync` shows them, without those of whom they
-    /// ignore.
-    pub fn invites_waiting(&self, user: &UserId) -> Result<Vec<WaitingInvite>> {
+    /// The invites that the user has not answered, the last first, so many at most; as `/sync` shows them, without those of
+    /// whom they ignore.
+    pub fn invites_waiting(&self, user: &UserId, most: usize) -> Result<Vec<WaitingInvite>> {
         let now = self.clock.now_ms();
         self.store.read(|db| {
             if blocks_invites(db, user)? {
                 return Ok(Vec::new());
             }
-            let mut invites: Vec<(i64, WaitingInvite)> = Vec::new();
-            for of_user in db.rooms_of(user)?.into_iter().filter(|room| room.membership == Membership::Invite)
-            {
-                if of_user.forgotten || db.has_remote_membership(&of_user.room_id, user)? {
-                    continue;
-                }
-                let room = db.room_by_key(of_user.room)?;
-                let invite = waiting_invite(&db.pdu_by_key(of_user.event)?, room_name(db, &room)?, now);
-                invites.push((of_user.stream, invite));
-            }
-            for row in db.remote_memberships_of(user, 0, false)? {
-                if let (Some(SyncSection::Invite), Some(event)) = (row.section(), &row.event) {
-                    invites.push((row.stream, waiting_invite(event, told_name(&row), now)));
-                }
-            }
             let ignored = Ignored::of(db, user)?;
-            invites.retain(|(_, invite)| !ignored.has(invite.inviter.as_str()));
+            let mut invites = here(db, user, &ignored, most, now)?;
+            invites.extend(elsewhere(db, user, &ignored, most, now)?);
             invites.sort_by_key(|(stream, _)| std::cmp::Reverse(*stream));
+            invites.truncate(most);
             Ok(invites.into_iter().map(|(_, invite)| invite).collect())
         })
     }
+
+    /// The user's invite to one room, if it waits for their answer.
+    pub fn invite_waiting(&self, user: &UserId, room: &RoomId) -> Result<Option<WaitingInvite>> {
+        let now = self.clock.now_ms();
+        self.store.read(|db| {
+            if let Some(row) = db.remote_membership(room, user)? {
+                return Ok(invite_elsewhere(&row, now).map(|(_, invite)| invite));
+            }
+            let Some(known) = db.room(room)? else { return Ok(None) };
+            let member = db.member(known.key, user)?;
+            let Some(member) = member.filter(|m| m.membership == Membership::Invite && !m.forgotten) else {
+                return Ok(None);
+            };
+            let name = room_name(db, &known)?;
+            Ok(Some(waiting_invite(&db.pdu_by_key(member.event)?, name, now)))
+        })
+    }
+}
+
+/// Those to rooms of this server, the last first, each with its position.
+fn here(
+    db: &Db<'_>,
+    user: &UserId,
+    ignored: &Ignored,
+    most: usize,
+    now: Millis,
+) -> Result<Vec<(i64, WaitingInvite)>> {
+    let mut invites = Vec::new();
+    let mut before = i64::MAX;
+    for _ in 0..LOOKED_AT_TIMES_MAX {
+        let some = db.invites_of(user, before, LOOKED_AT_ONCE)?;
+        let Some(last) = some.last() else { break };
+        before = last.stream;
+        for of_user in some {
+            if of_user.forgotten || db.has_remote_membership(&of_user.room_id, user)? {
+                continue;
+            }
+            let event = db.pdu_by_key(of_user.event)?;
+            if !ignored.has(event.sender().as_str()) {
+                let name = room_name(db, &db.room_by_key(of_user.room)?)?;
+                invites.push((of_user.stream, waiting_invite(&event, name, now)));
+            }
+        }
+        if invites.len() >= most {
+            break;
+        }
+    }
+    Ok(invites)
+}
+
+/// Those to rooms elsewhere.
+fn elsewhere(
+    db: &Db<'_>,
+    user: &UserId,
+    ignored: &Ignored,
+    most: usize,
+    now: Millis,
+) -> Result<Vec<(i64, WaitingInvite)>> {
+    let mut invites = Vec::new();
+    let mut before = i64::MAX;
+    for _ in 0..LOOKED_AT_TIMES_MAX {
+        let some = db.remote_invites_of(user, before, LOOKED_AT_ONCE)?;
+        let Some(last) = some.last() else { break };
+        before = last.stream;
+        let found = some.iter().filter_map(|row| invite_elsewhere(row, now));
+        invites.extend(found.filter(|(_, invite)| !ignored.has(invite.inviter.as_str())));
+        if invites.len() >= most {
+            break;
+        }
+    }
+    Ok(invites)
+}
+
+fn invite_elsewhere(row: &RemoteMembership, now: Millis) -> Option<(i64, WaitingInvite)> {
+    let event = row.event.as_ref().filter(|_| row.section() == Some(SyncSection::Invite))?;
+    Some((row.stream, waiting_invite(event, told_name(row), now)))
 }
 
 fn waiting_invite(event: &Pdu, room_name: Option<String>, now: Millis) -> WaitingInvite {

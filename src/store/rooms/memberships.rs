@@ -85,6 +85,9 @@ pub(super) const ROOM_OF_USER_COLUMNS: &str =
 const ROOMS_OF_USER: &str = "SELECT m.room_key, r.room_id, m.membership, m.event_key, m.stream, m.forgotten
      FROM memberships m JOIN rooms r ON r.room_key = m.room_key WHERE m.local = 1 AND m.user_id = ?1";
 
+/// Of those, the last invites before a position.
+const INVITES: &str = "AND m.membership = 'invite' AND m.stream < ?2 ORDER BY m.stream DESC LIMIT ?3";
+
 impl Db<'_> {
     /// The state tuples of all users of a server that the room's current state speaks of.
     pub fn member_tuples_of_server(
@@ -200,6 +203,19 @@ impl Db<'_> {
         let mut statement =
             self.conn().prepare_cached(&format!("{ROOMS_OF_USER} AND m.stream > ?2 ORDER BY m.stream"))?;
         let mut rows = statement.query(params![user.as_str(), after])?;
+        let mut rooms = Vec::new();
+        while let Some(row) = rows.next()? {
+            rooms.push(room_of_user(row)?);
+        }
+        Ok(rooms)
+    }
+
+    /// The rooms to which a local user is invited, by users of rooms that this server has: those whose invite is before a
+    /// position, the last first, so many at most.
+    pub fn invites_of(&self, user: &UserId, before: i64, most: usize) -> Result<Vec<RoomOfUser>> {
+        let sql = format!("{ROOMS_OF_USER} {INVITES}");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let mut rows = statement.query(params![user.as_str(), before, most as i64])?;
         let mut rooms = Vec::new();
         while let Some(row) = rows.next()? {
             rooms.push(room_of_user(row)?);

@@ -137,6 +137,22 @@ impl Db<'_> {
         rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
     }
 
+    /// The user's invites to rooms elsewhere, and what they are joining, before a stream position, the last first, so many at most.
+    pub fn remote_invites_of(
+        &self,
+        user: &UserId,
+        before: i64,
+        most: usize,
+    ) -> Result<Vec<RemoteMembership>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM remote_memberships WHERE user_id = ?1 AND stream < ?2 AND state IN ('invited', 'joining')
+             ORDER BY stream DESC LIMIT ?3"
+        );
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let rows = statement.query_map(params![user.as_str(), before, most as i64], raw)?;
+        rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
+    }
+
     /// The rooms where the user has a remote membership that has not come to its end.
     pub fn rooms_dealt_with_from_outside(&self, user: &UserId) -> Result<Vec<RoomId>> {
         let mut statement = self.conn().prepare_cached(
