@@ -3,6 +3,7 @@ has the room, and a `guest` server. They may be one. What is claimed is what the
 """
 
 import concurrent.futures
+import shutil
 import threading
 
 import client
@@ -472,3 +473,35 @@ def restart_and_kill(stage):
     for event_id, body in said:
         readable(guest, room, event_id, body)
     both_talk(host, guest, room)
+
+
+@conversation("their server is restored from a backup", LIKE_WITH_LIKE, kills=True)
+def restored_from_a_backup(stage):
+    """What the backup had not yet is lost, and nothing else: clients come back by themselves, and read all that follows."""
+    if stage.host_server.kind != "doorstep":
+        return
+    host, guest = stage.host(), stage.guest()
+    room = room_of_two(host, guest)
+    both_talk(host, guest, room)
+    server = stage.host_server
+    backup = server.folder / "backup.tar"
+    server.command_line("backup", backup, "--data", server.folder / "data")
+    # New sessions, for which one-time keys are taken, messages to devices, and positions: the server will know of none.
+    for speaker, reader in ((host, guest), (guest, host)):
+        readable(reader, room, speaker.send_rekeyed(room=room, body="to be lost"), "to be lost")
+    lost = stage.another(host).log_in(host.localpart)
+    says(host, room, [guest], "also to the device that will be lost")
+    lost.close()
+    server.stop()
+    shutil.rmtree(server.folder / "data")
+    server.command_line("restore", backup, "--data", server.folder / "data")
+    server.start()
+    both_talk(host, guest, room)
+    for speaker, reader in ((host, guest), (guest, host)):
+        event_id = speaker.send_rekeyed(room=room, body=f"{speaker.name} after it")
+        readable(reader, room, event_id, f"{speaker.name} after it")
+    # Nobody has talked with this one yet: it takes one-time keys that were uploaded since.
+    newcomer = stage.another(host).log_in(host.localpart)
+    guest.until_devices(user=host.user, ids=[host.id, newcomer.id])
+    says(guest, room, [newcomer, host], "to the new one too")
+    says(newcomer, room, [guest], "from the new one")

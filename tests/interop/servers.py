@@ -297,6 +297,13 @@ class Doorstep(Server):
     binary = None  # set once by the command line
     notaries = ()
 
+    def command_line(self, *words):
+        """A command of the operator's."""
+        done = subprocess.run([self.binary, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"doorstep {words[0]}: {done.stdout}{done.stderr}")
+        return done.stdout
+
     def command(self):
         return [
             str(self.binary), "serve",
