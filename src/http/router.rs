@@ -1,7 +1,7 @@
 //! From a path to its line in `ROUTES`, and from there through auth to the handler.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 
 use tiny_http::Method;
@@ -41,6 +41,12 @@ struct RouteTable {
 }
 
 impl RouteTable {
+    /// All of `ROUTES`: one for the process, of which each of a hundred servers of a test would have 125 KiB.
+    fn of_all() -> &'static Self {
+        static ALL: LazyLock<RouteTable> = LazyLock::new(|| RouteTable::new(ROUTES));
+        &ALL
+    }
+
     /// Builds the tree of a table.
     fn new(routes: &'static [Route]) -> Self {
         let mut root = RouteNode::default();
@@ -120,7 +126,7 @@ fn params(route: &Route, path: &str) -> Result<Vec<(&'static str, String)>> {
 /// The homeserver's routes as a service for the connections.
 pub struct Router {
     hs: Arc<Homeserver>,
-    table: RouteTable,
+    table: &'static RouteTable,
     requests: Option<Arc<RequestCounts>>,
     limiter: RateLimiter,
     /// Whether what comes to port 80 is sent on to HTTPS: that port is open for an authority that looks for a proof there,
@@ -142,10 +148,9 @@ fn https_instead(public_url: &str, target: &str) -> Option<String> {
 impl Router {
     /// All of `ROUTES` on this homeserver.
     pub fn new(hs: Arc<Homeserver>) -> Self {
-        let routes = ROUTES;
         let leads_to_https = hs.config.acme.is_on;
-        let requests = hs.metrics.as_ref().map(|_| Arc::new(RequestCounts::new(routes)));
-        Self { hs, table: RouteTable::new(routes), requests, limiter: RateLimiter::new(), leads_to_https }
+        let requests = hs.metrics.as_ref().map(|_| Arc::new(RequestCounts::new(ROUTES)));
+        Self { hs, table: RouteTable::of_all(), requests, limiter: RateLimiter::new(), leads_to_https }
     }
 
     /// What was counted, if it is.

@@ -18,6 +18,7 @@ use crate::durable::put_in_place;
 use crate::error::{Error, IN_USE, Result, reason};
 use crate::protocol::ServerName;
 use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
+use crate::store::engine::template;
 
 /// The database.
 pub(in crate::store) const FILE: &str = "doorstep.db";
@@ -82,9 +83,15 @@ pub(in crate::store) fn open(
     }
     let mut connection = open_for_writing(&path, options)?;
     migrate::prepare(&mut connection, &path, server_name, false)?;
+    if !options.durable {
+        migrate::pin(&connection, server_name).map_err(|e| unusable(&path, &e))?;
+    }
     keep_from_others(folder);
     refuse_a_stump(&connection, &path)?;
-    note_owner(folder, lock, server_name)?;
+    if !was_owned(lock) {
+        let told = owned_by(server_name);
+        write_note(folder, lock, told.as_bytes(), options.durable)?;
+    }
     Ok(connection)
 }
 
@@ -150,10 +157,15 @@ fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Opt
         _ => OpenOptions::new().create_new(true).write(true).mode(0o600).open(at).map(drop),
     };
     owned.map_err(|e| cannot(folder, e))?;
-    let mut connection = open_for_writing(at, options)?;
-    migrate::prepare(&mut connection, at, server_name, true)?;
-    // The last to close folds the log into the database.
-    connection.close().map_err(|(_, e)| unusable(at, &e))?;
+    if !in_place && !options.durable {
+        // Who opens it next gives it its name.
+        template::write_to(at)?;
+    } else {
+        let mut connection = open_for_writing(at, options)?;
+        migrate::prepare(&mut connection, at, server_name, true)?;
+        // The last to close folds the log into the database.
+        connection.close().map_err(|(_, e)| unusable(at, &e))?;
+    }
     if !in_place {
         let placed = if options.durable { put_in_place(&new, &path) } else { fs::rename(&new, &path) };
         placed.map_err(|e| cannot(folder, e))?;
@@ -193,13 +205,6 @@ fn was_begun(lock: &File) -> bool {
     is_so && lock.read_exact_at(&mut told, 0).is_ok() && told == *BEGUN
 }
 
-fn note_owner(folder: &Path, lock: &File, server_name: &ServerName) -> Result<()> {
-    if was_owned(lock) {
-        return Ok(());
-    }
-    note(folder, lock, owned_by(server_name).as_bytes())
-}
-
 /// What the lock tells of a database.
 pub(in crate::store) fn owned_by(server_name: &ServerName) -> String {
     format!("{FILE} is the database of {server_name}\n")
@@ -207,9 +212,13 @@ pub(in crate::store) fn owned_by(server_name: &ServerName) -> String {
 
 /// Has the lock tell this. Cut off in the middle it tells of an owner, unless it still tells what it did.
 pub(in crate::store) fn note(folder: &Path, lock: &File, told: &[u8]) -> Result<()> {
+    write_note(folder, lock, told, true)
+}
+
+fn write_note(folder: &Path, lock: &File, told: &[u8], durable: bool) -> Result<()> {
     lock.write_all_at(told, 0)
         .and_then(|()| lock.set_len(told.len() as u64))
-        .and_then(|()| lock.sync_data())
+        .and_then(|()| if durable { lock.sync_data() } else { Ok(()) })
         .map_err(|e| cannot(folder, e))
 }
 

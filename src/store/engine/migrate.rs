@@ -59,14 +59,30 @@ pub(in crate::store) fn prepare(
             "{shown} belongs to the server {name}, not to {server_name}: a server's name can never change"
         )));
     }
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
-    connection.pragma_update(None, "journal_size_limit", 16 << 20).map_err(sql)?;
+    keep_log(connection).map_err(sql)?;
     if is_new {
-        create(connection, server_name).map_err(sql)?;
+        create(connection, Some(server_name)).map_err(sql)?;
     } else if version < VERSION {
         upgrade(connection, version, STEPS).map_err(sql)?;
     }
     Ok(())
+}
+
+/// Makes an empty file the database of nobody yet.
+pub(super) fn lay_out(connection: &mut Connection, path: &Path) -> Result<()> {
+    keep_log(connection).and_then(|()| create(connection, None)).map_err(|e| unusable(path, &e))
+}
+
+fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "journal_size_limit", 16 << 20)
+}
+
+/// Makes a database that was laid out the one of this server; one that is somebody's stays theirs.
+pub(super) fn pin(connection: &Connection, server_name: &ServerName) -> rusqlite::Result<()> {
+    let name = server_name.as_str();
+    let sql = "INSERT INTO server (one, name, stream) VALUES (1, ?1, 0) ON CONFLICT (one) DO NOTHING";
+    connection.execute(sql, [name]).map(drop)
 }
 
 pub(in crate::store) fn pinned_name(connection: &Connection) -> rusqlite::Result<Option<String>> {
@@ -74,10 +90,12 @@ pub(in crate::store) fn pinned_name(connection: &Connection) -> rusqlite::Result
     connection.query_row("SELECT name FROM server", [], |r| r.get(0)).optional()
 }
 
-fn create(connection: &mut Connection, server_name: &ServerName) -> rusqlite::Result<()> {
+fn create(connection: &mut Connection, server_name: Option<&ServerName>) -> rusqlite::Result<()> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     tx.execute_batch(SCHEMA)?;
-    tx.execute("INSERT INTO server (one, name, stream) VALUES (1, ?1, 0)", [server_name.as_str()])?;
+    if let Some(server_name) = server_name {
+        pin(&tx, server_name)?;
+    }
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.pragma_update(None, "user_version", VERSION)?;
     tx.commit()

@@ -11,6 +11,7 @@
 //!   backup;
 //! - `checkpoint`: the write-ahead log is folded into the database; `copy`: a copy of it is made while it is written;
 //! - `space`: what each table takes, and a database that is written anew;
+//! - `template`: the schema, compiled once for all databases that are worth nothing;
 //! - `sweep`: how tables that strangers fill are kept short; `sqlite_error`: what SQLite's errors mean.
 
 pub(super) mod backlogs;
@@ -29,4 +30,5 @@ pub mod space;
 pub(super) mod sqlite_error;
 pub(super) mod statements;
 pub(super) mod sweep;
+pub(super) mod template;
 pub(super) mod writer;

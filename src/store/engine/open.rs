@@ -1,9 +1,11 @@
 //! Opening a database: what is asked of it, in a folder or in memory, what every connection is told, and what the
 //! operator is told of one that cannot be used.
 
+use std::ffi::{c_int, c_void};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +22,7 @@ use crate::store::engine::migrate;
 use crate::store::engine::readers::Readers;
 use crate::store::engine::space::PagesFile;
 use crate::store::engine::sqlite_error::disk_failure;
+use crate::store::engine::template;
 use crate::store::engine::writer::Writer;
 use crate::store::{Store, StoreState};
 
@@ -49,6 +52,11 @@ impl Default for Options {
     }
 }
 
+/// The page cache of the writer.
+const WRITER_CACHE_KIB: i64 = 8000;
+/// The page cache of a connection that was told of none.
+pub(super) const USUAL_CACHE_KIB: i64 = 2000;
+
 /// Positions that are passed over at each start: clients may have been told of some that a power cut took back, because
 /// only light commits had written them. There is no shortage of positions.
 const POSITIONS_PASSED_OVER: i64 = 20_000;
@@ -67,7 +75,8 @@ impl Store {
         let (folder, scratch) = match location {
             Location::Folder(folder) => (folder, None),
             Location::Memory => {
-                let scratch = Arc::new(ScratchFolder(scratch_folder()?));
+                let scratch = Arc::new(ScratchFolder::new()?);
+                template::write_to(&scratch.0.join(FILE))?;
                 (scratch.0.clone(), Some(scratch))
             }
             Location::MemoryAgain(scratch) => (scratch.0.clone(), Some(scratch)),
@@ -79,13 +88,17 @@ impl Store {
             None => {
                 let mut connection = open_for_writing(&path, options)?;
                 migrate::prepare(&mut connection, &path, server_name, true)?;
+                migrate::pin(&connection, server_name).map_err(|e| unusable(&path, &e))?;
                 connection
             }
         };
         let position = pass_over(&connection).map_err(|e| unusable(&path, &e))?;
         let shared = StoreState::new(&connection, server_name, position).map_err(|e| unusable(&path, &e))?;
         let shared = Arc::new(shared);
-        let readers = Readers::new(path.clone(), options.readers.max(1), scratch.is_some(), shared.clone())?;
+        let readers = Readers::new(path.clone(), options, scratch.is_some(), shared.clone())?;
+        if !options.durable {
+            keep_few_pages(&connection, WRITER_CACHE_KIB).map_err(|e| unusable(&path, &e))?;
+        }
         let checkpointer = match &scratch {
             None => Some(Checkpointer::new(&mut connection, &path, options.durable, readers.gate())?),
             // Nothing waits for a disk there.
@@ -100,7 +113,7 @@ impl Store {
 
     /// A copy of all there is, for another store in memory to begin with.
     pub fn copy_to_memory(&self) -> Result<Location> {
-        let scratch = ScratchFolder(scratch_folder()?);
+        let scratch = ScratchFolder::new()?;
         self.readers.copy_to(&scratch.0.join(FILE))?;
         Ok(Location::MemoryAgain(Arc::new(scratch)))
     }
@@ -132,7 +145,7 @@ pub(super) fn open_for_writing(path: &Path, options: &Options) -> Result<Connect
             path.display()
         )));
     }
-    configure(&connection, 8000).map_err(|e| unusable(path, &e))?;
+    configure(&connection, WRITER_CACHE_KIB).map_err(|e| unusable(path, &e))?;
     let synchronous = if options.durable { "FULL" } else { "OFF" };
     connection.pragma_update(None, "synchronous", synchronous).map_err(|e| unusable(path, &e))?;
     Ok(connection)
@@ -141,7 +154,10 @@ pub(super) fn open_for_writing(path: &Path, options: &Options) -> Result<Connect
 /// What every connection is told. `cache_kib` bounds its page cache.
 pub(super) fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
-    connection.pragma_update(None, "cache_size", -cache_kib)?;
+    if cache_kib != USUAL_CACHE_KIB {
+        // To be told that is what a connection reads the whole schema for, if it has not yet.
+        connection.pragma_update(None, "cache_size", -cache_kib)?;
+    }
     connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "foreign_keys", true)?;
@@ -151,6 +167,31 @@ pub(super) fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Re
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(160);
     Ok(())
+}
+
+/// Has a connection that was just opened keep few of the pages that it read the schema from, and begin its cache with one page
+/// instead of twenty. For databases that are worth nothing: a process may have hundreds of them, most of which do little.
+pub(super) fn keep_few_pages(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "cache_size", 1)?;
+    connection.execute_batch("PRAGMA shrink_memory")?;
+    look_at(connection)?;
+    connection.pragma_update(None, "cache_size", -cache_kib)
+}
+
+/// Has a connection that nobody may ever use do without the memory that each sets aside for what it parses.
+pub(super) fn set_nothing_aside(connection: &Connection) {
+    const OPTION: c_int = rusqlite::ffi::SQLITE_DBCONFIG_LOOKASIDE;
+    let none = ptr::null_mut::<c_void>();
+    // SAFETY: the connection is open, and these are the arguments that the option takes: memory, if it is to use some that is
+    // there, the size of a piece and the number of pieces. It says so and changes nothing if the memory is in use.
+    unsafe {
+        rusqlite::ffi::sqlite3_db_config(connection.handle(), OPTION, none, 0 as c_int, 0 as c_int);
+    }
+}
+
+/// Reads the first page, and no schema: by that the write-ahead log is opened.
+pub(super) fn look_at(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA schema_version", [], |_| Ok(()))
 }
 
 /// An error for the operator: a sentence, and no HTTP behind it.
@@ -184,6 +225,18 @@ pub(super) fn unusable(path: &Path, e: &rusqlite::Error) -> Error {
 #[derive(Debug)]
 pub struct ScratchFolder(PathBuf);
 
+impl ScratchFolder {
+    /// A fresh one, in the kernel's memory file system where there is one. A real file will be in it, because SQLite's own
+    /// in-memory databases let readers and the writer block each other.
+    pub(super) fn new() -> Result<Self> {
+        scratch_folder().map(Self)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
 impl Drop for ScratchFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
@@ -211,8 +264,6 @@ pub fn sweep_memory() {
     }
 }
 
-/// A fresh folder for a database that lives in memory: in the kernel's memory file system where there is one. A real
-/// file, because SQLite's own in-memory databases let readers and the writer block each other.
 fn scratch_folder() -> Result<PathBuf> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut last = None;

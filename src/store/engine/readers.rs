@@ -10,7 +10,9 @@ use rusqlite::{Connection, OpenFlags};
 use crate::error::{Error, Result};
 use crate::locks::{lock, wait};
 use crate::store::engine::gate::Gate;
-use crate::store::engine::open::configure;
+use crate::store::engine::open::{
+    Options, USUAL_CACHE_KIB, configure, keep_few_pages, look_at, set_nothing_aside,
+};
 use crate::store::{Db, StoreState};
 
 /// After so many steps of SQLite's machine, some hundreds of microseconds, it is asked whether time is up.
@@ -37,6 +39,8 @@ pub(in crate::store) fn refuse_nesting(what: &str) -> Result<()> {
 
 pub(in crate::store) struct Readers {
     path: PathBuf,
+    /// Whether connections are to keep as little in memory as they can.
+    is_sparing: bool,
     shared: Arc<StoreState>,
     pool: Mutex<ReaderPool>,
     returned: Condvar,
@@ -52,21 +56,30 @@ impl Readers {
     /// `eager` opens all of them now (a scratch database has no name later on); otherwise each when first needed.
     pub(in crate::store) fn new(
         path: PathBuf,
-        count: usize,
+        options: &Options,
         eager: bool,
         shared: Arc<StoreState>,
     ) -> Result<Readers> {
+        let count = options.readers.max(1);
         let mut pool = ReaderPool { idle: Vec::with_capacity(count), unopened: count };
         if eager {
-            for _ in 0..count {
+            for number in 1..=count {
                 let connection = open(&path)?;
-                // The write-ahead log is opened by name at the first look.
-                connection.query_row("SELECT stream FROM server", [], |_| Ok(()))?;
+                // The write-ahead log is opened by name. Each reads the schema for itself when it is first used, and only the
+                // last is, unless there is more than one to be read at a time.
+                if number < count {
+                    set_nothing_aside(&connection);
+                    look_at(&connection)?;
+                    connection.execute_batch("PRAGMA shrink_memory")?;
+                } else {
+                    keep_few_pages(&connection, USUAL_CACHE_KIB)?;
+                }
                 pool.idle.push(connection);
             }
             pool.unopened = 0;
         }
-        Ok(Readers { path, shared, pool: Mutex::new(pool), returned: Condvar::new(), gate: Arc::default() })
+        let (is_sparing, pool, returned) = (!options.durable, Mutex::new(pool), Condvar::new());
+        Ok(Readers { path, is_sparing, shared, pool, returned, gate: Arc::default() })
     }
 
     /// The database. One in memory has no such file any more.
@@ -116,6 +129,14 @@ impl Readers {
         Ok(())
     }
 
+    fn open(&self) -> rusqlite::Result<Connection> {
+        let connection = open(&self.path)?;
+        if self.is_sparing {
+            keep_few_pages(&connection, USUAL_CACHE_KIB)?;
+        }
+        Ok(connection)
+    }
+
     fn lend(&self) -> Result<LentReader<'_>> {
         let mut pool = lock(&self.pool);
         let connection = loop {
@@ -125,7 +146,7 @@ impl Readers {
             if pool.unopened > 0 {
                 pool.unopened -= 1;
                 drop(pool);
-                match open(&self.path) {
+                match self.open() {
                     Ok(connection) => break connection,
                     Err(e) => {
                         lock(&self.pool).unopened += 1;
@@ -187,6 +208,6 @@ impl Drop for LentReader<'_> {
 fn open(path: &PathBuf) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    configure(&connection, 2000)?;
+    configure(&connection, USUAL_CACHE_KIB)?;
     Ok(connection)
 }

@@ -1,0 +1,36 @@
+//! A database with nothing in it but the schema, made once in a process for all those whose data is worth nothing: each of a
+//! hundred servers of a test would compile the same SQL again, and keep the pages that it wrote in its cache.
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::error::Result;
+use crate::store::engine::folder::{FILE, cannot};
+use crate::store::engine::migrate;
+use crate::store::engine::open::{Options, ScratchFolder, open_for_writing, unusable};
+
+/// Writes such a database to this path, where there is no file or an empty one. It belongs to no server before
+/// [`migrate::pin`].
+pub(super) fn write_to(path: &Path) -> Result<()> {
+    fs::write(path, bytes()?).map_err(|e| cannot(path, e))
+}
+
+fn bytes() -> Result<&'static [u8]> {
+    static MADE: OnceLock<Vec<u8>> = OnceLock::new();
+    match MADE.get() {
+        Some(made) => Ok(made),
+        // Of two who come at once, one has made it in vain.
+        None => make().map(|made| MADE.get_or_init(|| made).as_slice()),
+    }
+}
+
+fn make() -> Result<Vec<u8>> {
+    let scratch = ScratchFolder::new()?;
+    let path = scratch.path().join(FILE);
+    let mut connection = open_for_writing(&path, &Options { durable: false, ..Options::default() })?;
+    migrate::lay_out(&mut connection, &path)?;
+    // The last to close folds the log into the database.
+    connection.close().map_err(|(_, e)| unusable(&path, &e))?;
+    fs::read(&path).map_err(|e| cannot(&path, e))
+}
