@@ -23,7 +23,7 @@ pub struct PemCertificates {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// The same as files. The folder is not deleted.
+/// The same as files, which are there for as long as the process.
 pub struct Certificates {
     /// The authority, for `--trust-ca`.
     pub ca: PathBuf,
@@ -39,7 +39,7 @@ impl Certificates {
     /// # Panics
     /// If the temporary folder cannot be written, or these are no names.
     pub fn issue(&self, names: &[&str], years: [i32; 2]) -> TlsFiles {
-        let folder = super::temporary_folder("certificate");
+        let folder = super::folders::folder_until_the_end("certificate");
         let files = TlsFiles { cert: folder.join("cert.pem"), key: folder.join("key.pem") };
         let issued = || -> Result<(), Box<dyn std::error::Error>> {
             let key = KeyPair::generate()?;
@@ -71,7 +71,7 @@ pub fn pem_certificates() -> &'static PemCertificates {
 pub fn certificates() -> &'static Certificates {
     static WRITTEN: OnceLock<Certificates> = OnceLock::new();
     WRITTEN.get_or_init(|| {
-        let folder = super::temporary_folder("certificates");
+        let folder = super::folders::folder_until_the_end("certificates");
         write(&folder).unwrap_or_else(|e| panic!("test certificates in {}: {e}", folder.display()))
     })
 }

@@ -132,11 +132,16 @@ struct FaultsState {
 }
 
 impl Faults {
+    #[track_caller]
     fn add(&self, method: &str, path: &str, fault: Fault) {
+        let rule = FaultRule { method: method.to_owned(), path: PathPattern::new(path), fault };
         let mut state = lock(&self.state);
-        let rules = &mut state.rules;
-        assert!(rules.len() < FAULTS_MAX, "{FAULTS_MAX} faults wait for their requests already");
-        rules.push(FaultRule { method: method.to_owned(), path: PathPattern::new(path), fault });
+        let has_room = state.rules.len() < FAULTS_MAX;
+        if has_room {
+            state.rules.push(rule);
+        }
+        drop(state);
+        assert!(has_room, "{FAULTS_MAX} faults wait for their requests already");
     }
 
     /// Takes the first rule that answers this request, and looks how long it has to wait.
@@ -287,7 +292,12 @@ impl TestServer {
     /// let create = || alice.request("POST", "/_matrix/client/v3/createRoom", None).0;
     /// assert_eq!([create(), create()], [500, 200]);
     /// ```
+    ///
+    /// # Panics
+    /// If this is no status of an answer (200 to 599), or a thousand faults wait for their requests.
+    #[track_caller]
     pub fn fail_next(&self, method: &str, path: &str, status: u16, errcode: &str) {
+        assert!((200..=599).contains(&status), "the status of an answer is 200 to 599, and not {status}");
         self.faults.add(method, path, Fault::Answer { status, errcode: errcode.to_owned() });
     }
 
@@ -301,6 +311,10 @@ impl TestServer {
     /// let (status, answer) = alice.request("GET", "/_matrix/client/v3/account/whoami", None);
     /// assert_eq!((status, answer["retry_after_ms"].as_i64()), (429, Some(1500)));
     /// ```
+    ///
+    /// # Panics
+    /// If a thousand faults wait for their requests.
+    #[track_caller]
     pub fn limit_next(&self, method: &str, path: &str, retry_after_ms: u64) {
         self.faults.add(method, path, Fault::Limit { retry_after_ms });
     }
@@ -317,6 +331,10 @@ impl TestServer {
     /// alice.device_id();
     /// assert!(began.elapsed() >= Duration::from_millis(100));
     /// ```
+    ///
+    /// # Panics
+    /// If a thousand faults wait for their requests.
+    #[track_caller]
     pub fn delay(&self, method: &str, path: &str, by: Duration) {
         let pattern = PathPattern::new(path);
         lock(&self.faults.state).rules.retain(|rule| {

@@ -48,20 +48,21 @@
 //! ```
 //!
 //! Here: the server; `user`: a client of it; `waiting`: what a user sees and waits for, and what a failure says; `patience`:
-//! for how long; `certificates`: what two servers of a test trust each other by; `faults`: what goes wrong because the test
+//! for how long; `certificates`: what two servers of a test trust each other by; `folders`: where data is; `ports`: what a stopped server keeps; `faults`: what goes wrong because the test
 //! wants it to.
 
 mod certificates;
 mod end_to_end_keys;
 mod faults;
+mod folders;
 mod patience;
+mod ports;
 mod user;
 mod waiting;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -79,29 +80,11 @@ use patience::Patience;
 pub use certificates::{Certificates, PemCertificates, certificates, pem_certificates};
 pub use end_to_end_keys::{TestDeviceKeys, TestSigningKeys};
 pub use faults::SeenRequest;
+pub use folders::temporary_folder;
 pub use patience::patience;
 pub use user::{TestUser, segment};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-/// A folder of its own under the system's temporary folder.
-///
-/// # Panics
-/// If it cannot be made.
-pub fn temporary_folder(what: &str) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("doorstep-{what}-{}-{number}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        match std::fs::create_dir(&folder) {
-            Ok(()) => return folder,
-            // What a process left that had this one's id before.
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(e) => panic!("{}: {e}", folder.display()),
-        }
-    }
-}
 
 /// Deletes what processes left that were killed while they began to keep a database in memory.
 pub fn sweep_memory() {
@@ -129,12 +112,14 @@ pub fn scripted(config: Config, script: Arc<AnswerScript>) -> Arc<Homeserver> {
 }
 
 /// A homeserver with a plain and a TLS port on loopback, an empty database in a temporary folder, open
-/// registration, no rate limits and cheap password hashes. Stopped, and its data deleted, when dropped; a test that
-/// panics keeps the data and says where it is.
+/// registration, no rate limits and cheap password hashes. Stopped, and its data deleted, when dropped, or at the end of the
+/// process if it is in a `static`; a test that panics keeps the data for a day and says where it is.
 pub struct TestServer {
     running: Option<Launched>,
     /// The last launch of a server in memory, until the next one has its data.
     stopped: Option<Launched>,
+    /// Its ports, while it is stopped.
+    held: Option<[TcpListener; 2]>,
     config: Config,
     clock: Clock,
     faults: Arc<Faults>,
@@ -218,7 +203,7 @@ impl TestServer {
             at.neighbours.add(name.host(), format!("localhost:{tls_port}"));
         }
         let mut config = Config::for_name(name);
-        let folder = if at.in_memory { PathBuf::new() } else { temporary_folder("server") };
+        let folder = if at.in_memory { PathBuf::new() } else { folders::folder_until_the_end("server") };
         config.data = if at.in_memory { Data::Memory } else { Data::Folder(folder.clone()) };
         config.durable = false;
         config.registration = Registration::Open;
@@ -227,12 +212,14 @@ impl TestServer {
         config.allow_private_addresses = true;
         config.listen = vec![plain.local_addr()?];
         config.listen_tls = vec![tls.local_addr()?];
-        config.public_url = format!("http://127.0.0.1:{}", port(&plain));
+        // Where it is, whatever address it is to tell its clients.
+        let url = format!("http://127.0.0.1:{}", port(&plain));
+        config.public_url.clone_from(&url);
         change(&mut config);
-        let url = config.public_url.clone();
         let mut server = Self {
             running: None,
             stopped: None,
+            held: None,
             config,
             clock: Clock::new(),
             faults: Arc::default(),
@@ -385,11 +372,21 @@ impl TestServer {
     /// let server = doorstep::TestServer::start();
     /// server.advance(Duration::from_secs(24 * 3600));
     /// ```
+    ///
+    /// # Panics
+    /// If it would stand more than a hundred thousand years ahead.
+    #[track_caller]
     pub fn advance(&self, by: Duration) {
-        self.clock.advance(by);
-        if let Some(running) = &self.running {
+        assert!(self.try_advance(by), "the clock of {} cannot be moved so far ahead", self.name());
+    }
+
+    /// The same for who goes on without it. False: that is too far, and the clock stands where it stood.
+    pub fn try_advance(&self, by: Duration) -> bool {
+        let moved = self.clock.try_advance(by);
+        if let Some(running) = self.running.as_ref().filter(|_| moved) {
             running.homeserver.clock_moved();
         }
+        moved
     }
 
     /// Stops the server; its ports refuse connections until `resume`.
@@ -405,10 +402,13 @@ impl TestServer {
     /// ```
     pub fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
+        running.stop();
         if self.config.data == Data::Memory {
-            running.stop();
             self.stopped = Some(running);
         }
+        let [plain, tls] = [self.config.listen[0], self.config.listen_tls[0]].map(ports::hold);
+        // Without them it is as everywhere: they are asked for again.
+        self.held = plain.and_then(|plain| Ok([plain, tls?])).ok();
     }
 
     /// Changes the settings that a stopped server is started with again.
@@ -430,8 +430,15 @@ impl TestServer {
     /// The same for who goes on without it. Errors: a port that somebody else has taken meanwhile.
     pub fn try_resume(&mut self) -> Result<()> {
         if self.running.is_none() {
-            let [plain, tls] = [&self.config.listen, &self.config.listen_tls].map(|at| bind(at[0]));
-            self.running = Some(self.launch(plain?, tls?)?);
+            let places = [self.config.listen[0], self.config.listen_tls[0]];
+            let is_there = |held: &[TcpListener; 2]| {
+                held.iter().zip(places).all(|(held, at)| held.local_addr().is_ok_and(|held| held == at))
+            };
+            let [plain, tls] = match self.held.take().filter(is_there) {
+                Some(held) => held,
+                None => [bind(places[0])?, bind(places[1])?],
+            };
+            self.running = Some(self.launch(plain, tls)?);
             self.stopped = None;
         }
         Ok(())
@@ -484,9 +491,10 @@ impl Drop for TestServer {
             return;
         }
         if std::thread::panicking() {
-            eprintln!("the data of {} is kept in {}", self.name(), self.folder.display());
-        } else if let Err(e) = std::fs::remove_dir_all(&self.folder) {
-            log::warn!("cannot delete {}: {e}", self.folder.display());
+            folders::keep(&self.folder);
+            eprintln!("the data of {} is kept in {} for a day", self.name(), self.folder.display());
+        } else {
+            folders::delete(&self.folder);
         }
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// In the environment: so many seconds at least, for a machine that is slow.
 const VARIABLE: &str = "DOORSTEP_TEST_PATIENCE";
+/// No more than this: a deadline has to be a time that a clock can show.
+const LEAST_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// How long is waited where nothing else is said.
 const USUAL_PATIENCE_MS: u64 = 30_000;
 
@@ -35,7 +37,8 @@ pub fn patience(usual: Duration) -> Duration {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.trim().parse::<f64>().ok();
     let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    duration.ok_or_else(|| format!("{VARIABLE} is a number of seconds, and not {text:?}"))
+    let bounded = duration.map(|duration| duration.min(LEAST_PATIENCE_MAX));
+    bounded.ok_or_else(|| format!("{VARIABLE} is a number of seconds, and not {text:?}"))
 }
 
 /// The patience of a server and of its users. Clones are the same.
@@ -68,6 +71,7 @@ mod tests {
     fn seconds_are_whole_or_not_and_nothing_else() {
         assert_eq!(seconds("90"), Ok(Duration::from_secs(90)));
         assert_eq!(seconds(" 0.5 "), Ok(Duration::from_millis(500)));
+        assert_eq!(seconds("1e18"), Ok(Duration::from_secs(365 * 86_400)));
         for wrong in ["", "a minute", "-1", "1e300", "NaN", "20s"] {
             let said = format!("DOORSTEP_TEST_PATIENCE is a number of seconds, and not {wrong:?}");
             assert_eq!(seconds(wrong), Err(said));

@@ -188,13 +188,16 @@ impl TestUser {
     ) -> T {
         let (started, patience) = (Instant::now(), self.patience());
         let mut seen = Vec::new();
-        while started.elapsed() < patience {
+        loop {
             let left = patience.saturating_sub(started.elapsed());
             let answer = self.sync_with(left.min(Duration::from_secs(2)), filter);
             if let Some(found) = look(&answer) {
                 return found;
             }
             seen.push(if room.is_some() { answer["rooms"].clone() } else { answer });
+            if left.is_zero() {
+                break;
+            }
         }
         let most = if room.is_some() { ROOMS_TEXT_MAX } else { SEEN_TEXT_MAX };
         let seen = shortened(&Value::Array(seen).to_string(), most);

@@ -1,12 +1,15 @@
 //! What a test has to hold its users by: what they see, what they wait for, and what a failure says and where.
 
+use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, Once};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, Once, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use doorstep::TestServer;
-use doorstep::testing::TestUser;
+use doorstep::testing::{TestUser, certificates};
 use serde_json::{Value, json};
 
 /// The last panics, with the thread and the place of each.
@@ -89,6 +92,9 @@ fn every_failure_is_said_to_be_at_the_line_of_the_test() {
         ("wait_for nowhere", Box::new(|| drop(unreachable.wait_for(&room, |_| true)))),
         ("knocks of nowhere", Box::new(|| drop(unreachable.knocks(&room)))),
         ("invites of nowhere", Box::new(|| drop(unreachable.invites()))),
+        ("advance", Box::new(|| server.advance(Duration::MAX))),
+        ("fail_next", Box::new(|| server.fail_next("GET", "/sync", 99, "M_UNKNOWN"))),
+        ("too many faults", Box::new(|| (0..2000).for_each(|_| server.limit_next("GET", "/nothing", 1)))),
         ("wait nowhere", Box::new(|| unreachable.wait_for_membership(&room, bob.id(), "join"))),
     ];
     let first = line!() - u32::try_from(fails.len()).expect("a few") - 1;
@@ -316,4 +322,64 @@ fn a_server_and_its_users_can_be_given_to_threads() {
     fn can_be_shared<T: Send + Sync + 'static>() {}
     can_be_shared::<TestServer>();
     can_be_shared::<TestUser>();
+}
+
+#[test]
+fn who_has_no_patience_looks_once_all_the_same() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    server.set_patience(Duration::ZERO);
+    alice.wait_for_room("join", &room);
+    alice.wait_for(&room, |event| event["type"] == "m.room.create");
+    alice.wait_for_membership(&room, alice.id(), "join");
+}
+
+/// The variable that says that [`a_server_that_is_never_dropped`] is to be there.
+const NEVER_DROPPED: &str = "DOORSTEP_TEST_NEVER_DROPPED";
+
+/// A process of its own: see the test below.
+#[test]
+#[ignore = "for another test"]
+#[allow(clippy::print_stdout, reason = "the other test reads it")]
+fn a_server_that_is_never_dropped() {
+    static SERVER: OnceLock<TestServer> = OnceLock::new();
+    if std::env::var_os(NEVER_DROPPED).is_some() {
+        let server = SERVER.get_or_init(TestServer::start);
+        server.user("alice").create_room();
+        println!("\n{}", server.folder().display());
+        println!("{}", certificates().ca.parent().expect("a folder").display());
+    }
+}
+
+#[test]
+fn nothing_is_left_of_a_server_in_a_static_nor_of_certificates_when_the_process_ends() {
+    let own = std::env::current_exe().expect("this test's binary");
+    let mut command = Command::new(own);
+    command.args(["--exact", "test_users::a_server_that_is_never_dropped", "--ignored", "--nocapture"]);
+    let output = command.env(NEVER_DROPPED, "1").output().expect("a process");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    let folders: Vec<&Path> =
+        said.lines().filter(|line| line.contains("/doorstep-")).map(Path::new).collect();
+    assert_eq!(folders.len(), 2, "{said}");
+    for folder in folders {
+        assert!(!folder.exists(), "{}", folder.display());
+    }
+}
+
+#[test]
+fn a_test_that_fails_leaves_the_data_of_its_server_and_no_thread_of_it() {
+    let mut folder = PathBuf::new();
+    let mut url = String::new();
+    let (said, ..) = failure_of(|| {
+        let server = impatient();
+        (folder, url) = (server.folder().to_owned(), server.url().to_owned());
+        let alice = server.user("alice");
+        alice.join("!none:nowhere.example");
+    });
+    assert!(said.contains("/join/"), "{said}");
+    assert!(TcpStream::connect(url.trim_start_matches("http://")).is_err(), "its port is closed");
+    assert!(folder.join("doorstep.db").exists());
+    std::fs::remove_dir_all(&folder).expect("nobody has it any more");
 }
