@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -161,6 +162,49 @@ fn a_fixture_ends_with_the_process_that_started_it_also_if_that_is_killed() {
 }
 
 #[test]
+fn a_fixture_whose_answers_nobody_reads_takes_no_more_orders_and_ends_all_the_same() {
+    type End = fn(&mut Fixture);
+    let ends: [(&str, End); 2] = [
+        ("its standard input closes", |fixture| fixture.stdin = None),
+        ("SIGTERM", |fixture| send(fixture.pid(), libc::SIGTERM)),
+    ];
+    for (how, end) in ends {
+        let mut fixture = Fixture::start(&["--users", "alice"]);
+        // The answers are far more than a pipe holds.
+        fixture.write("help\n".repeat(500).as_bytes());
+        let taken = taken_without_an_answer(&mut fixture);
+        assert!(taken < 16 << 20, "{taken} bytes of orders are kept");
+        end(&mut fixture);
+        until(how, || fixture.child.try_wait().expect("a child can be asked").is_some());
+        assert_eq!(left_by(fixture.pid()), Vec::<PathBuf>::new(), "{how}");
+    }
+    // Who reads late has all of it.
+    let mut fixture = Fixture::start(&[]);
+    fixture.write("help\n".repeat(500).as_bytes());
+    for _ in 0..500 {
+        assert_eq!(fixture.line()["ok"], true);
+    }
+    assert_eq!(fixture.done("info")["servers"].as_array().map(Vec::len), Some(1));
+}
+
+/// How many bytes of long orders are taken, up to 64 MiB, before no more are for a while.
+fn taken_without_an_answer(fixture: &mut Fixture) -> usize {
+    let line = format!("{}\n", "x".repeat(60_000));
+    let stdin = fixture.stdin.as_mut().expect("an open pipe");
+    // SAFETY: a flag of a descriptor that `stdin` keeps open.
+    assert_eq!(unsafe { libc::fcntl(stdin.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+    let (mut taken, mut refused_since) = (0, None::<Instant>);
+    while taken < 64 << 20 && refused_since.is_none_or(|since| since.elapsed() < Duration::from_secs(1)) {
+        match stdin.write(&line.as_bytes()[taken % line.len()..]) {
+            Ok(count) => (taken, refused_since) = (taken + count, None),
+            Err(_) => drop(refused_since.get_or_insert_with(Instant::now)),
+        }
+        std::thread::yield_now();
+    }
+    taken
+}
+
+#[test]
 fn servers_of_a_fixture_federate_and_are_cut_off_restarted_and_moved_in_time() {
     let mut fixture = Fixture::start(&["--users", "alice, bob", "--servers", "2"]);
     let (alice, bob) = (fixture.user(0, "alice"), fixture.user(1, "bob"));
@@ -227,14 +271,29 @@ fn who_mistypes_is_told_and_the_fixture_goes_on() {
     assert!(fixture.refused("user add carol").contains("taken"));
     let admin = fixture.done("user add root pass admin")["user"].clone();
     assert_eq!(admin["password"], "pass");
+    for (words, name, password) in [
+        ("admin", "admin", "admin"),
+        ("zoe admin ordinary", "zoe", "admin"),
+        ("yan ordinary", "yan", "ordinary"),
+        ("on 2 ordinary on 1", "on", "2"),
+    ] {
+        let user = fixture.done(&format!("user add {words}"))["user"].clone();
+        assert_eq!(user["user_id"], format!("@{name}:example.test"));
+        assert_eq!(user["password"], password);
+        let user = user_of(carol.url(), &user);
+        assert_eq!(user.request("GET", "/_synapse/admin/v2/users", None).0, 403, "{words}");
+    }
+    let root = user_of(carol.url(), &admin);
+    assert_eq!(root.request("GET", "/_synapse/admin/v2/users", None).0, 200);
     let login = fixture.done("login carol PHONE")["user"].clone();
     assert_eq!(login["device_id"], "PHONE");
     for (wrong, told) in [
         ("bogus", "no command \"bogus\""),
         ("advance", "it goes: advance SECONDS"),
         ("advance -1", "negative"),
-        ("advance nan", ""),
-        ("advance 1e300", ""),
+        ("advance nan", "hundred years"),
+        ("advance 1e300", "hundred years"),
+        ("advance inf", "hundred years"),
         ("advance 1e18", "hundred years"),
         ("fail GET", "it goes: fail"),
         ("fail GET /x 99", "200 to 599"),
@@ -257,6 +316,11 @@ fn who_mistypes_is_told_and_the_fixture_goes_on() {
     assert_eq!(fixture.line()["ok"], false);
     assert!(fixture.done("help")["commands"].as_array().is_some_and(|all| all.len() > 10));
     assert!(fixture.done("info")["users"]["carol"]["access_token"].is_string());
+    let centuries = "advance 3162240000\n".repeat(3000);
+    fixture.write(centuries.as_bytes());
+    let moved = (0..3000).filter(|_| fixture.line()["ok"] == true).count();
+    assert!((1_000..3_000).contains(&moved), "{moved} centuries");
+    carol.create_room();
     let nonce = carol.get("/_synapse/admin/v1/register");
     assert!(nonce["nonce"].is_string(), "{nonce}");
     let body = json!({ "username": "x", "password": "y", "auth": { "type": "m.login.dummy" } });
@@ -302,7 +366,7 @@ fn a_homeserver_yaml_says_what_a_fixture_is() {
         &format!(
             "server_name: localhost\nlisteners:\n  - port: {port}\n    type: http\n    resources:\n      - names: [client]\n\
              registration_shared_secret: \"s3cret\"\nenable_registration: true\nenable_registration_without_verification: true\n\
-             made_up: 1\n"
+             public_baseurl: http://elsewhere.example/\nmade_up: 1\n"
         ),
     );
     let fixture = Fixture::start(&["--synapse-config", &file, "--users", "alice"]);
@@ -311,6 +375,8 @@ fn a_homeserver_yaml_says_what_a_fixture_is() {
     let alice = fixture.user(0, "alice");
     assert_eq!(alice.id(), "@alice:localhost");
     assert!(alice.get("/_synapse/admin/v1/register")["nonce"].is_string());
+    let told = &alice.get("/.well-known/matrix/client")["m.homeserver"]["base_url"];
+    assert!(told.as_str().is_some_and(|url| url.starts_with("http://elsewhere.example")), "{told}");
     TestUser::register(alice.url(), "bob");
     let (_, stdout, stderr) = outcome(&mut doorstep(&["fixture", "--synapse-config", &file, "--port", "0"]));
     assert!(stderr.contains("made_up is not known here"), "{stderr}");
@@ -362,6 +428,10 @@ fn homerunner_makes_homeservers_by_blueprints_and_ends_them() {
             "@no:hs1",
         ),
         (json!({ "blueprint": 7 }), ""),
+        (
+            json!({ "blueprint": { "Name": "x", "Homeservers": [{ "Name": "hs1" }, { "Name": "hs1" }] } }),
+            "two homeservers hs1",
+        ),
     ] {
         let (status, answer) = create(wrong.clone());
         assert_eq!(status, 400, "{wrong}: {answer}");
