@@ -33,7 +33,7 @@ import { createInterface } from "node:readline";
 /**
  * @typedef {object} Options
  * @property {string[]} [users] accounts to make on each server, by localpart; the password is the localpart
- * @property {number} [servers] how many servers, which federate with each other
+ * @property {number} [servers] how many servers, which federate with each other; as many as names, if there are some
  * @property {string[]} [names] their names, if `localhost` and a port will not do
  * @property {number} [port] the port of the first for clients
  * @property {boolean} [closed] let nobody else register
@@ -44,6 +44,10 @@ import { createInterface } from "node:readline";
 /** A server by its number from 1 or its name.
  * @typedef {number | string} Which */
 
+/** Of whom speaks who names none. */
+const FIRST = 1;
+/** How long the servers have to stop, in milliseconds. */
+const STOP_TIMEOUT_MS = 10_000;
 /** What is kept of what the servers say on standard error, in characters. */
 const LOG_MAX = 1 << 20;
 
@@ -63,7 +67,10 @@ function serverOf(told) {
     return { name: told.name, url: told.url, federationUrl: told.federation_url, users: Object.fromEntries(users) };
 }
 
-/** Homeservers in memory, on free ports of loopback. They live until `stop`, or until this process ends, however it does. */
+/**
+ * Homeservers in memory, on free ports of loopback. They live until `stop`, or until this process ends, however it does:
+ * a test that fails before `stop` holds nothing up.
+ */
 export class Doorstep {
     /** @type {Server[]} */
     servers = [];
@@ -85,6 +92,7 @@ export class Doorstep {
         this.#process.stdin.on("error", () => {});
         createInterface({ input: this.#process.stdout }).on("line", (line) => {
             this.#waiting.shift()?.resolve(JSON.parse(line));
+            this.#hold(this.#waiting.length > 0);
         });
         this.#ended = new Promise((resolve) => {
             const end = (why) => {
@@ -93,7 +101,8 @@ export class Doorstep {
                 this.#waiting.splice(0).forEach(({ reject }) => reject(error));
                 resolve();
             };
-            this.#process.on("error", (error) => end(error.message));
+            const hint = { ENOENT: "; the binary is looked for in the path, or where DOORSTEP says" };
+            this.#process.on("error", (error) => end(error.message + (hint[error.code] ?? "")));
             this.#process.on("close", (status, signal) => end(signal ?? `status ${status}`));
         });
     }
@@ -126,7 +135,14 @@ export class Doorstep {
 
     /** Ends the servers; a second time does nothing. */
     async stop() {
-        this.#process?.stdin.end();
+        const child = this.#process;
+        if (child) {
+            this.#hold(true);
+            child.stdin.end();
+            const late = setTimeout(() => child.kill("SIGKILL"), STOP_TIMEOUT_MS);
+            await this.#ended;
+            clearTimeout(late);
+        }
         await this.#ended;
     }
 
@@ -141,7 +157,8 @@ export class Doorstep {
      * @returns {Promise<User>}
      */
     async addUser(name, { password = name, admin = false, server } = {}) {
-        const { user } = await this.#order(["user", "add", name, password, ...(admin ? ["admin"] : [])], server);
+        const words = ["user", "add", name, password, admin ? "admin" : "ordinary"];
+        const { user } = await this.#order(words, server ?? FIRST);
         this.#takeIn(await this.#order(["info"]));
         return userOf(user);
     }
@@ -153,7 +170,8 @@ export class Doorstep {
      * @returns {Promise<User>}
      */
     async login(name, { deviceId, server } = {}) {
-        return userOf((await this.#order(["login", name, ...(deviceId ? [deviceId] : [])], server)).user);
+        const words = ["login", name, ...(deviceId ? [deviceId] : [])];
+        return userOf((await this.#order(words, server ?? FIRST)).user);
     }
 
     /** Moves the clock forward, of all servers unless one is named.
@@ -196,19 +214,19 @@ export class Doorstep {
      * @param {string} method @param {string} path @param {number} status
      * @param {string} [errcode] @param {Which} [server] */
     async fail(method, path, status, errcode = "M_UNKNOWN", server) {
-        await this.#order(["fail", method, path, status, errcode], server);
+        await this.#order(["fail", method, path, status, errcode], server ?? FIRST);
     }
 
     /** Answers the next request like this with 429 `M_LIMIT_EXCEEDED`.
      * @param {string} method @param {string} path @param {number} retryAfterMs @param {Which} [server] */
     async limit(method, path, retryAfterMs, server) {
-        await this.#order(["limit", method, path, retryAfterMs], server);
+        await this.#order(["limit", method, path, retryAfterMs], server ?? FIRST);
     }
 
     /** Lets every request like this wait; 0 ends that.
      * @param {string} method @param {string} path @param {number} ms @param {Which} [server] */
     async delay(method, path, ms, server) {
-        await this.#order(["delay", method, path, ms], server);
+        await this.#order(["delay", method, path, ms], server ?? FIRST);
     }
 
     /** Forgets what was ordered by `fail`, `limit` and `delay`.
@@ -224,6 +242,12 @@ export class Doorstep {
         return (await this.#order(["requests"], server)).requests;
     }
 
+    /** Whether this process waits for the servers before it ends by itself. */
+    #hold(holds) {
+        const child = this.#process;
+        for (const held of [child, child?.stdin, child?.stdout, child?.stderr]) holds ? held?.ref?.() : held?.unref?.();
+    }
+
     #takeIn(told) {
         this.servers = told.servers.map(serverOf);
         this.ca = told.ca;
@@ -233,6 +257,7 @@ export class Doorstep {
         return new Promise((resolve, reject) => {
             if (!this.#process) return reject(new Error(`the fixture is not running: ${this.#log.trim()}`));
             this.#waiting.push({ resolve, reject });
+            this.#hold(true);
         });
     }
 
@@ -255,8 +280,9 @@ export class Doorstep {
  * @returns {Promise<Doorstep>}
  */
 export async function startDoorstep(options = {}) {
-    const { users = [], servers = 1, names = [], port, closed = false, registrationSecret, binary } = options;
-    const args = ["fixture", "--servers", String(servers)];
+    const { users = [], servers, names = [], port, closed = false, registrationSecret, binary } = options;
+    const args = ["fixture"];
+    if (servers !== undefined) args.push("--servers", String(servers));
     if (users.length) args.push("--users", users.join(","));
     if (names.length) args.push("--name", names.join(","));
     if (port !== undefined) args.push("--port", String(port));

@@ -97,6 +97,37 @@ test("what cannot be done is an error, and the fixture goes on", async () => {
     await assert.rejects(startDoorstep({ binary: "/nowhere/doorstep" }), /ENOENT/);
 });
 
+test("words of commands are ordinary names and passwords, and names say how many servers there are", async () => {
+    const doorstep = await startDoorstep({ names: ["a.example", "b.example"] });
+    try {
+        // An administrator in any case.
+        await doorstep.addUser("first");
+        assert.deepEqual(doorstep.servers.map(({ name }) => name), ["a.example", "b.example"]);
+        for (const [name, password] of [["admin"], ["on", "2"], ["alice", "admin"], ["bob", "on"], ["carol", "ordinary"]]) {
+            const user = await doorstep.addUser(name, { password });
+            assert.deepEqual([user.userId, user.password], [`@${name}:a.example`, password ?? name]);
+            assert.equal((await doorstep.login(name, { deviceId: "on" })).deviceId, "on");
+            const accounts = `${doorstep.url}/_synapse/admin/v2/users`;
+            const { status } = await fetch(accounts, { headers: { Authorization: `Bearer ${user.accessToken}` } });
+            assert.equal(status, 403);
+        }
+    } finally {
+        await doorstep.stop();
+    }
+});
+
+test("a test that fails before it stops its servers holds nothing up", async () => {
+    const index = fileURLToPath(new URL("../index.mjs", import.meta.url));
+    const script = `import { startDoorstep } from ${JSON.stringify(index)}; const d = await startDoorstep({ users: ["alice"] });
+        await d.addUser("bob"); console.log(d.url); throw new Error("the test fails");`;
+    const child = spawn(process.execPath, ["--input-type=module", "-e", script], { stdio: ["ignore", "pipe", "ignore"] });
+    const [status] = await once(child, "exit");
+    assert.equal(status, 1);
+    const quiet = script.replace(/throw .*/, "");
+    const forgetful = spawn(process.execPath, ["--input-type=module", "-e", quiet], { stdio: ["ignore", "pipe", "inherit"] });
+    assert.equal((await once(forgetful, "exit"))[0], 0);
+});
+
 test("a test that is killed takes its servers along", async () => {
     const index = fileURLToPath(new URL("../index.mjs", import.meta.url));
     const script = `import { startDoorstep } from ${JSON.stringify(index)}; console.log((await startDoorstep()).url); setInterval(() => {}, 1e6);`;

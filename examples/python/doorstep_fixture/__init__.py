@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Union
 
@@ -18,6 +19,8 @@ __all__ = ["Doorstep", "DoorstepError", "Server", "User"]
 
 # A server by its number from 1 or its name.
 Which = Union[int, str]
+# Of whom speaks who names none.
+_FIRST = 1
 
 
 class DoorstepError(Exception):
@@ -66,15 +69,16 @@ class Doorstep:
     def __init__(
         self,
         users: Sequence[str] = (),
-        servers: int = 1,
+        servers: Optional[int] = None,
         names: Sequence[str] = (),
         port: Optional[int] = None,
         closed: bool = False,
         registration_secret: Optional[str] = None,
         binary: Optional[str] = None,
     ):
-        self._arguments = ["fixture", "--servers", str(servers)]
+        self._arguments = ["fixture"]
         for flag, value in (
+            ("--servers", None if servers is None else str(servers)),
             ("--users", ",".join(users)),
             ("--name", ",".join(names)),
             ("--port", None if port is None else str(port)),
@@ -87,11 +91,16 @@ class Doorstep:
         self._binary = binary or os.environ.get("DOORSTEP") or shutil.which("doorstep")
         self._process = None
         self._log = None
+        self._said = ""
+        # One command at a time, whichever thread it comes from.
+        self._lock = threading.Lock()
 
     def start(self) -> "Doorstep":
         """Starts the servers. Errors: no binary, or what it says why it does not start."""
         if not self._binary:
             raise DoorstepError("there is no `doorstep` in the path, and DOORSTEP does not say where it is")
+        if self._process is not None:
+            raise DoorstepError("the fixture runs already")
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [self._binary, *self._arguments],
@@ -106,7 +115,10 @@ class Doorstep:
         """Ends them; a second time does nothing."""
         process, self._process = self._process, None
         if process is not None:
-            process.stdin.close()
+            try:
+                process.stdin.close()
+            except OSError:
+                pass  # It has ended already, with something unread.
             try:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
@@ -114,6 +126,7 @@ class Doorstep:
                 process.wait()
             process.stdout.close()
         if self._log is not None:
+            self._said = self.log()
             self._log.close()
             self._log = None
 
@@ -139,22 +152,26 @@ class Doorstep:
         return self.servers[0].users
 
     def log(self) -> str:
-        """What the servers said on their standard error."""
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        """What the servers said on their standard error, also after `stop`."""
+        if self._log is None:
+            return self._said
+        # By its place, because the process writes where this one stands.
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def add_user(
         self, name: str, password: Optional[str] = None, admin: bool = False, server: Optional[Which] = None
     ) -> User:
         """Makes an account; without a password that is the name."""
-        words = ["user", "add", name, password or name] + (["admin"] if admin else [])
-        user = _user(self._order(words, server)["user"])
+        words = ["user", "add", name, password or name, "admin" if admin else "ordinary"]
+        user = _user(self._order(words, _FIRST if server is None else server)["user"])
         self._take_in(self._order(["info"]))
         return user
 
     def login(self, name: str, device_id: Optional[str] = None, server: Optional[Which] = None) -> User:
         """Logs an account in on another device."""
-        return _user(self._order(["login", name] + ([device_id] if device_id else []), server)["user"])
+        words = ["login", name] + ([device_id] if device_id else [])
+        return _user(self._order(words, _FIRST if server is None else server)["user"])
 
     def advance(self, seconds: float, server: Optional[Which] = None) -> None:
         """Moves the clock forward, of all servers unless one is named: what is due by then becomes due."""
@@ -184,15 +201,15 @@ class Doorstep:
         self, method: str, path: str, status: int, errcode: str = "M_UNKNOWN", server: Optional[Which] = None
     ) -> None:
         """Answers the next request like this with an error. A path is some segments in a row, `*` for any one."""
-        self._order(["fail", method, path, status, errcode], server)
+        self._order(["fail", method, path, status, errcode], _FIRST if server is None else server)
 
     def limit(self, method: str, path: str, retry_after_ms: int, server: Optional[Which] = None) -> None:
         """Answers the next request like this with 429 `M_LIMIT_EXCEEDED`."""
-        self._order(["limit", method, path, retry_after_ms], server)
+        self._order(["limit", method, path, retry_after_ms], _FIRST if server is None else server)
 
     def delay(self, method: str, path: str, ms: int, server: Optional[Which] = None) -> None:
         """Lets every request like this wait; 0 ends that."""
-        self._order(["delay", method, path, ms], server)
+        self._order(["delay", method, path, ms], _FIRST if server is None else server)
 
     def clear(self, server: Optional[Which] = None) -> None:
         """Forgets what was ordered by `fail`, `limit` and `delay`."""
@@ -207,17 +224,18 @@ class Doorstep:
         self.ca = told["ca"]
 
     def _order(self, words, server=None):
-        if self._process is None:
-            raise DoorstepError("the fixture is not running")
         words = [str(word) for word in words] + ([] if server is None else ["on", str(server)])
         if any(not word or any(letter.isspace() for letter in word) for word in words):
             raise DoorstepError(f"no word of a command is empty or has white space in it: {words}")
-        try:
-            self._process.stdin.write((" ".join(words) + "\n").encode())
-            self._process.stdin.flush()
-        except OSError:
-            pass  # What the process said last tells more.
-        answer = self._read()
+        with self._lock:
+            if self._process is None:
+                raise DoorstepError("the fixture is not running")
+            try:
+                self._process.stdin.write((" ".join(words) + "\n").encode())
+                self._process.stdin.flush()
+            except OSError:
+                pass  # What the process said last tells more.
+            answer = self._read()
         if not answer["ok"]:
             raise DoorstepError(answer["error"])
         return answer

@@ -1,6 +1,8 @@
 """The package with a real client, matrix-nio."""
 
 import asyncio
+import concurrent.futures
+import json
 import os
 import pathlib
 import signal
@@ -9,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import nio
@@ -116,6 +119,49 @@ def test_what_cannot_be_done_is_an_error_and_the_fixture_goes_on(doorstep):
     doorstep.add_user("alice")
     with pytest.raises(DoorstepError, match="taken"):
         doorstep.add_user("alice")
+
+
+def test_words_of_commands_are_ordinary_names_and_passwords(doorstep):
+    # An administrator in any case.
+    doorstep.add_user("first")
+    for name, password in (("admin", None), ("on", "2"), ("alice", "admin"), ("bob", "on"), ("forget", "ordinary")):
+        user = doorstep.add_user(name, password)
+        assert (user.user_id, user.password) == (f"@{name}:{doorstep.name}", password or name)
+        assert doorstep.login(name, "on").device_id == "on"
+        body = {"type": "m.login.password", "user": name, "password": password or name}
+        request = urllib.request.Request(f"{doorstep.url}/_matrix/client/v3/login", json.dumps(body).encode())
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["user_id"] == user.user_id
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            accounts = f"{doorstep.url}/_synapse/admin/v2/users"
+            headers = {"Authorization": f"Bearer {user.access_token}"}
+            urllib.request.urlopen(urllib.request.Request(accounts, headers=headers))
+    doorstep.fail("GET", "on", 500)
+
+
+def test_servers_have_the_names_that_they_are_given_and_are_as_many(doorstep_factory):
+    doorstep = doorstep_factory(names=["a.example", "b.example"])
+    assert [server.name for server in doorstep.servers] == ["a.example", "b.example"]
+
+
+def test_threads_can_share_one(doorstep):
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        names = [f"user{number}" for number in range(40)]
+        users = list(threads.map(doorstep.add_user, names))
+    assert [user.user_id for user in users] == [f"@{name}:{doorstep.name}" for name in names]
+
+
+def test_what_was_said_is_there_after_the_end():
+    doorstep = Doorstep(users=["alice"]).start()
+    with pytest.raises(DoorstepError, match="already"):
+        doorstep.start()
+    os.kill(doorstep._process.pid, signal.SIGKILL)
+    with pytest.raises(DoorstepError, match="status -9"):
+        doorstep.restart()
+    with pytest.raises(DoorstepError, match="not running"):
+        doorstep.restart()
+    doorstep.stop()
+    assert isinstance(doorstep.log(), str)
 
 
 def test_why_it_does_not_start_is_told():
