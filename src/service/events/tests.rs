@@ -812,6 +812,34 @@ fn an_event_id_that_is_used_twice_is_the_first_events() {
 }
 
 #[test]
+fn an_outlier_that_gets_its_place_has_the_signatures_of_the_copy_that_was_judged() {
+    let hs = homeserver();
+    let room = room(&hs, "11");
+    let mut other = Other::new(&room, "11");
+    let join = other.join(&hs, &bob());
+    let content = json!({ "msgtype": "m.text", "body": "known from auth events first" });
+    let first = other.event(&hs, &[&join], &bob(), ("m.room.message", None), content);
+    // The room's policy server signs what comes in, and not what is only referred to.
+    let judged = first.with_signature("policy.example", "ed25519:policy_server", "c2lnbmF0dXJl").unwrap();
+    let outlier = first.clone();
+    hs.store
+        .write(move |tx| {
+            let room = tx.known_room(outlier.room_id())?.key;
+            tx.insert_outlier(room, &outlier, Status::Accepted)
+        })
+        .unwrap();
+    assert_eq!(stored(&hs, first.event_id()).pdu.json(), first.json());
+    receive(&hs, &judged).unwrap();
+    assert!(!stored(&hs, first.event_id()).is_outlier());
+    // Whoever gets it from us finds what they look for.
+    let given =
+        hs.events().backfill_for_peer(&there(), &room, std::slice::from_ref(first.event_id()), 1).unwrap();
+    assert_eq!(given[0].to_object()["signatures"], judged.to_object()["signatures"]);
+    assert!(given[0].to_object()["signatures"]["policy.example"].is_object());
+    assert_consistent(&hs, &room);
+}
+
+#[test]
 fn a_server_reads_what_was_said_while_one_of_its_users_was_in_the_room_and_nothing_else() {
     let hs = homeserver();
     let room = room(&hs, "10");

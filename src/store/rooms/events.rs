@@ -420,8 +420,8 @@ impl Db<'_> {
 
 impl Tx<'_> {
     /// Stores an event that we do not have, or gives an outlier its place. The state after it is set by
-    /// [`Tx::set_state_after`] once the row is known. With the row: whether it is new. An outlier keeps the copy that it
-    /// has, which may have other signatures than this one.
+    /// [`Tx::set_state_after`] once the row is known. With the row: whether it is new. An outlier gets the form of this
+    /// copy, which was judged.
     pub(crate) fn insert_event(&mut self, new: &NewEvent<'_>) -> Result<(EventKey, bool)> {
         let (stream, sub) = (new.place.map(|p| p.stream), new.place.map_or(0, |p| p.sub));
         if let Some(state) = new.state_before {

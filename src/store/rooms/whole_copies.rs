@@ -146,10 +146,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives an outlier that is getting its place the content of the copy that was authorised, if it has none.
+    /// Gives an outlier that is getting its place the form of the copy that was judged: its content, if there is none, and
+    /// its signatures. The room's policy server may have signed it meanwhile, and whoever gets the event from us asks after
+    /// that.
     pub(in crate::store) fn complete_outlier(&mut self, judged: &VerifiedPdu) -> Result<()> {
         match self.event(judged.event_id())? {
-            Some(stored) if is_whole_copy_of(judged, &stored) => self.put_content(stored.key, judged),
+            Some(stored) if is_other_copy_of(judged, &stored) => self.put_content(stored.key, judged),
             _ => Ok(()),
         }
     }
@@ -185,11 +187,15 @@ impl Tx<'_> {
 }
 
 fn is_whole_copy_of(event: &VerifiedPdu, stored: &StoredEvent) -> bool {
+    is_other_copy_of(event, stored) && !stored.pdu.canonical().content_hash_matches()
+}
+
+/// Whether it is a whole copy of the stored event, and another one.
+fn is_other_copy_of(event: &VerifiedPdu, stored: &StoredEvent) -> bool {
     event.is_whole()
         && stored.redacted_by.is_none()
         && stored.pdu.json() != event.json()
         && stored.pdu.room_id() == event.room_id()
-        && !stored.pdu.canonical().content_hash_matches()
         && is_same_event(event, &stored.pdu)
 }
 
