@@ -268,6 +268,16 @@ CREATE INDEX memberships_here ON memberships (room_key, membership) WHERE local 
 CREATE INDEX memberships_inviting ON memberships (user_id, stream) WHERE local = 1 AND membership = 'invite';
 CREATE INDEX memberships_knocking ON memberships (room_key, stream) WHERE membership = 'knock';
 
+-- The local users whose member event went out of a room's state with nothing in its place (resolution may come to that), and
+-- when: no event says that they are out, and their clients are told all the same. Until there is one again.
+CREATE TABLE lost_memberships (
+  room_key INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (room_key, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX lost_memberships_of_users ON lost_memberships (user_id, stream);
+
 -- Which servers were in which room, from the stream position of the join that brought them in to that of the change
 -- that took their last user out (NULL: still there), both exclusive. Ours is among them. What we owe a server are the
 -- `outgoing` events in these intervals. `users` counts its joined users. `left_out`: it missed so many events that

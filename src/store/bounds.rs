@@ -164,6 +164,11 @@ pub const TABLES: &[TableBounds] = &[
         ],
         HISTORY,
     ),
+    table(
+        "lost_memberships",
+        &[rooms("one for each local user who was in the room", "")],
+        "the next member event of the user",
+    ),
     table("resident_servers", &[rooms(BY_EVENTS, "")], HISTORY),
     table(
         "remote_memberships",

@@ -223,6 +223,18 @@ impl Db<'_> {
         Ok(rooms)
     }
 
+    /// The rooms whose state has no word of a local user any more since a position, and had one: with the positions.
+    pub fn rooms_lost_since(&self, user: &UserId, after: i64) -> Result<Vec<(RoomId, i64)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT r.room_id, l.stream FROM lost_memberships l JOIN rooms r ON r.room_key = l.room_key
+             WHERE l.user_id = ?1 AND l.stream > ?2 ORDER BY l.stream",
+        )?;
+        let rows = statement
+            .query_map(params![user.as_str(), after], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        rows.map(|row| row.map_err(Error::from).and_then(|(id, stream)| Ok((RoomId::parse(&id)?, stream))))
+            .collect()
+    }
+
     /// Whether the two users are joined to a common room; `local` is of this server.
     pub fn share_a_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
@@ -336,6 +348,9 @@ impl Tx<'_> {
                 )?;
             }
         }
+        if local {
+            self.note_lost_membership(room, change)?;
+        }
         let is = |membership: Option<Membership>, what: Membership| i64::from(membership == Some(what));
         let joined = is(new, Membership::Join) - is(change.old, Membership::Join);
         let invited = is(new, Membership::Invite) - is(change.old, Membership::Invite);
@@ -358,6 +373,24 @@ impl Tx<'_> {
             }
         }
         Ok(local)
+    }
+
+    /// Notes that no event says any more what a local user is to the room; or that one does.
+    fn note_lost_membership(&mut self, room: RoomKey, change: &MembershipChange<'_>) -> Result<()> {
+        match (change.old, change.new) {
+            (_, Some(_)) => self
+                .conn()
+                .prepare_cached("DELETE FROM lost_memberships WHERE room_key = ?1 AND user_id = ?2")?
+                .execute(params![room, change.user])?,
+            (Some(Membership::Join | Membership::Invite | Membership::Knock), None) => self
+                .conn()
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO lost_memberships (room_key, user_id, stream) VALUES (?1, ?2, ?3)",
+                )?
+                .execute(params![room, change.user, change.stream])?,
+            (_, None) => 0,
+        };
+        Ok(())
     }
 
     /// The membership as it is stored, whatever the user's name looks like.

@@ -15,7 +15,7 @@ use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
 /// Tables whose rows belong to a room, and what names few of them: how they are found by it (the plus keeps SQLite from
 /// going through all rows of the room where a row is found by that name alone).
-const TABLES_BY_ROOM: [(&str, &str, &str); 13] = [
+const TABLES_BY_ROOM: [(&str, &str, &str); 14] = [
     ("extremities", "room_key = ?1", "event_key"),
     ("late_extremities", "room_key = ?1", "event_key"),
     ("gaps", "room_key = ?1", "event_id"),
@@ -24,6 +24,7 @@ const TABLES_BY_ROOM: [(&str, &str, &str); 13] = [
     ("current_state", "room_key = ?1", "tuple_id"),
     ("state_changes", "+room_key = ?1", "room_key, tuple_id, stream"),
     ("memberships", "room_key = ?1", "user_id"),
+    ("lost_memberships", "room_key = ?1", "user_id"),
     ("resident_servers", "room_key = ?1", "server"),
     ("receipts", "room_key = ?1", "user_id"),
     ("typing", "room_key = ?1", "user_id"),
