@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -85,13 +85,20 @@ struct PduFields {
     state_key: Option<Arc<str>>,
     origin_server_ts: i64,
     depth: i64,
-    prev_events: Box<[EventId]>,
-    auth_events: Box<[EventId]>,
+    /// Of an event from the database they are read when they are asked for: whoever shows it needs none.
+    references: OnceLock<References>,
     redacts: Option<EventId>,
     membership: Option<Membership>,
     json: Box<str>,
     /// Where in `json` the content is.
     content: Range<u32>,
+}
+
+/// The events that an event refers to.
+#[derive(Default)]
+struct References {
+    prev_events: Box<[EventId]>,
+    auth_events: Box<[EventId]>,
 }
 
 /// An event that was just parsed, with its canonical form (without `unsigned`) and the bytes that its signatures cover.
@@ -110,9 +117,9 @@ impl ParsedPdu {
     }
 }
 
-/// What is read of an event's JSON. `R`: how it refers to other events.
+/// What is read of an event's JSON.
 #[derive(Deserialize)]
-struct Header<'a, R> {
+struct Header<'a> {
     #[serde(borrow, rename = "type")]
     event_type: Cow<'a, str>,
     sender: UserId,
@@ -122,8 +129,10 @@ struct Header<'a, R> {
     state_key: Option<Cow<'a, str>>,
     origin_server_ts: i64,
     depth: i64,
-    prev_events: Vec<R>,
-    auth_events: Vec<R>,
+    #[serde(borrow)]
+    prev_events: &'a RawValue,
+    #[serde(borrow)]
+    auth_events: &'a RawValue,
     #[serde(borrow, default)]
     redacts: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -194,10 +203,12 @@ impl Pdu {
         Self::parse(CanonicalObject::of(&object).as_bytes(), version)
     }
 
-    /// An event from our own database: its id is known, nothing is hashed again.
+    /// An event from our own database, where it came to after all these checks: its id is known, nothing is hashed again.
     pub fn trusted(event_id: EventId, json: Vec<u8>, version: RoomVersion) -> Result<Pdu> {
-        let text = String::from_utf8(json).map_err(Error::internal)?;
-        Self::read(event_id, text.into(), version)
+        let json = String::from_utf8(json).map_err(Error::internal)?.into_boxed_str();
+        let mut inner = Self::fields(event_id, &Header::of(&json)?, &json, version)?;
+        inner.json = json;
+        Ok(Pdu(Arc::new(inner)))
     }
 
     /// Makes the checks of [`Pdu::parse`] of an event in canonical form, whose essential bytes are at hand.
@@ -233,31 +244,18 @@ impl Pdu {
 
     /// Reads the fields from the bytes and checks them.
     fn read(event_id: EventId, json: Box<str>, version: RoomVersion) -> Result<Pdu> {
-        let mut inner = Self::fields(event_id, &json, version)?;
+        let header = Header::of(&json)?;
+        let mut inner = Self::fields(event_id, &header, &json, version)?;
+        let references = header.references(version)?;
+        references.check_limits()?;
+        inner.references = references.into();
         inner.json = json;
         Ok(Pdu(Arc::new(inner)))
     }
 
-    fn fields(event_id: EventId, json: &str, version: RoomVersion) -> Result<PduFields> {
-        let bad =
-            |e: serde_json::Error| Error::bad_json(format!("not an event: {}", json::what_was_expected(&e)));
-        let (header, prev_events, auth_events) = match version.event_id_format {
-            EventIdFormat::InEvent => {
-                let mut header: Header<'_, ReferenceWithHashes> = serde_json::from_str(json).map_err(bad)?;
-                let ids =
-                    |list: Vec<ReferenceWithHashes>| list.into_iter().map(|r| r.0).collect::<Box<[_]>>();
-                let prev_events = ids(std::mem::take(&mut header.prev_events));
-                let auth_events = ids(std::mem::take(&mut header.auth_events));
-                (header.without_references(), prev_events, auth_events)
-            }
-            _ => {
-                let mut header: Header<'_, EventId> = serde_json::from_str(json).map_err(bad)?;
-                let prev_events = std::mem::take(&mut header.prev_events).into();
-                let auth_events = std::mem::take(&mut header.auth_events).into();
-                (header.without_references(), prev_events, auth_events)
-            }
-        };
-        header.check_limits(version, &prev_events, &auth_events)?;
+    /// All but what it refers to.
+    fn fields(event_id: EventId, header: &Header<'_>, json: &str, version: RoomVersion) -> Result<PduFields> {
+        header.check_limits(version)?;
         let room_id = header.room_id(&event_id, version)?;
         let content = header.content.get();
         if !content.starts_with('{') {
@@ -277,8 +275,7 @@ impl Pdu {
             state_key: header.state_key.as_deref().map(Arc::from),
             origin_server_ts: header.origin_server_ts,
             depth: header.depth,
-            prev_events,
-            auth_events,
+            references: OnceLock::new(),
             redacts: header.redacts(version),
             membership: header.membership(),
             content: range,
@@ -353,12 +350,21 @@ impl Pdu {
 
     /// The events that it follows.
     pub fn prev_events(&self) -> &[EventId] {
-        &self.0.prev_events
+        &self.references().prev_events
     }
 
     /// The events that it says allow it.
     pub fn auth_events(&self) -> &[EventId] {
-        &self.0.auth_events
+        &self.references().auth_events
+    }
+
+    fn references(&self) -> &References {
+        self.0.references.get_or_init(|| {
+            // They could be read before it was stored.
+            let read = Header::of(&self.0.json).and_then(|header| header.references(self.version()));
+            debug_assert!(read.is_ok(), "{self:?} refers to what are no events");
+            read.unwrap_or_default()
+        })
     }
 
     /// The event that this `m.room.redaction` redacts, from wherever the version has it; none if this is no
@@ -418,34 +424,47 @@ impl Pdu {
     }
 }
 
-impl<'a, R> Header<'a, R> {
-    fn without_references(self) -> Header<'a, IgnoredAny> {
-        Header {
-            event_type: self.event_type,
-            sender: self.sender,
-            room_id: self.room_id,
-            state_key: self.state_key,
-            origin_server_ts: self.origin_server_ts,
-            depth: self.depth,
-            prev_events: Vec::new(),
-            auth_events: Vec::new(),
-            redacts: self.redacts,
-            content: self.content,
+fn no_event(e: &serde_json::Error) -> Error {
+    Error::bad_json(format!("not an event: {}", json::what_was_expected(e)))
+}
+
+impl References {
+    fn check_limits(&self) -> Result<()> {
+        if self.prev_events.len() > PREV_EVENTS_MAX {
+            return Err(Error::bad_json("the event has more than 20 prev_events"));
         }
+        if self.auth_events.len() > AUTH_EVENTS_MAX {
+            return Err(Error::bad_json("the event has more than 10 auth_events"));
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Header<'a> {
+    fn of(json: &'a str) -> Result<Self> {
+        serde_json::from_str(json).map_err(|e| no_event(&e))
     }
 
-    fn check_limits(&self, version: RoomVersion, prev: &[EventId], auth: &[EventId]) -> Result<()> {
+    fn references(&self, version: RoomVersion) -> Result<References> {
+        let ids = |list: &RawValue| -> Result<Box<[EventId]>> {
+            match version.event_id_format {
+                EventIdFormat::InEvent => {
+                    let list: Vec<ReferenceWithHashes> =
+                        serde_json::from_str(list.get()).map_err(|e| no_event(&e))?;
+                    Ok(list.into_iter().map(|reference| reference.0).collect())
+                }
+                _ => serde_json::from_str(list.get()).map_err(|e| no_event(&e)),
+            }
+        };
+        Ok(References { prev_events: ids(self.prev_events)?, auth_events: ids(self.auth_events)? })
+    }
+
+    fn check_limits(&self, version: RoomVersion) -> Result<()> {
         if self.event_type.len() > FIELD_BYTES_MAX {
             return Err(Error::new(ErrCode::TooLarge, "the event's type is longer than 255 bytes"));
         }
         if self.state_key.as_ref().is_some_and(|key| key.len() > FIELD_BYTES_MAX) {
             return Err(Error::new(ErrCode::TooLarge, "the event's state_key is longer than 255 bytes"));
-        }
-        if prev.len() > PREV_EVENTS_MAX {
-            return Err(Error::bad_json("the event has more than 20 prev_events"));
-        }
-        if auth.len() > AUTH_EVENTS_MAX {
-            return Err(Error::bad_json("the event has more than 10 auth_events"));
         }
         if !(0..=version.max_depth()).contains(&self.depth) {
             return Err(Error::bad_json("the event's depth is out of range"));

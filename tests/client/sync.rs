@@ -563,6 +563,61 @@ fn a_member_that_the_client_has_is_not_told_again_unless_the_answer_was_lost() {
 }
 
 #[test]
+fn members_told_before_a_gap_or_before_the_user_left_and_came_back_are_told_again_when_they_speak() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let named = json!({ "preset": "public_chat", "name": "so that there are no heroes" });
+    let (room, other) = (bob.create_room_with(named.clone()), bob.create_room_with(named));
+    alice.join(&room);
+    alice.join(&other);
+    let wish = json!({ "state": { "lazy_load_members": true }, "timeline": { "limit": 3 } });
+    let lazy =
+        |answer: &Value| sync(&alice, &format!("{}&{}", filter(&json!({ "room": wish })), next(answer)));
+    let told = |answer: &Value, room: &str| -> Vec<String> {
+        let room = &answer["rooms"]["join"][room];
+        members(&room["state"]).into_iter().map(str::to_owned).collect()
+    };
+    let say = |room: &str| drop(bob.send(room, "bob speaks"));
+    for _ in 0..3 {
+        say(&room);
+        say(&other);
+    }
+    let first = lazy(&json!({ "next_batch": "" }));
+    assert!(told(&first, &room).contains(&bob.id().to_owned()));
+    assert!(told(&first, &other).contains(&bob.id().to_owned()));
+    for n in 0..5 {
+        alice.send(&room, &n.to_string());
+    }
+    let gap = lazy(&first);
+    assert_eq!(gap["rooms"]["join"][&room]["timeline"]["limited"], true);
+    assert_eq!(told(&gap, &room), [alice.id()], "who speaks behind the gap");
+    say(&room);
+    say(&other);
+    let behind = lazy(&gap);
+    assert_eq!(
+        told(&behind, &room),
+        [bob.id()],
+        "whom the client may have dropped with what was before the gap"
+    );
+    assert_eq!(told(&behind, &other), [""; 0], "there was no gap there");
+    say(&room);
+    let later = lazy(&behind);
+    assert_eq!(told(&later, &room), [""; 0], "once");
+
+    alice.leave(&room);
+    let left = lazy(&later);
+    assert!(left["rooms"]["leave"][&room].is_object());
+    alice.join(&room);
+    for n in 0..5 {
+        alice.send(&room, &n.to_string());
+    }
+    let back = lazy(&left);
+    assert!(!told(&back, &room).contains(&bob.id().to_owned()), "bob has not spoken of late");
+    say(&room);
+    assert_eq!(told(&lazy(&back), &room), [bob.id()], "what was told before alice left counts for nothing");
+}
+
+#[test]
 fn a_member_that_a_waiting_client_has_is_not_told_again_and_one_that_it_lacks_is() {
     let server = TestServer::start();
     let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));

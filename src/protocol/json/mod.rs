@@ -2,6 +2,7 @@
 //!
 //! - `parse`: strangers' text becomes values, weighed while they are built; `lists`: lists of bounded length.
 //! - `object`: an object as canonical text that knows its members; `text`: any JSON text as canonical text.
+//! - `written`: JSON text that is put into other JSON as it stands.
 //!
 //! What a peer or a client sends is parsed by [`parse_object`] and its siblings: at most [`JSON_DEPTH_MAX`] levels,
 //! no more memory than is in proportion to its bytes, of repeated keys the last one counts (as in every server that
@@ -13,6 +14,7 @@ mod lists;
 mod object;
 mod parse;
 mod text;
+mod written;
 
 use std::borrow::Cow;
 
@@ -30,8 +32,9 @@ pub(crate) use object::{member_of, members_of, string};
 pub use parse::{
     ObjectText, is_object, parse_object, read, read_large, read_object, shaped, what_was_expected,
 };
-pub(crate) use parse::{object_tree, tree};
+pub(crate) use parse::{object_tree, read_stored, tree};
 pub use text::{Oddities, append_canonical, canonical_text};
+pub use written::{JsonList, JsonText};
 
 /// How many objects and arrays may be nested in one another, the outermost included.
 pub const JSON_DEPTH_MAX: usize = 100;

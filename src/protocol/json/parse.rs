@@ -121,6 +121,11 @@ pub fn what_was_expected(e: &serde_json::Error) -> String {
     }
 }
 
+/// [`read`] of an event as it is stored, by who takes nothing of it but text: nothing is weighed.
+pub(crate) fn read_stored<'t, T: Deserialize<'t>>(text: &'t str) -> serde_json::Result<T> {
+    serde_json::from_str(text)
+}
+
 /// A tree of values of text whose size is known to be bounded, or that is our own: nothing is weighed. Everything else
 /// goes through [`parse_object`].
 ///
@@ -140,7 +145,7 @@ pub(crate) fn object_tree(text: &str) -> serde_json::Result<Map<String, Value>> 
 /// The key by which the library knows its own [`RawValue`] within values. When a [`Value`] builds itself and an object
 /// begins with this key, it takes the member for text and parses that, from the start: neither weighed, nor of bounded
 /// depth, and as often as such text is within such text.
-const RAW_VALUE_KEY: &str = "$serde_json::private::RawValue";
+pub(super) const RAW_VALUE_KEY: &str = "$serde_json::private::RawValue";
 
 /// A [`Value`] that is built of what is there, whatever its keys are. A `Value` within a structure is not: there,
 /// [`Weighed`] refuses the key.

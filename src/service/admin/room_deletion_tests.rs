@@ -94,6 +94,14 @@ fn fill(here: &TestServer, room: &str, users: [&TestUser; 4]) -> String {
         json!({ "body": "late" }),
     );
     alice.invite(room, eve.id());
+    // Somebody of whom the resolution of its state left no word.
+    let (id, lost) = (room.to_owned(), id(carol).server());
+    let noted = hs.store.write(move |tx| {
+        let note = "INSERT INTO lost_memberships (room_key, user_id, stream)
+             SELECT room_key, ?2, 1 FROM rooms WHERE room_id = ?1";
+        Ok(tx.conn().execute(note, [&id, &format!("@lost:{lost}")])?)
+    });
+    assert_eq!(noted.unwrap(), 1);
     uri
 }
 

@@ -4,7 +4,7 @@
 //! under way, unread ones included, so that nobody takes everybody's turns by asking on many connections.
 
 use std::collections::HashMap;
-use std::io::{self, Cursor, Read};
+use std::io::{self, Read};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Answers that are there, with those that are read slowly, for each that may be under way; and those of one user.
 const KEPT_PER_TURN_MAX: usize = 4;
 const KEPT_OF_USER_MAX: usize = 2;
+/// Nobody begins as long as the answers that are there have more bytes left than this.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Requests of one user that wait for a turn: each of them keeps a thread.
 const WAITING_OF_USER_MAX: usize = 16;
 /// How often who waits looks whether they are still wanted.
@@ -37,10 +39,18 @@ struct SharedTurns {
 #[derive(Default)]
 struct LargeTurns {
     begun: u64,
-    /// Those that are not over, whose they are, and since when their answers are there.
-    taken: HashMap<u64, (UserId, Option<Instant>)>,
+    /// Those that are not over.
+    taken: HashMap<u64, TakenTurn>,
     /// Who waits, in the order in which they came.
     line: Vec<(u64, UserId)>,
+}
+
+struct TakenTurn {
+    who: UserId,
+    /// Since when the answer is there.
+    made: Option<Instant>,
+    /// How much of it nobody has read.
+    bytes_left: usize,
 }
 
 impl Default for LargeAnswers {
@@ -66,9 +76,7 @@ impl LargeAnswers {
         let number = turns.begun;
         turns.line.push((number, who.clone()));
         let has_turn = loop {
-            let is_free =
-                turns.under_way() < self.0.most && turns.taken.len() < KEPT_PER_TURN_MAX * self.0.most;
-            if is_free && turns.next() == Some(number) {
+            if turns.is_free(self.0.most) && turns.next() == Some(number) {
                 break true;
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -79,7 +87,7 @@ impl LargeAnswers {
         };
         turns.line.retain(|(other, _)| *other != number);
         if has_turn {
-            turns.taken.insert(number, (who.clone(), None));
+            turns.taken.insert(number, TakenTurn { who: who.clone(), made: None, bytes_left: 0 });
         }
         drop(turns);
         // Whoever is next now does not know it yet.
@@ -97,14 +105,16 @@ fn too_many() -> Error {
 }
 
 impl LargeTurns {
-    fn under_way(&self) -> usize {
-        let slow = |made: &Instant| made.elapsed() >= SLOW_READER_TIMEOUT;
-        self.taken.values().filter(|(_, made)| !made.as_ref().is_some_and(slow)).count()
+    fn is_free(&self, most: usize) -> bool {
+        let slow = |turn: &&TakenTurn| turn.made.is_some_and(|made| made.elapsed() >= SLOW_READER_TIMEOUT);
+        let under_way = self.taken.values().filter(|turn| !slow(turn)).count();
+        let bytes_left: usize = self.taken.values().map(|turn| turn.bytes_left).sum();
+        under_way < most && self.taken.len() < KEPT_PER_TURN_MAX * most && bytes_left <= KEPT_BYTES_MAX
     }
 
     /// Who of those who wait is next.
     fn next(&self) -> Option<u64> {
-        let has = |who: &UserId| self.taken.values().filter(|(other, _)| other == who).count();
+        let has = |who: &UserId| self.taken.values().filter(|turn| turn.who == *who).count();
         let may = self.line.iter().filter(|(_, who)| has(who) < KEPT_OF_USER_MAX);
         may.min_by_key(|(number, who)| (has(who), *number)).map(|(number, _)| *number)
     }
@@ -117,12 +127,13 @@ pub struct AnswerTurn {
 }
 
 impl AnswerTurn {
-    /// The answer to be read; with its last byte, or when nobody reads on, the turn is over.
-    pub fn read(self, answer: Vec<u8>) -> impl Read + Send + 'static {
-        if let Some((_, made)) = lock(&self.shared.turns).taken.get_mut(&self.number) {
-            *made = Some(Instant::now());
+    /// The answer to be read, of so many bytes; with its last one, or when nobody reads on, the turn is over. What was read
+    /// of it is to be let go of meanwhile.
+    pub fn read<R: Read>(self, bytes: usize, answer: R) -> AnswerOfTurn<R> {
+        if let Some(turn) = lock(&self.shared.turns).taken.get_mut(&self.number) {
+            (turn.made, turn.bytes_left) = (Some(Instant::now()), bytes);
         }
-        AnswerOfTurn { _turn: self, answer: Cursor::new(answer) }
+        AnswerOfTurn { answer, turn: self }
     }
 }
 
@@ -133,19 +144,25 @@ impl Drop for AnswerTurn {
     }
 }
 
-struct AnswerOfTurn {
-    answer: Cursor<Vec<u8>>,
-    _turn: AnswerTurn,
+/// An answer whose turn is over when it is dropped.
+pub struct AnswerOfTurn<R> {
+    answer: R,
+    turn: AnswerTurn,
 }
 
-impl Read for AnswerOfTurn {
+impl<R: Read> Read for AnswerOfTurn<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.answer.read(buf)
+        let count = self.answer.read(buf)?;
+        if let Some(turn) = lock(&self.turn.shared.turns).taken.get_mut(&self.turn.number) {
+            turn.bytes_left = turn.bytes_left.saturating_sub(count);
+        }
+        Ok(count)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -163,7 +180,8 @@ mod tests {
                 scope.spawn(move || {
                     let turn = all.turn(&user(&format!("u{}", n % 3)), || true).expect("a turn");
                     most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    let (mut read, mut reader) = (Vec::new(), turn.read(vec![7; 100_000]));
+                    let (mut read, mut reader) =
+                        (Vec::new(), turn.read(100_000, Cursor::new(vec![7; 100_000])));
                     reader.read_to_end(&mut read).expect("read");
                     assert_eq!(read.len(), 100_000);
                     at_once.fetch_sub(1, Ordering::SeqCst);
@@ -180,9 +198,9 @@ mod tests {
         let turn = all.turn(&user("alice"), || true).expect("a turn");
         let refused = all.turn(&user("alice"), || false).map(drop).expect_err("nobody wants it");
         assert_eq!(refused.status(), 429);
-        let slow = turn.read(vec![7; 10]);
+        let slow = turn.read(10, Cursor::new(vec![7; 10]));
         let long_ago = Instant::now().checked_sub(SLOW_READER_TIMEOUT).expect("the clock has run for longer");
-        lock(&all.0.turns).taken.values_mut().for_each(|(_, made)| *made = Some(long_ago));
+        lock(&all.0.turns).taken.values_mut().for_each(|turn| turn.made = Some(long_ago));
         let next = all.turn(&user("alice"), || false).expect("a turn beside the slow reader's");
         assert_eq!(
             all.turn(&user("alice"), || false).map(drop).expect_err("that one is at work").status(),
@@ -234,11 +252,33 @@ mod tests {
         let mut unread = Vec::new();
         for n in 0..100 {
             for _ in 0..3 {
-                unread.extend(all.turn(&user(&format!("u{n}")), || false).map(|turn| turn.read(vec![7; 10])));
-                lock(&all.0.turns).taken.values_mut().for_each(|(_, made)| *made = Some(long_ago));
+                unread.extend(
+                    all.turn(&user(&format!("u{n}")), || false)
+                        .map(|turn| turn.read(10, Cursor::new(vec![7; 10]))),
+                );
+                lock(&all.0.turns).taken.values_mut().for_each(|turn| turn.made = Some(long_ago));
             }
             assert!(unread.len() <= 2 * (n + 1));
         }
         assert_eq!(unread.len(), 2 * KEPT_PER_TURN_MAX);
+    }
+
+    #[test]
+    fn as_long_as_much_is_left_of_what_is_read_slowly_nobody_begins() {
+        let all = LargeAnswers::new(2);
+        let long_ago = Instant::now().checked_sub(SLOW_READER_TIMEOUT).expect("the clock has run for longer");
+        let mut slow = Vec::new();
+        for name in ["a", "b", "c"] {
+            let turn = all.turn(&user(name), || false).expect("a turn");
+            slow.push(turn.read(KEPT_BYTES_MAX / 2, io::repeat(7)));
+            lock(&all.0.turns).taken.values_mut().for_each(|turn| turn.made = Some(long_ago));
+        }
+        let refused = all.turn(&user("d"), || false).map(drop).expect_err("there is too much already");
+        assert_eq!(refused.status(), 429);
+        let mut some = vec![0; KEPT_BYTES_MAX / 4];
+        slow[0].read_exact(&mut some).expect("read");
+        assert!(all.turn(&user("d"), || false).is_err(), "there still is");
+        slow[1].read_exact(&mut some).expect("read");
+        all.turn(&user("d"), || false).map(drop).expect("what was read counts no more");
     }
 }

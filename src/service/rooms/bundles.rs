@@ -11,10 +11,11 @@ use serde_json::value::to_raw_value;
 
 use crate::error::{Error, Result};
 use crate::protocol::filter::EventFormat;
+use crate::protocol::json::JsonList;
 use crate::protocol::pdu::Membership;
 use crate::protocol::relations::{REFERENCE, THREAD, is_edit_of, may_be_edited, may_be_thread_root};
 use crate::protocol::{EventId, UserId};
-use crate::service::rooms::client_format::{self, ClientFormat, Json};
+use crate::service::rooms::client_format::{self, Beside, ClientFormat, Json};
 use crate::service::rooms::timeline::TimelineEvent;
 use crate::service::rooms::view::{Access, RoomView};
 use crate::store::rooms::events::TimelineRange;
@@ -75,16 +76,71 @@ pub fn write_with_bundles<'e>(
     format: &ClientFormat<'_>,
     events: impl IntoIterator<Item = &'e TimelineEvent>,
 ) -> Result<Vec<Json>> {
+    let mut written = Vec::new();
+    Bundler::new(view, format).each(events, |shown, beside| {
+        written.push(client_format::with_more(view, format, &shown.event, beside)?);
+        Ok(())
+    })?;
+    Ok(written)
+}
+
+/// The same without bundles.
+pub fn write_without_bundles<'e>(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    events: impl IntoIterator<Item = &'e TimelineEvent>,
+) -> Result<Vec<Json>> {
+    let mut written = Vec::new();
+    each_beside(view, format, events, HashMap::new(), |shown, beside| {
+        written.push(client_format::with_more(view, format, &shown.event, beside)?);
+        Ok(())
+    })?;
+    Ok(written)
+}
+
+/// [`write_with_bundles`] into a list.
+pub fn push_with_bundles<'e>(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    events: impl IntoIterator<Item = &'e TimelineEvent>,
+    list: &mut JsonList,
+) -> Result<()> {
+    Bundler::new(view, format).each(events, |shown, beside| {
+        list.push_with(|out| client_format::push_with_more(out, view, format, &shown.event, beside))
+    })
+}
+
+/// [`write_without_bundles`] into a list.
+pub fn push_without_bundles<'e>(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    events: impl IntoIterator<Item = &'e TimelineEvent>,
+    list: &mut JsonList,
+) -> Result<()> {
+    each_beside(view, format, events, HashMap::new(), |shown, beside| {
+        list.push_with(|out| client_format::push_with_more(out, view, format, &shown.event, beside))
+    })
+}
+
+/// Tells of events with what is told beside each.
+fn each_beside<'e>(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    events: impl IntoIterator<Item = &'e TimelineEvent>,
+    mut bundles: HashMap<EventKey, Json>,
+    mut tell: impl FnMut(&TimelineEvent, Beside) -> Result<()>,
+) -> Result<()> {
     let events: Vec<&TimelineEvent> = events.into_iter().collect();
-    let mut bundler = Bundler {
-        view,
-        format,
-        bytes_left: BUNDLES_BYTES_MAX,
-        looks_left: LOOKS_MAX,
-        ignored_here: None,
-        was_always_open: None,
-    };
-    bundler.write(&events)
+    let mut txns = client_format::transaction_ids(view, format, events.iter().map(|shown| &shown.event))?;
+    for shown in events {
+        let beside = Beside {
+            membership: Some(shown.membership),
+            relations: bundles.remove(&shown.event.key),
+            transaction_id: txns.remove(&shown.event.key),
+        };
+        tell(shown, beside)?;
+    }
+    Ok(())
 }
 
 struct Bundler<'b> {
@@ -98,20 +154,26 @@ struct Bundler<'b> {
     was_always_open: Option<bool>,
 }
 
-impl Bundler<'_> {
-    fn write(&mut self, events: &[&TimelineEvent]) -> Result<Vec<Json>> {
-        let mut bundles = self.bundles_of(events)?;
-        let write = |shown: &&TimelineEvent| {
-            let (event, membership) = (&shown.event, Some(shown.membership));
-            client_format::with_relations(
-                self.view,
-                self.format,
-                event,
-                membership,
-                bundles.remove(&event.key),
-            )
-        };
-        events.iter().map(write).collect()
+impl<'b> Bundler<'b> {
+    fn new(view: &'b RoomView<'b>, format: &'b ClientFormat<'b>) -> Self {
+        Self {
+            view,
+            format,
+            bytes_left: BUNDLES_BYTES_MAX,
+            looks_left: LOOKS_MAX,
+            ignored_here: None,
+            was_always_open: None,
+        }
+    }
+
+    fn each<'e>(
+        &mut self,
+        events: impl IntoIterator<Item = &'e TimelineEvent>,
+        tell: impl FnMut(&TimelineEvent, Beside) -> Result<()>,
+    ) -> Result<()> {
+        let events: Vec<&TimelineEvent> = events.into_iter().collect();
+        let bundles = self.bundles_of(&events)?;
+        each_beside(self.view, self.format, events, bundles, tell)
     }
 
     fn bundles_of(&mut self, events: &[&TimelineEvent]) -> Result<HashMap<EventKey, Json>> {
@@ -198,7 +260,11 @@ impl Bundler<'_> {
         };
         let participated = db.has_participated(room, id, self.view.user.as_str())?;
         // Its own bundle has no thread in it: what is in one is not the root of another.
-        let latest_event = self.write(&[&latest])?.pop();
+        let (view, format, mut latest_event) = (self.view, self.format, None);
+        self.each([&latest], |shown, beside| {
+            latest_event = Some(client_format::with_more(view, format, &shown.event, beside)?);
+            Ok(())
+        })?;
         let latest_event = latest_event.ok_or_else(|| Error::internal("a reply went missing"))?;
         Ok(Some(ThreadSummary { latest_event, count: count.max(1), current_user_participated: participated }))
     }

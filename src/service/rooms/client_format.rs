@@ -2,6 +2,7 @@
 //! servers need, and with an `unsigned` that this server makes for the one client that asks.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -10,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::filter::{EventFormat, keep_fields};
-use crate::protocol::json::{object_tree, read};
+use crate::protocol::json::{JsonText, object_tree, read_stored};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::events::erasure::Erasure;
@@ -65,7 +66,7 @@ struct ClientEvent<'e> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum ClientContent<'e> {
-    Raw(&'e RawValue),
+    Raw(JsonText<'e>),
     Made(Map<String, Value>),
 }
 
@@ -96,28 +97,55 @@ pub fn full(
     event: &StoredEvent,
     membership: Option<Membership>,
 ) -> Result<Json> {
-    with_relations(view, format, event, membership, None)
+    let transaction_id = transaction_ids(view, format, [event].into_iter())?.remove(&event.key);
+    with_more(view, format, event, Beside { membership, relations: None, transaction_id })
 }
 
-/// [`full`] with the event's bundled aggregations, which `bundles` makes for the same reader.
-pub(super) fn with_relations(
+/// What is looked up for many events at once, and told in the `unsigned` of one.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// What the reader was at the event, if known.
+    pub membership: Option<Membership>,
+    /// Its bundled aggregations, which `bundles` makes for the same reader.
+    pub relations: Option<Json>,
+    /// The transaction id by which the reader's device sent it.
+    pub transaction_id: Option<String>,
+}
+
+/// [`full`] with what else was looked up.
+pub(super) fn with_more(
     view: &RoomView<'_>,
     format: &ClientFormat<'_>,
     event: &StoredEvent,
-    membership: Option<Membership>,
-    relations: Option<Json>,
+    beside: Beside,
 ) -> Result<Json> {
+    write(&*view.erasure.shown(event)?, format, of_full(view, format, event, beside)?)
+}
+
+/// [`with_more`], written behind what is there.
+pub(super) fn push_with_more(
+    out: &mut Vec<u8>,
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    event: &StoredEvent,
+    beside: Beside,
+) -> Result<()> {
+    let unsigned = of_full(view, format, event, beside)?;
+    push(out, &*view.erasure.shown(event)?, format, unsigned)
+}
+
+fn of_full(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    event: &StoredEvent,
+    Beside { membership, relations, transaction_id }: Beside,
+) -> Result<ClientUnsigned> {
     let membership = membership.map(Membership::as_str);
-    let mut unsigned = ClientUnsigned { membership, relations, ..ClientUnsigned::default() };
+    let mut unsigned = ClientUnsigned { membership, relations, transaction_id, ..ClientUnsigned::default() };
     if let Some(key) = event.redacted_by {
         let redaction = view.db().event_by_key(key)?;
         unsigned.redacted_because =
             Some(write(&*view.erasure.shown(&redaction)?, format, ClientUnsigned::default())?);
-    }
-    if let Some(device) = format.device
-        && event.pdu.sender() == format.user
-    {
-        unsigned.transaction_id = view.db().txn_of_event(device, event.key)?;
     }
     if let Some(key) = view.replaced(event)? {
         let replaced = view.db().event_by_key(key)?;
@@ -134,7 +162,18 @@ pub(super) fn with_relations(
         }
         unsigned.replaces_state = Some(replaced.pdu.event_id().clone());
     }
-    write(&*view.erasure.shown(event)?, format, unsigned)
+    Ok(unsigned)
+}
+
+/// The transaction ids by which the reader's device sent some of these events.
+pub(super) fn transaction_ids<'e>(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    events: impl Iterator<Item = &'e StoredEvent>,
+) -> Result<HashMap<EventKey, String>> {
+    let Some(device) = format.device else { return Ok(HashMap::new()) };
+    let own = events.filter(|event| event.pdu.sender() == format.user);
+    view.db().txns_of_events(device, own.map(|event| event.key))
 }
 
 /// An event that is no state, for a reader who did not send it and was this in the room, and from whom no erasure takes
@@ -173,7 +212,8 @@ fn of_state(
     Ok(unsigned)
 }
 
-/// Writes an event of a room's state behind what is there: the same as [`state`], for lists that grow with the room.
+/// Writes an event of a room's state from its row behind what is there: the same as [`state`], for lists that grow with the
+/// room.
 pub fn push_state(
     out: &mut Vec<u8>,
     erasure: &Erasure<'_>,
@@ -181,38 +221,6 @@ pub fn push_state(
     room: &Room,
     row: &EventRow<'_>,
 ) -> Result<()> {
-    let written = state_of_row(erasure, format, room, row, |event| serde_json::to_writer(&mut *out, event))?;
-    if let Written::Whole(event) = written {
-        out.extend_from_slice(event.get().as_bytes());
-    }
-    Ok(())
-}
-
-/// An event of a room's state from its row: the same as [`state`].
-pub fn of_row(
-    erasure: &Erasure<'_>,
-    format: &ClientFormat<'_>,
-    room: &Room,
-    row: &EventRow<'_>,
-) -> Result<Json> {
-    match state_of_row(erasure, format, room, row, |event| to_raw_value(event))? {
-        Written::Usual(event) | Written::Whole(event) => Ok(event),
-    }
-}
-
-/// How an event came out: as it usually is, by the way that was given for that, or another way.
-enum Written<T> {
-    Usual(T),
-    Whole(Json),
-}
-
-fn state_of_row<T>(
-    erasure: &Erasure<'_>,
-    format: &ClientFormat<'_>,
-    room: &Room,
-    row: &EventRow<'_>,
-    usual: impl FnOnce(&ClientEvent<'_>) -> serde_json::Result<T>,
-) -> Result<Written<T>> {
     #[derive(Deserialize)]
     struct Read<'e> {
         #[serde(borrow)]
@@ -225,11 +233,13 @@ fn state_of_row<T>(
         #[serde(borrow, rename = "type")]
         event_type: Cow<'e, str>,
     }
-    let read: Read<'_> = read(row.json.as_bytes()).map_err(Error::internal)?;
+    let read: Read<'_> = read_stored(row.json).map_err(Error::internal)?;
     if erasure.erased_at(&read.sender)?.is_some()
         && let Some(event) = erasure.db().event(&EventId::parse(row.event_id)?)?
     {
-        return Ok(Written::Whole(state(erasure, format, &event)?));
+        let event = state(erasure, format, &event)?;
+        out.extend_from_slice(event.get().as_bytes());
+        return Ok(());
     }
     let mut unsigned = of_state(erasure, format, row.redacted_by)?;
     if format.event_format != EventFormat::Client
@@ -237,11 +247,11 @@ fn state_of_row<T>(
         || read.event_type == "m.room.redaction"
     {
         let pdu = Pdu::trusted(EventId::parse(row.event_id)?, row.json.as_bytes().to_vec(), room.version)?;
-        return Ok(Written::Whole(write(&pdu, format, unsigned)?));
+        return push(out, &pdu, format, unsigned);
     }
     unsigned.age = format.now.saturating_sub(read.origin_server_ts);
     let event = ClientEvent {
-        content: ClientContent::Raw(read.content),
+        content: ClientContent::Raw(JsonText(read.content.get())),
         event_id: row.event_id,
         origin_server_ts: read.origin_server_ts,
         redacts: None,
@@ -251,7 +261,7 @@ fn state_of_row<T>(
         event_type: &read.event_type,
         unsigned,
     };
-    usual(&event).map(Written::Usual).map_err(Error::internal)
+    serde_json::to_writer(out, &event).map_err(Error::internal)
 }
 
 /// A membership event of a room that this server is not in, with the one before it.
@@ -265,9 +275,35 @@ pub fn of_remote_room(format: &ClientFormat<'_>, event: &Pdu, previous: Option<&
     write(event, format, unsigned)
 }
 
-fn write(event: &Pdu, format: &ClientFormat<'_>, mut unsigned: ClientUnsigned) -> Result<Json> {
+fn write(event: &Pdu, format: &ClientFormat<'_>, unsigned: ClientUnsigned) -> Result<Json> {
+    match written_by(event, format, unsigned, |event| to_raw_value(event))? {
+        Written::Usual(event) | Written::Whole(event) => Ok(event),
+    }
+}
+
+/// [`write`] behind what is there.
+fn push(out: &mut Vec<u8>, event: &Pdu, format: &ClientFormat<'_>, unsigned: ClientUnsigned) -> Result<()> {
+    let written = written_by(event, format, unsigned, |event| serde_json::to_writer(&mut *out, event))?;
+    if let Written::Whole(event) = written {
+        out.extend_from_slice(event.get().as_bytes());
+    }
+    Ok(())
+}
+
+/// How an event came out: as it usually is, by the way that was given for that, or another way.
+enum Written<T> {
+    Usual(T),
+    Whole(Json),
+}
+
+fn written_by<T>(
+    event: &Pdu,
+    format: &ClientFormat<'_>,
+    mut unsigned: ClientUnsigned,
+    usual: impl FnOnce(&ClientEvent<'_>) -> serde_json::Result<T>,
+) -> Result<Written<T>> {
     if format.event_format == EventFormat::Federation {
-        return raw(event.json_str());
+        return raw(event.json_str()).map(Written::Whole);
     }
     unsigned.age = format.now.saturating_sub(event.origin_server_ts());
     let redacts = if event.event_type() == "m.room.redaction" { event.redacts() } else { None };
@@ -279,7 +315,7 @@ fn write(event: &Pdu, format: &ClientFormat<'_>, mut unsigned: ClientUnsigned) -
             content.insert("redacts".to_owned(), redacts.as_str().into());
             ClientContent::Made(content)
         }
-        None => ClientContent::Raw(read(event.content_raw().as_bytes()).map_err(Error::internal)?),
+        None => ClientContent::Raw(JsonText(event.content_raw())),
     };
     let event = ClientEvent {
         content,
@@ -293,12 +329,12 @@ fn write(event: &Pdu, format: &ClientFormat<'_>, mut unsigned: ClientUnsigned) -
         unsigned,
     };
     match format.fields {
-        None => to_raw_value(&event).map_err(Error::internal),
+        None => usual(&event).map(Written::Usual).map_err(Error::internal),
         Some(fields) => {
             // By way of its text: the content is some already.
             let whole = serde_json::to_string(&event).and_then(|text| object_tree(&text));
             let whole = whole.map_err(Error::internal)?;
-            to_raw_value(&keep_fields(&whole, fields)).map_err(Error::internal)
+            to_raw_value(&keep_fields(&whole, fields)).map(Written::Whole).map_err(Error::internal)
         }
     }
 }

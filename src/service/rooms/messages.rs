@@ -8,7 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::client_format;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::filter::EventFilter;
-use crate::protocol::json::read_object;
+use crate::protocol::json::{JsonList, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::rooms::Rooms;
@@ -180,7 +180,7 @@ impl Rooms<'_> {
             };
             let mut list = JsonList::default();
             db.each_event(keys, |row| {
-                client_format::push_state(list.next(), &view.erasure, format, view.room, &row)
+                list.push_with(|out| client_format::push_state(out, &view.erasure, format, view.room, &row))
             })?;
             Ok(list.finish())
         })
@@ -220,7 +220,9 @@ impl Rooms<'_> {
             let mut list = JsonList::default();
             if at == i64::MAX {
                 db.each_member(view.room.key, None, |_, membership, row| match request.wants(membership) {
-                    true => client_format::push_state(list.next(), &view.erasure, format, view.room, &row),
+                    true => list.push_with(|out| {
+                        client_format::push_state(out, &view.erasure, format, view.room, &row)
+                    }),
                     false => Ok(()),
                 })?;
             } else {
@@ -228,7 +230,7 @@ impl Rooms<'_> {
                     let event = db.event_by_key(key)?;
                     if event.pdu.membership().is_some_and(|membership| request.wants(membership)) {
                         let event = client_format::state(&view.erasure, format, &event)?;
-                        list.next().extend_from_slice(event.get().as_bytes());
+                        list.push(event.get());
                     }
                 }
             }
@@ -282,30 +284,6 @@ fn profile_in(json: &str) -> Profile<'_> {
     profile.avatar_url = profile.avatar_url.filter(is_text);
     profile.display_name = profile.display_name.filter(is_text);
     profile
-}
-
-/// A JSON array in the making.
-struct JsonList(Vec<u8>);
-
-impl Default for JsonList {
-    fn default() -> Self {
-        Self(b"[".to_vec())
-    }
-}
-
-impl JsonList {
-    /// Where the next element is to be written.
-    fn next(&mut self) -> &mut Vec<u8> {
-        if self.0.len() > 1 {
-            self.0.push(b',');
-        }
-        &mut self.0
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.0.push(b']');
-        self.0
-    }
 }
 
 /// A page of what this server has, and the room and place from which to look for a gap that it passes over.

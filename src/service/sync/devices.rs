@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use super::{EventList, SyncContext, Syncing};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::service::rooms::view::membership_known_at;
@@ -65,7 +64,7 @@ pub fn to_device(context: &SyncContext<'_>) -> Result<(EventList, ToDeviceProgre
         progress.cut_at = waiting.last().map(|last| last.number);
     }
     for message in waiting {
-        events.events.push(RawValue::from_string(message.message).map_err(Error::internal)?);
+        events.events.push(&message.message);
     }
     Ok((events, progress))
 }

@@ -29,7 +29,7 @@ pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<Eve
         // they want all of the room again.
         let may_have_another = context.request.since.is_some_and(|looked| typing > looked);
         if may_have_another || !users.is_empty() {
-            events.events.push(event("m.typing", &json!({ "user_ids": users }))?);
+            events.push(&event("m.typing", &json!({ "user_ids": users }))?);
         }
     }
     if filter.wants_type("m.receipt") {
@@ -37,7 +37,7 @@ pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<Eve
         let mut receipts = context.db.receipts_between(room.key, between, context.user, RECEIPTS_MAX)?;
         receipts.retain(|receipt| !context.ignored.has(&receipt.user_id));
         for content in by_thread(receipts) {
-            events.events.push(event("m.receipt", &content.into())?);
+            events.push(&event("m.receipt", &content.into())?);
         }
     }
     Ok(events)

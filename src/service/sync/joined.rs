@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
+use super::body::{AnswerBody, BodyWriter};
 use super::ephemeral;
 use super::state::{self, StateNeeded};
-use super::{EventList, StateSection, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline};
+use super::{
+    EventList, RoomSections, StateSection, SyncBody, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline,
+};
 use crate::error::{Error, Result};
+use crate::protocol::json::JsonList;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::rooms::bundles::write_with_bundles;
-use crate::service::rooms::client_format::{self, ClientFormat, Json};
+use crate::service::rooms::bundles::{push_with_bundles, push_without_bundles};
 use crate::service::rooms::timeline::{Page, PaginationToken, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
 use crate::store::accounts::account_data::AccountData;
@@ -95,12 +98,59 @@ struct Summary {
 /// "This should be the first 5 members of the room."
 const HEROES_MAX: i64 = 5;
 
+/// `rooms.join`, as it is written.
+pub struct JoinedRooms {
+    body: BodyWriter,
+    count: usize,
+    /// Those that the user was not in when the client last looked.
+    pub(super) newly_joined: Vec<RoomId>,
+}
+
+impl JoinedRooms {
+    fn new() -> Self {
+        let mut body = BodyWriter::default();
+        body.text("{\"rooms\":{\"join\":{");
+        Self { body, count: 0, newly_joined: Vec::new() }
+    }
+
+    fn push(&mut self, room_id: RoomId, room: &JoinedRoom) -> Result<()> {
+        self.body.text(if self.count == 0 { "" } else { "," });
+        self.body.value(&room_id)?;
+        self.body.text(":");
+        self.body.value(room)?;
+        self.count += 1;
+        if room.newly_joined {
+            self.newly_joined.push(room_id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The answer that has these rooms, the others, and the rest. There is one of these at least.
+    pub(super) fn around(mut self, others: &RoomSections, rest: &SyncBody) -> Result<AnswerBody> {
+        self.body.text("}");
+        match others.is_empty() {
+            true => self.body.text("}"),
+            false => {
+                self.body.text(",");
+                self.body.members(others)?;
+            }
+        }
+        self.body.text(",");
+        self.body.members(rest)?;
+        Ok(self.body.finish())
+    }
+}
+
 /// The rooms that the user is in and that have something for the client. `account_data` is what changed, by room.
 pub fn collect(
     context: &SyncContext<'_>,
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
-) -> Result<BTreeMap<RoomId, JoinedRoom>> {
-    let mut rooms = BTreeMap::new();
+) -> Result<JoinedRooms> {
+    let mut rooms = JoinedRooms::new();
     for key in rooms_to_look_at(context, account_data)? {
         // One that was deleted meanwhile is among those that the user has left.
         let Some(room) = context.db.room_with_state(key)? else { continue };
@@ -109,7 +159,7 @@ pub fn collect(
         }
         let data = account_data.get(&room.room_id).map_or(&[][..], Vec::as_slice);
         if let Some(joined) = joined_room(context, &room, data)? {
-            rooms.insert(room.room_id, joined);
+            rooms.push(room.room_id, &joined)?;
         }
     }
     Ok(rooms)
@@ -166,7 +216,10 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
     let all_again = context.request.filter.room.state.include_redundant_members;
     if lazy {
         let told = page.events.iter().filter(|seen| seen.event.pdu.event_type() == "m.room.member");
-        context.told_members.borrow_mut().extend(told.map(|seen| seen.event.key));
+        context.told_members.borrow_mut().extend(told.map(|seen| (room.key, seen.event.key)));
+        if !may_have_them {
+            context.begun_anew.borrow_mut().insert(room.key);
+        }
     }
     let need = StateNeeded {
         since: if whole { None } else { context.request.since },
@@ -231,7 +284,9 @@ fn timeline_page(context: &SyncContext<'_>, view: &RoomView<'_>, newly_joined: b
     latest(view, filter, (Place::END, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))
 }
 
-/// A page that was walked backwards, as the timeline of a room.
+/// A page that was walked backwards, as the timeline of a room: the oldest event first. With bundled aggregations "when the
+/// relevant section has a `limited` value of `true`": otherwise the client has what they are made of, and would count it
+/// twice. So nothing that comes while a client waits has any, and one answer may do for all.
 pub(super) fn timeline(
     context: &SyncContext<'_>,
     view: &RoomView<'_>,
@@ -246,27 +301,12 @@ pub(super) fn timeline(
     };
     // A client that was in the room before must not join the new timeline to the one it has.
     let limited = page.stopped_at.is_some() || newly_joined;
-    Ok(Timeline {
-        events: events_of(view, &context.format, &page, limited)?,
-        limited,
-        prev_batch: prev_batch.to_string(),
-    })
-}
-
-/// The events of a page that was walked backwards, oldest first. With bundled aggregations "when the relevant section has
-/// a `limited` value of `true`": otherwise the client has what they are made of, and would count it twice. So nothing that
-/// comes while a client waits has any, and one answer may do for all.
-pub(super) fn events_of(
-    view: &RoomView<'_>,
-    format: &ClientFormat<'_>,
-    page: &Page,
-    limited: bool,
-) -> Result<Vec<Json>> {
-    let events = page.events.iter().rev();
-    if limited {
-        return write_with_bundles(view, format, events);
+    let (mut list, events) = (JsonList::default(), page.events.iter().rev());
+    match limited {
+        true => push_with_bundles(view, &context.format, events, &mut list)?,
+        false => push_without_bundles(view, &context.format, events, &mut list)?,
     }
-    events.map(|shown| client_format::full(view, format, &shown.event, Some(shown.membership))).collect()
+    Ok(Timeline { events: list, limited, prev_batch: prev_batch.to_string() })
 }
 
 /// Whose membership a client with lazy loading needs: those who speak in the timeline, and the user's own when the

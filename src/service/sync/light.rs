@@ -30,7 +30,7 @@ use crate::service::rooms::view::everybody_sees_what_comes;
 use crate::store::cache::news::RoomNews;
 use crate::store::push::unread::{NotifyingEvent, UnreadCounts};
 use crate::store::rooms::events::TimelineRange;
-use crate::store::{Db, EventKey, Place};
+use crate::store::{Db, EventKey, Place, RoomKey};
 
 /// Events of a tail, and their bytes, at most.
 const TAIL_EVENTS_MAX: usize = TIMELINE_USUAL;
@@ -151,7 +151,7 @@ impl Syncing<'_> {
                 |since| self.store.news_upto(&light.user, since, position),
                 &tail.notifying,
             )?;
-            join.insert(tail.room_id.clone(), self.light_room(light, tail, &unread, now)?);
+            join.insert(tail.room_id.clone(), self.light_room(light, (changed.room, tail), &unread, now)?);
         }
         if let (Some(device), true) = (&light.device, light.request.filter.room.state.lazy_load_members) {
             let known = self.told_members.known(&light.user, device, light.since);
@@ -174,7 +174,7 @@ impl Syncing<'_> {
     fn light_room(
         &self,
         light: &LightSync,
-        tail: &Tail,
+        (room, tail): (RoomKey, &Tail),
         unread: &UnreadCounts,
         now: Millis,
     ) -> Option<JoinedRoom> {
@@ -184,7 +184,7 @@ impl Syncing<'_> {
         }
         if filter.state.lazy_load_members && !tail.events.is_empty() {
             let known = self.told_members.known(&light.user, light.device.as_deref()?, light.since);
-            let has = |event: &TailEvent| event.member.is_some_and(|member| known.contains(&member));
+            let has = |event: &TailEvent| event.member.is_some_and(|member| known.contains(&(room, member)));
             if !tail.events.iter().all(has) {
                 return None;
             }
@@ -200,8 +200,8 @@ impl Syncing<'_> {
         let prev_batch = prev_batch.unwrap_or_else(|| PaginationToken::at(light.since).to_string());
         Some(JoinedRoom::of_tail(
             StateSection::new(&light.request, EventList::default()),
-            Timeline { events, limited: false, prev_batch },
-            EventList { events: ephemeral },
+            Timeline { events: EventList::of(&events).events, limited: false, prev_batch },
+            EventList::of(&ephemeral),
             (unread, filter.timeline.unread_thread_notifications),
         ))
     }
@@ -220,7 +220,7 @@ impl Syncing<'_> {
             answer
         };
         if whole.position == position {
-            let (told, whole) = (without_ages(body), without_ages(&whole.body));
+            let (told, whole) = (without_ages(body), without_ages(&whole.body.into_bytes()));
             assert!(told == whole, "a light answer is another one:\n{told}\n{whole}");
         }
     }

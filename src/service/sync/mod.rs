@@ -3,6 +3,7 @@
 //! Everything is read from one snapshot of the database, whose position becomes `next_batch`: nothing can fall between
 //! two answers.
 //!
+//! - `body`: what an answer is written into;
 //! - `joined`: the rooms that the user is in; `ephemeral`: what is fleeting in them.
 //! - `not_joined`: invites, knocks and rooms left.
 //! - `state`: which state of a room the client lacks.
@@ -13,6 +14,7 @@
 //! - `unread`: what is unread, remembered from answer to answer.
 //! - `filters`: those that clients store here.
 
+mod body;
 mod devices;
 mod ephemeral;
 pub mod filters;
@@ -25,6 +27,7 @@ mod state;
 pub mod told_members;
 pub mod unread;
 
+pub use self::body::AnswerBody;
 pub use self::devices::DeviceLists;
 
 use std::cell::RefCell;
@@ -38,7 +41,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::filter::Filter;
-use crate::protocol::json::read;
+use crate::protocol::json::{JsonList, read};
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::ignored_users::Ignored;
@@ -46,11 +49,11 @@ use crate::service::membership::blocks_invites;
 use crate::service::push::rules::{PUSH_RULES, push_rules_content};
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::view::RoomView;
-use crate::service::sync::told_members::Told;
+use crate::service::sync::told_members::{Told, ToldMember};
 use crate::service::sync::unread::UnreadMemory;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::cache::news::News;
-use crate::store::{Db, EventKey, Room};
+use crate::store::{Db, Room, RoomKey};
 
 /// What clients wait for.
 #[derive(Clone, Copy)]
@@ -104,7 +107,7 @@ pub struct SyncAnswer {
     /// Whether it is the answer to an initial sync.
     pub is_initial: bool,
     /// The body, JSON.
-    pub body: Vec<u8>,
+    pub body: AnswerBody,
     /// Whether the user ignores anybody.
     ignores_somebody: bool,
     /// What the answer says of the device's keys.
@@ -134,10 +137,20 @@ struct SyncBody {
 /// `{"events": […]}`.
 #[derive(Default, Serialize)]
 struct EventList {
-    events: Vec<Json>,
+    events: JsonList,
 }
 
 impl EventList {
+    fn of(events: &[Json]) -> Self {
+        let mut list = JsonList::default();
+        events.iter().for_each(|event| list.push(event.get()));
+        Self { events: list }
+    }
+
+    fn push(&mut self, event: &Json) {
+        self.events.push(event.get());
+    }
+
     fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
@@ -167,7 +180,7 @@ impl StateSection {
 /// The timeline of one room.
 #[derive(Serialize)]
 struct Timeline {
-    events: Vec<Json>,
+    events: JsonList,
     limited: bool,
     prev_batch: String,
 }
@@ -211,7 +224,9 @@ struct SyncContext<'c> {
     /// The membership events that a client with lazy loading has.
     known_members: Told,
     /// Those that it is told now.
-    told_members: RefCell<HashSet<EventKey>>,
+    told_members: RefCell<HashSet<ToldMember>>,
+    /// The rooms of which it begins the members anew.
+    begun_anew: RefCell<HashSet<RoomKey>>,
 }
 
 impl SyncContext<'_> {
@@ -246,7 +261,7 @@ impl SyncContext<'_> {
         let mut events = EventList::default();
         if filter.wants_room(room.as_str()) && !filter.wants_none() {
             for entry in entries.iter().filter(|entry| filter.wants_type(&entry.event_type)) {
-                events.events.push(basic_event(&entry.event_type, &entry.content)?);
+                events.push(&basic_event(&entry.event_type, &entry.content)?);
             }
         }
         Ok(events)
@@ -308,20 +323,24 @@ impl Syncing<'_> {
                 news,
                 known_members,
                 told_members,
+                begun_anew: RefCell::default(),
             };
-            let (answer, progress) = answer(&context, now)?;
-            let told = context.told_members.take();
+            let (mut answer, progress) = answer(&context, now)?;
+            let told = (context.told_members.take(), context.begun_anew.take());
             if cfg!(debug_assertions) && context.news.take().is_some() {
-                let whole = self::answer(&context, now)?.0;
-                let (told, whole) =
-                    (String::from_utf8_lossy(&answer.body), String::from_utf8_lossy(&whole.body));
-                assert!(told == whole, "news are told of nobody's wake:\n{told}\n{whole}");
+                let whole = self::answer(&context, now)?.0.body.into_bytes();
+                let told = std::mem::take(&mut answer.body).into_bytes();
+                let texts = [&told, &whole].map(|body| String::from_utf8_lossy(body));
+                assert!(told == whole, "news are told of nobody's wake:\n{}\n{}", texts[0], texts[1]);
+                answer.body = told.into();
             }
             Ok((answer, progress, request.since, told))
         })?;
         if let Some(device) = device.filter(|_| lazy) {
             // Who begins anew has nothing.
             let known = since.filter(|_| !request.full_state).map(|_| known).unwrap_or_default();
+            let (told, begun_anew) = told;
+            let known = told_members::but_of_rooms(&known, &begun_anew);
             self.told_members.tell(user, device, answer.position, &known, told);
         }
         if let Some(device) = device {
@@ -344,16 +363,17 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
             Some(room) => of_rooms.entry(room.clone()).or_default().push(entry),
         }
     }
-    let mut rooms = RoomSections { join: joined::collect(context, &of_rooms)?, ..RoomSections::default() };
-    not_joined::collect(context, &of_rooms, &mut rooms)?;
+    let (joined, mut others) = (joined::collect(context, &of_rooms)?, RoomSections::default());
+    not_joined::collect(context, &of_rooms, &mut others)?;
     let device = context.format.device;
     let (to_device, progress) = devices::to_device(context)?;
     let device_lists = devices::device_lists(context)?;
-    let presence = presence::presence(context, &rooms, now)?;
-    let body = SyncBody {
+    let presence = presence::presence(context, &joined.newly_joined, now)?;
+    let global = global_account_data(context, &global, context.request.since.is_none())?;
+    let mut body = SyncBody {
         next_batch: format!("s{}", context.position),
-        account_data: global_account_data(context, &global, context.request.since.is_none())?,
-        rooms,
+        account_data: EventList::of(&global),
+        rooms: RoomSections::default(),
         presence,
         to_device,
         device_lists,
@@ -365,7 +385,8 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
             .transpose()?,
     };
     let is_empty = body.account_data.is_empty()
-        && body.rooms.is_empty()
+        && joined.is_empty()
+        && others.is_empty()
         && body.presence.is_empty()
         && body.to_device.is_empty()
         && body.device_lists.is_empty();
@@ -373,7 +394,13 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
         position: context.position,
         is_empty,
         is_initial: context.request.since.is_none(),
-        body: serde_json::to_vec(&body).map_err(Error::internal)?,
+        body: match joined.is_empty() {
+            true => {
+                body.rooms = others;
+                serde_json::to_vec(&body).map_err(Error::internal)?.into()
+            }
+            false => joined.around(&others, &body)?,
+        },
         ignores_somebody: !context.ignored.is_empty(),
         one_time_keys: body.device_one_time_keys_count,
         fallback_keys: body.device_unused_fallback_key_types,
@@ -387,20 +414,20 @@ fn global_account_data(
     context: &SyncContext<'_>,
     entries: &[AccountData],
     is_first: bool,
-) -> Result<EventList> {
+) -> Result<Vec<Json>> {
     let filter = &context.request.filter.account_data;
-    let mut events = EventList::default();
+    let mut events = Vec::new();
     if filter.wants_none() {
         return Ok(events);
     }
     let changed = entries.iter().any(|entry| entry.event_type == PUSH_RULES);
     if (is_first || changed) && filter.wants_type(PUSH_RULES) {
-        events.events.push(basic_event(PUSH_RULES, &push_rules_content(context.db, context.user)?)?);
+        events.push(basic_event(PUSH_RULES, &push_rules_content(context.db, context.user)?)?);
     }
     // What is stored of the rules is only what the user changed.
     let others = entries.iter().filter(|entry| entry.event_type != PUSH_RULES);
     for entry in others.filter(|entry| filter.wants_type(&entry.event_type)) {
-        events.events.push(basic_event(&entry.event_type, &entry.content)?);
+        events.push(basic_event(&entry.event_type, &entry.content)?);
     }
     Ok(events)
 }

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::protocol::filter::EventFilter;
+use crate::protocol::json::JsonList;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
 use crate::protocol::stripped_state::strip;
@@ -77,10 +78,16 @@ pub fn collect(
                 if !context.shows_invites_of(invite.sender()) {
                     continue;
                 }
-                rooms.invite.insert(room_id, InvitedRoom { invite_state: stripped(context, &of_user)? });
+                rooms.invite.insert(
+                    room_id,
+                    InvitedRoom { invite_state: EventList::of(&stripped(context, &of_user)?) },
+                );
             }
             Membership::Knock => {
-                rooms.knock.insert(room_id, KnockedRoom { knock_state: stripped(context, &of_user)? });
+                rooms.knock.insert(
+                    room_id,
+                    KnockedRoom { knock_state: EventList::of(&stripped(context, &of_user)?) },
+                );
             }
             Membership::Leave | Membership::Ban => {
                 let data = account_data.get(&room_id).map_or(&[][..], Vec::as_slice);
@@ -91,6 +98,13 @@ pub fn collect(
         }
     }
     let with_left = context.request.since.is_some() || context.request.filter.room.include_leave;
+    if context.request.since.is_some() {
+        for (room_id, _) in context.db.rooms_lost_since(context.user, context.since())? {
+            if context.wants_room(&room_id) && !context.db.has_remote_membership(&room_id, context.user)? {
+                rooms.leave.insert(room_id, lost_room(context));
+            }
+        }
+    }
     for row in context.db.remote_memberships_of(context.user, context.since(), with_left)? {
         if context.wants_room(&row.room_id) {
             remote(context, &row, with_left, rooms)?;
@@ -100,15 +114,14 @@ pub fn collect(
 }
 
 /// The stripped state of a room of this server, as those invited or knocking get it.
-pub(super) fn stripped(context: &SyncContext<'_>, of_user: &RoomOfUser) -> Result<EventList> {
+pub(super) fn stripped(context: &SyncContext<'_>, of_user: &RoomOfUser) -> Result<Vec<Json>> {
     let stored = context.db.event_by_key(of_user.event)?;
     let room = context.db.room_by_key(of_user.room)?;
     let previous = context.view(&room)?.replaced(&stored)?;
     let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
     let own = stored.pdu;
-    let mut events =
-        EventList { events: stripped_state_for_client(context.db, of_user.room, &own, context.user)? };
-    events.events.push(own_event(&own, previous.as_ref())?);
+    let mut events = stripped_state_for_client(context.db, of_user.room, &own, context.user)?;
+    events.push(own_event(&own, previous.as_ref())?);
     Ok(events)
 }
 
@@ -158,11 +171,12 @@ fn left_room(
             };
             let mut events = state::lacking(context, &room, &need)?.write(context, &room)?;
             // A ban after the leave is told as well, though it is behind the user's last look into the room.
-            events.events.extend(memberships_after(context, &view, &page, &own, at)?);
+            let after = memberships_after(context, &view, &page, &own, at)?;
+            after.iter().for_each(|event| events.push(event));
             events
         }
         // Who was never in the room gets nothing of its state but what they are there.
-        _ => EventList { events: memberships_after(context, &view, &page, &own, 0)? },
+        _ => EventList::of(&memberships_after(context, &view, &page, &own, 0)?),
     };
     Ok(Some(LeftRoom {
         state: StateSection::new(context.request, state),
@@ -238,6 +252,19 @@ fn memberships_after(
         .collect()
 }
 
+/// A room whose state has no word of the user any more: no event says that they are out.
+fn lost_room(context: &SyncContext<'_>) -> LeftRoom {
+    LeftRoom {
+        state: StateSection::new(context.request, EventList::default()),
+        timeline: Timeline {
+            events: JsonList::default(),
+            limited: false,
+            prev_batch: PaginationToken::at(context.since()).to_string(),
+        },
+        account_data: EventList::default(),
+    }
+}
+
 /// A membership in a room that this server is not in.
 fn remote(
     context: &SyncContext<'_>,
@@ -254,10 +281,14 @@ fn remote(
     match section {
         SyncSection::Invite if !context.shows_invites_of(event.sender()) => {}
         SyncSection::Invite => {
-            rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
+            rooms
+                .invite
+                .insert(room_id, InvitedRoom { invite_state: EventList::of(&remote_stripped(row, event)?) });
         }
         SyncSection::Knock => {
-            rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
+            rooms
+                .knock
+                .insert(room_id, KnockedRoom { knock_state: EventList::of(&remote_stripped(row, event)?) });
         }
         SyncSection::Leave if !with_left => {}
         SyncSection::Leave => {
@@ -267,9 +298,9 @@ fn remote(
     Ok(())
 }
 
-pub(super) fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<EventList> {
-    let mut events = EventList { events: row.stripped_state.clone() };
-    events.events.push(own_event(own, row.previous.as_ref())?);
+pub(super) fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Vec<Json>> {
+    let mut events = row.stripped_state.clone();
+    events.push(own_event(own, row.previous.as_ref())?);
     Ok(events)
 }
 
@@ -285,9 +316,9 @@ fn remote_left(context: &SyncContext<'_>, row: &RemoteMembership, event: &Pdu) -
     let in_state = wants(&filter.state) && (!in_timeline || context.request.state_after);
     let state = if in_state { vec![written()?] } else { Vec::new() };
     Ok(LeftRoom {
-        state: StateSection::new(context.request, EventList { events: state }),
+        state: StateSection::new(context.request, EventList::of(&state)),
         timeline: Timeline {
-            events: if in_timeline { vec![written()?] } else { Vec::new() },
+            events: if in_timeline { EventList::of(&[written()?]).events } else { JsonList::default() },
             limited: filter.timeline.wants_none(),
             prev_batch: PaginationToken::at(context.since()).to_string(),
         },

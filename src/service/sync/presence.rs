@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-use super::{EventList, RoomSections, SyncContext};
+use super::{EventList, SyncContext};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
+use crate::protocol::{RoomId, UserId};
 use crate::service::ephemeral::presence::presence_json;
 use crate::store::ephemeral::presence::{Presence, PresenceState};
 
@@ -18,8 +18,8 @@ const USERS_MAX: usize = 1000;
 /// In a room that the user has just come into, members are told of as far as there are no more than that.
 const MEMBERS_MAX: u64 = 500;
 
-/// Who came and went; in an initial sync, who is there.
-pub fn presence(context: &SyncContext<'_>, rooms: &RoomSections, now: Millis) -> Result<EventList> {
+/// Who came and went; in an initial sync, who is there; and who is there in the rooms that the user has just come into.
+pub fn presence(context: &SyncContext<'_>, newly_joined: &[RoomId], now: Millis) -> Result<EventList> {
     let (mut events, mut told) = (EventList::default(), HashSet::new());
     let filter = &context.request.filter.presence;
     if !filter.wants_type("m.presence") || filter.wants_none() {
@@ -30,7 +30,7 @@ pub fn presence(context: &SyncContext<'_>, rooms: &RoomSections, now: Millis) ->
         if user != *context.user && wanted && !told.contains(&user) {
             let content = presence_json(presence, now);
             let event = json!({ "type": "m.presence", "sender": user, "content": content });
-            events.events.push(to_raw_value(&event).map_err(Error::internal)?);
+            events.push(&to_raw_value(&event).map_err(Error::internal)?);
             told.insert(user);
         }
         Ok(())
@@ -43,7 +43,7 @@ pub fn presence(context: &SyncContext<'_>, rooms: &RoomSections, now: Millis) ->
             tell(user, &presence)?;
         }
     }
-    for (room_id, _) in rooms.join.iter().filter(|(_, room)| room.newly_joined) {
+    for room_id in newly_joined {
         let Some(room) = context.db.room(room_id)?.filter(|room| room.joined <= MEMBERS_MAX) else {
             continue;
         };

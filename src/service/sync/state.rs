@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::client_format;
+use crate::service::sync::told_members::ToldMember;
 use crate::store::{EventKey, Room};
 
 /// What to work the state out for.
@@ -27,7 +28,7 @@ pub struct StateNeeded<'n> {
     /// With lazy loading, those whose membership the client needs in any case; none if it gets all memberships.
     pub members: Option<&'n BTreeSet<UserId>>,
     /// Membership events that the client has, and needs no more for that.
-    pub known_members: Option<&'n HashSet<EventKey>>,
+    pub known_members: Option<&'n HashSet<ToldMember>>,
 }
 
 /// State that a client lacks.
@@ -77,7 +78,8 @@ impl LackingState {
                 other => other,
             };
             let key = key.filter(|key| context.request.state_after || !need.timeline.contains(key));
-            let key = key.filter(|key| need.known_members.is_none_or(|known| !known.contains(key)));
+            let key =
+                key.filter(|key| need.known_members.is_none_or(|known| !known.contains(&(room.key, *key))));
             self.keys.extend(key);
             self.members.extend(key);
         }
@@ -92,18 +94,22 @@ impl LackingState {
         // A limit other than 0 would leave clients with half of a state.
         if filter.wants_room(room.room_id.as_str()) && !filter.wants_none() {
             if filter.wants_everything() {
-                context.told_members.borrow_mut().extend(self.members);
+                let told = self.members.into_iter().map(|key| (room.key, key));
+                context.told_members.borrow_mut().extend(told);
                 context.db.each_event(self.keys, |row| {
-                    events.events.push(client_format::of_row(&erasure, &context.format, room, &row)?);
-                    Ok(())
+                    let push = |out: &mut Vec<u8>| {
+                        client_format::push_state(out, &erasure, &context.format, room, &row)
+                    };
+                    events.events.push_with(push)
                 })?;
                 return Ok(events);
             }
             for key in self.keys {
                 let event = context.db.event_by_key(key)?;
                 if filter.wants(&event.pdu) {
-                    context.told_members.borrow_mut().extend(self.members.get(&key));
-                    events.events.push(client_format::state(&erasure, &context.format, &event)?);
+                    let told = self.members.get(&key).map(|key| (room.key, *key));
+                    context.told_members.borrow_mut().extend(told);
+                    events.push(&client_format::state(&erasure, &context.format, &event)?);
                 }
             }
         }

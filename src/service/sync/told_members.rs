@@ -5,13 +5,16 @@
 //! that answer, and all the answers that led to it. If an answer is lost, the client asks again with the token that it
 //! has, and what the lost one told counts for nothing. A token that is not remembered (the server was started anew, or
 //! there were too many) proves nothing: then members are told once more, which is allowed.
+//!
+//! Clients begin a room's members anew behind a gap in its timeline, and when their user comes back into it: what was told
+//! before that counts for nothing either. (Synapse takes it for known; some clients have dropped it.)
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use crate::locks::lock;
 use crate::protocol::UserId;
-use crate::store::EventKey;
+use crate::store::{EventKey, RoomKey};
 
 /// Tokens of one device that are remembered: the one that it has, the one that it gets, and those of another tab.
 const TOKENS_MAX: usize = 4;
@@ -21,8 +24,17 @@ const TOLD_IN_ALL_MAX: usize = 500_000;
 /// What a token costs even if nothing was told, counted in membership events.
 const TOKEN_WEIGHT: usize = 20;
 
-/// Membership events that a client has.
-pub(super) type Told = Arc<HashSet<EventKey>>;
+/// Membership events that a client has, each with its room.
+pub(super) type Told = Arc<HashSet<ToldMember>>;
+pub(super) type ToldMember = (RoomKey, EventKey);
+
+/// What is left of it if it counts for nothing in these rooms.
+pub(super) fn but_of_rooms(known: &Told, rooms: &HashSet<RoomKey>) -> Told {
+    match known.iter().any(|(room, _)| rooms.contains(room)) {
+        true => Arc::new(known.iter().filter(|(room, _)| !rooms.contains(room)).copied().collect()),
+        false => known.clone(),
+    }
+}
 
 /// What all devices have been told.
 #[derive(Default)]
@@ -71,7 +83,7 @@ impl ToldMembers {
         device: &str,
         position: i64,
         known: &Told,
-        told: HashSet<EventKey>,
+        told: HashSet<ToldMember>,
     ) {
         let mut has = known.clone();
         if !told.is_subset(&has) {
@@ -136,8 +148,8 @@ mod tests {
         UserId::parse("@alice:a.example").unwrap()
     }
 
-    fn told(events: &[EventKey]) -> HashSet<EventKey> {
-        events.iter().copied().collect()
+    fn told(events: &[EventKey]) -> HashSet<ToldMember> {
+        events.iter().map(|event| (1, *event)).collect()
     }
 
     #[test]
@@ -177,7 +189,7 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let (all, alice) = (ToldMembers::default(), alice());
-        let many = |from: i64| (from..from + 15_000).collect::<HashSet<EventKey>>();
+        let many = |from: i64| (from..from + 15_000).map(|event| (1, event)).collect::<HashSet<ToldMember>>();
         for device in 0..200 {
             let device = device.to_string();
             all.tell(&alice, &device, 1, &Told::default(), many(0));

@@ -1,5 +1,7 @@
 //! Transaction ids of clients: which event a request made.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
@@ -61,13 +63,25 @@ impl Db<'_> {
         Ok(statement.exists([txn.digest()])?)
     }
 
-    /// The transaction id with which this device of the event's sender sent it.
-    pub fn txn_of_event(&self, device_id: &str, event: EventKey) -> Result<Option<String>> {
-        Ok(self
+    /// The transaction ids with which this device of their sender sent some of these events.
+    pub fn txns_of_events(
+        &self,
+        device_id: &str,
+        events: impl Iterator<Item = EventKey>,
+    ) -> Result<HashMap<EventKey, String>> {
+        let mut txns = HashMap::new();
+        let mut events = events.peekable();
+        if events.peek().is_none() {
+            return Ok(txns);
+        }
+        let mut statement = self
             .conn()
-            .prepare_cached("SELECT txn_id FROM client_transactions WHERE event_key = ? AND device_id = ?")?
-            .query_row(params![event, device_id], |row| row.get(0))
-            .optional()?)
+            .prepare_cached("SELECT txn_id FROM client_transactions WHERE event_key = ? AND device_id = ?")?;
+        for event in events {
+            let txn = statement.query_row(params![event, device_id], |row| row.get(0)).optional()?;
+            txns.extend(txn.map(|txn| (event, txn)));
+        }
+        Ok(txns)
     }
 }
 

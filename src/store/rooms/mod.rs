@@ -137,8 +137,8 @@ impl Db<'_> {
 
     /// The room with this row, unless it is gone, or on its way there.
     pub fn room_with_state(&self, key: RoomKey) -> Result<Option<Room>> {
-        let mut statement = self.conn().prepare_cached("SELECT 1 FROM rooms WHERE room_key = ?1")?;
-        let room = statement.exists([key])?.then(|| self.room_by_key(key)).transpose()?;
+        let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_key = ?1"))?;
+        let room = statement.query([key])?.next()?.map(room_of).transpose()?;
         Ok(room.filter(|room| room.state.is_some()))
     }
 

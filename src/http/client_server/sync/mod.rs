@@ -14,11 +14,16 @@ use crate::http::transport::request::LightAnswer;
 use crate::http::{Outcome, Poll, Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::limits::large_answers::AnswerTurn;
-use crate::service::sync::{SyncAnswer, SyncRequest, parse_since};
+use crate::service::sync::{AnswerBody, SyncAnswer, SyncRequest, parse_since};
 use crate::store::ephemeral::presence::PresenceState;
 
 /// Answers that are larger hold their turn until they are written.
 const LARGE_BYTES_MIN: usize = 256 << 10;
+
+/// What is larger than this keeps others from beginning, and has to be taken within so long: any client has given up by
+/// then.
+const TAKEN_IN_TIME_BYTES_MIN: usize = 4 << 20;
+const TAKEN_WITHIN_SECONDS: usize = 600;
 
 /// No request waits longer than this, whatever it asks for.
 pub(super) const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
@@ -69,13 +74,19 @@ pub(super) fn turn_of(hs: &Homeserver, (request, requester): (&Request, &Request
 }
 
 /// An answer, whose turn is over when it is written; at once if it turns out to be small.
-pub(super) fn reply_in_turn(turn: Option<AnswerTurn>, body: Vec<u8>) -> Reply {
+pub(super) fn reply_in_turn(turn: Option<AnswerTurn>, body: AnswerBody) -> Reply {
     match turn.filter(|_| body.len() > LARGE_BYTES_MIN) {
         Some(turn) => {
-            let length = body.len() as u64;
-            Reply::stream("application/json", length, Box::new(turn.read(body)))
+            let length = body.len();
+            let body = Box::new(turn.read(length, body));
+            let reply = Reply::stream("application/json", length as u64, body);
+            if length > TAKEN_IN_TIME_BYTES_MIN {
+                reply.taken_at(length / TAKEN_WITHIN_SECONDS)
+            } else {
+                reply
+            }
         }
-        None => Reply::raw_json(body),
+        None => Reply::raw_json(body.into_bytes()),
     }
 }
 

@@ -298,7 +298,7 @@ pub(super) fn answer<T: Serialize>(
         }
         SlidingOutcome::Answer(answer) => {
             let body = serde_json::to_vec(&written(*answer)?).map_err(Error::internal)?;
-            Ok(Outcome::Reply(reply_in_turn(turn, body)))
+            Ok(Outcome::Reply(reply_in_turn(turn, body.into())))
         }
     }
 }

@@ -98,8 +98,7 @@ pub fn of_no_room(
         let entries = context.db.account_data_since(context.user, since, context.position)?;
         let entries: Vec<_> = entries.into_iter().filter(|entry| entry.room_id.is_none()).collect();
         let global = global_account_data(context, &entries, !connection.has_account_data())?;
-        answer.account_data =
-            Some(AccountDataAnswer { global: global.events, ..AccountDataAnswer::default() });
+        answer.account_data = Some(AccountDataAnswer { global, ..AccountDataAnswer::default() });
     }
     Ok(answer)
 }

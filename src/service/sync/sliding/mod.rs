@@ -219,6 +219,7 @@ impl Syncing<'_> {
                 news: None,
                 known_members: Arc::default(),
                 told_members: RefCell::default(),
+                begun_anew: RefCell::default(),
             };
             self.draft_in(&context, list, request, connection)
         })
@@ -460,5 +461,55 @@ mod tests {
         let told = &third.rooms[&RoomId::parse(&room).expect("a room id")];
         assert_eq!(told.membership, Some(Membership::Leave));
         assert!(answer(&server, &user, &device, Some(third.pos)).rooms.is_empty(), "once");
+    }
+
+    #[test]
+    fn a_room_whose_state_has_no_word_of_the_user_any_more_is_told_to_be_left_once() {
+        let server = TestServer::start();
+        let (alice, bob) = (server.user("alice"), server.user("bob"));
+        let (room, other) = (alice.create_room(), alice.create_room());
+        bob.join(&room);
+        bob.join(&other);
+        let (user, device) = (UserId::parse(bob.id()).expect("a user id"), bob.device_id());
+        let first = answer(&server, &user, &device, None);
+        assert_eq!((first.counts["all"], first.rooms.len()), (2, 2));
+        let since = bob.get("/_matrix/client/v3/sync")["next_batch"].as_str().expect("a token").to_owned();
+        // As the resolution of a state may come to it.
+        let (id, lost) = (RoomId::parse(&room).expect("a room id"), user.clone());
+        let store = &server.homeserver().store;
+        let reset = store.write(move |tx| {
+            let room = tx.known_room(&id)?;
+            let tuple_id = tx.make_state_tuple("m.room.member", lost.as_str())?;
+            let at = tx.next_stream();
+            for user in
+                tx.move_current_state(room.key, &[(tuple_id, None)].into_iter().collect(), at, true)?
+            {
+                tx.wake_user(&user);
+            }
+            Ok(())
+        });
+        reset.expect("written");
+        let id = RoomId::parse(&room).expect("a room id");
+        for _ in 0..2 {
+            // Also if the first answer was lost.
+            let second = answer(&server, &user, &device, Some(first.pos.clone()));
+            assert_eq!(second.rooms.keys().collect::<Vec<_>>(), [&id]);
+            let told = &second.rooms[&id];
+            assert_eq!((told.membership, told.initial), (Some(Membership::Leave), true));
+            assert!(told.required_state.is_empty() && told.timeline.is_empty());
+            assert_eq!(told.removed_state, [("m.room.member".to_owned(), bob.id().to_owned())]);
+            assert_eq!(second.counts["all"], 1);
+        }
+        let second = answer(&server, &user, &device, Some(first.pos));
+        assert!(answer(&server, &user, &device, Some(second.pos.clone())).rooms.is_empty(), "once");
+        let left = bob.get(&format!("/_matrix/client/v3/sync?since={since}"));
+        assert_eq!(left["rooms"]["leave"][&room]["timeline"]["events"], serde_json::json!([]));
+        assert!(left["rooms"]["join"][&room].is_null());
+        // Who comes back is in it.
+        bob.join(&room);
+        let back = answer(&server, &user, &device, Some(second.pos));
+        assert_eq!((back.rooms[&id].membership, back.counts["all"]), (Some(Membership::Join), 2));
+        let again = bob.get(&format!("/_matrix/client/v3/sync?since={since}"));
+        assert!(again["rooms"]["leave"][&room].is_null() && again["rooms"]["join"][&room].is_object());
     }
 }

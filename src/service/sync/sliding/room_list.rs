@@ -201,6 +201,12 @@ impl RoomList {
             }
             self.note_change(before.as_ref(), &of_user.room_id, upto);
         }
+        for (room_id, _) in context.db.rooms_lost_since(context.user, after)? {
+            if !context.db.has_remote_membership(&room_id, context.user)? {
+                let before = self.remove(&room_id);
+                self.note_change(before.as_ref(), &room_id, upto);
+            }
+        }
         for row in context.db.remote_memberships_of(context.user, after, true)? {
             let before = self.remove(&row.room_id);
             self.put_remote(context, &row);

@@ -10,10 +10,10 @@ use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::SyncSection;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
+use crate::service::rooms::bundles::{write_with_bundles, write_without_bundles};
 use crate::service::rooms::client_format::{self, Json};
 use crate::service::rooms::timeline::{Page, PaginationToken, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
-use crate::service::sync::joined::events_of;
 use crate::service::sync::{SyncContext, not_joined};
 use crate::store::push::unread::Unread;
 use crate::store::rooms::memberships::RoomOfUser;
@@ -224,7 +224,12 @@ impl RoomTeller<'_> {
     ) -> Result<RoomAnswer> {
         let context = self.context;
         let limited = page.stopped_at.is_some();
-        let timeline = events_of(view, &context.format, page, limited)?;
+        // With bundles where `limited` says so, as in `/v3/sync`.
+        let (events, format) = (page.events.iter().rev(), &context.format);
+        let timeline = match limited {
+            true => write_with_bundles(view, format, events)?,
+            false => write_without_bundles(view, format, events)?,
+        };
         let oldest = page.events.last().and_then(|seen| seen.event.place);
         let prev_batch = oldest.map(PaginationToken::before).or(page.stopped_at);
         // "num_live counts from the connection's last position, not from `initial`" (rule 6).
@@ -315,7 +320,7 @@ impl RoomTeller<'_> {
                 _ => Membership::Invite,
             }),
             is_dm,
-            stripped_state: Some(stripped.events),
+            stripped_state: Some(stripped),
             bump_stamp: known.is_none().then_some(listed.activity),
             ..RoomAnswer::default()
         };
@@ -374,6 +379,22 @@ impl RoomTeller<'_> {
         Ok(matches!(own, Some(Membership::Join | Membership::Invite | Membership::Knock)))
     }
 
+    /// A room whose state has no word of the user any more: there is no event to be told. As Synapse does, the client is to
+    /// begin the room anew, with nothing; and their member event is gone.
+    fn lost(&self, room: &Room, told: Option<&Told>) -> Result<Option<RoomAnswer>> {
+        let context = self.context;
+        let since = told.map_or(0, |told| told.seen);
+        let lost = context.db.rooms_lost_since(context.user, since)?;
+        let lost = lost.iter().find(|(room_id, _)| *room_id == room.room_id);
+        Ok(lost.map(|(_, stream)| RoomAnswer {
+            initial: true,
+            membership: Some(Membership::Leave),
+            removed_state: vec![("m.room.member".to_owned(), context.user.as_str().to_owned())],
+            bump_stamp: Some(*stream),
+            ..RoomAnswer::default()
+        }))
+    }
+
     /// The room up to when the user was taken out: nothing behind that (rule 14). Of a room that they have forgotten
     /// nothing but that they are out.
     fn last_look(
@@ -396,7 +417,7 @@ impl RoomTeller<'_> {
             }));
         }
         let Some(room) = context.db.room(room_id)? else { return Ok(None) };
-        let Some(own) = context.db.member(room.key, context.user)? else { return Ok(None) };
+        let Some(own) = context.db.member(room.key, context.user)? else { return self.lost(&room, told) };
         if !matches!(own.membership, Membership::Leave | Membership::Ban) {
             return Ok(None);
         }

@@ -110,6 +110,7 @@ fn rooms_with_other_news(
     rooms: &mut BTreeSet<RoomId>,
 ) -> Result<()> {
     rooms.extend(context.db.rooms_of_since(context.user, since)?.into_iter().map(|of_user| of_user.room_id));
+    rooms.extend(context.db.rooms_lost_since(context.user, since)?.into_iter().map(|(room_id, _)| room_id));
     let remote = context.db.remote_memberships_of(context.user, since, true)?;
     rooms.extend(remote.into_iter().map(|row| row.room_id.clone()));
     let read = context.db.rooms_read_since(context.user, since)?;
