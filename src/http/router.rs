@@ -17,7 +17,7 @@ use crate::http::page::visit::{Visit, Visitor};
 use crate::http::transport::bounds::Quota;
 use crate::http::transport::reply::{Reply, failure, numbered_failure};
 use crate::http::transport::request::{Request, decode_segment};
-use crate::http::transport::service::{Admission, BodySink, BodyUse, Call, Outcome, Poll, Service};
+use crate::http::transport::service::{Admission, BodySink, BodyUse, Call, Outcome, Poll, Service, WakeTurn};
 use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::service::Homeserver;
@@ -459,11 +459,17 @@ impl Service for Router {
     }
 
     fn wait(&self, user: &UserId, after: i64, until: Instant) -> Option<Poll> {
-        match self.hs.notifier.wait(user, after, until) {
+        self.wait_in_turn(user, after, until).0
+    }
+
+    fn wait_in_turn(&self, user: &UserId, after: i64, until: Instant) -> (Option<Poll>, Option<WakeTurn>) {
+        let (woken, turn) = self.hs.notifier.wait(user, after, until);
+        let poll = match woken {
             Woken::News => Some(Poll::Again),
             Woken::TimedOut => None,
             Woken::Stopping => Some(Poll::Last),
-        }
+        };
+        (poll, turn.map(|turn| -> WakeTurn { Box::new(turn) }))
     }
 
     fn interrupt(&self) {

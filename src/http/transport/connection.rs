@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
-use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
 use crate::error::{ErrCode, Error};
 use crate::http::transport::body::BodyBytes;
@@ -21,10 +20,11 @@ use crate::http::transport::framing::{
     BodyFraming, ReplyFraming, RequestError, RequestHead, UNREAD_REQUEST, bad_request, parse_head, refused,
     too_large,
 };
-use crate::http::transport::reply::{Exactly, Reply, ReplyBody, cors_headers, failure};
+use crate::http::transport::head::{BodyEnd, has_body, reply_head};
+use crate::http::transport::reply::{Exactly, Reply, ReplyBody, failure};
 use crate::http::transport::request::Request;
 use crate::http::transport::server::ConnectionSlot;
-use crate::http::transport::service::{BodyUse, Call, Outcome, Poll};
+use crate::http::transport::service::{BodyUse, Call, Outcome, Poll, WakeTurn};
 use crate::http::transport::socket::Transport;
 use crate::protocol::UserId;
 
@@ -35,7 +35,9 @@ pub(super) const READ_BYTES: usize = 16 << 10;
 const FIRST_READ_BYTES: usize = 2 << 10;
 /// The body of a request that is refused is read and dropped up to this size, so that the connection can be kept.
 const DRAINED_BYTES_MAX: usize = 64 << 10;
-/// Room for a reply before it goes to the socket.
+/// A body of at most so many bytes goes to the socket together with its head.
+const JOINED_BYTES_MAX: usize = 16 << 10;
+/// Room for what is read and sent piece by piece before it goes to the socket.
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
 /// Of a reply, the rate is looked at anew for each so many bytes.
 const WATCHED_BYTES: usize = 256 << 10;
@@ -125,10 +127,14 @@ impl Connection {
         }
         let shared = self.slot.shared.clone();
         let Some(mut waiting) = self.waiting.take() else { return self.park_idle() };
-        waiting.poll = self.wait(&waiting);
+        let (poll, turn) = self.wait(&waiting);
+        waiting.poll = poll;
         if waiting.poll == Poll::Again {
-            // What many are told at once is told from here: no worker has to take it over.
+            // What many are told at once is told from here: no worker has to take it over. Who has gone meanwhile is not
+            // looked for: that shows when they are told.
             let light = catch_unwind(AssertUnwindSafe(|| waiting.request.light_answer()));
+            // The next one is at it while this one is told, who may be slow to listen.
+            drop(turn);
             if let Some(reply) = light.ok().flatten() {
                 let reply_framing = waiting.reply_framing;
                 drop(waiting);
@@ -143,8 +149,11 @@ impl Connection {
                 };
             }
         }
-        // Gone, or it has only closed its sending half and still listens: then this is an early answer.
-        waiting.reply_framing.keep_alive &= !(waiting.poll == Poll::Last && self.transport.is_gone());
+        if self.transport.is_gone() {
+            // Or it has only closed its sending half and still listens: then this is an early answer.
+            waiting.poll = Poll::Last;
+            waiting.reply_framing.keep_alive = false;
+        }
         waiting.woken = Some(shared.bounds.permit_woken());
         self.waiting = Some(waiting);
         Some(self)
@@ -286,17 +295,17 @@ impl Connection {
     }
 
     /// Waits for news, looking now and then whether the client is still there.
-    fn wait(&self, waiting: &WaitingRequest) -> Poll {
+    fn wait(&self, waiting: &WaitingRequest) -> (Poll, Option<WakeTurn>) {
         let shared = &self.slot.shared;
         loop {
             let check = (Instant::now() + shared.limits.hang_up_check_interval).min(waiting.until);
-            let next = shared.service.wait(&waiting.user, waiting.after, check);
+            let (next, turn) = shared.service.wait_in_turn(&waiting.user, waiting.after, check);
             let over = next == Some(Poll::Last) || Instant::now() >= waiting.until || shared.is_stopping();
-            if over || self.transport.is_gone() {
-                return Poll::Last;
+            if over || next.is_none() && self.transport.is_gone() {
+                return (Poll::Last, None);
             }
             if let Some(poll) = next {
-                return poll;
+                return (poll, turn);
             }
         }
     }
@@ -364,76 +373,51 @@ impl Connection {
         read
     }
 
-    /// Writes a reply with tiny_http's writer, then flushes.
+    /// Writes a reply: one that is small with a single write.
     fn write(&mut self, reply: Reply, reply_framing: ReplyFraming) -> io::Result<()> {
         let rate = reply.slowest_rate();
-        let (status, mut headers, body) = reply.into_parts();
-        headers.extend(Header::from_bytes("Server", "Doorstep"));
-        if reply_framing.cors {
-            headers.extend(cors_headers());
-        }
-        let connection: &[u8] = match (reply_framing.keep_alive, reply_framing.minor) {
-            (false, _) => b"Connection: close\r\n",
-            (true, 0) => b"Connection: keep-alive\r\n",
-            (true, _) => b"",
+        let (status, headers, body) = reply.into_parts();
+        let has_body = !reply_framing.is_head && has_body(status);
+        let (end, room) = match &body {
+            ReplyBody::Bytes(bytes) => (BodyEnd::Length(bytes.len() as u64), bytes.len()),
+            ReplyBody::Stream(length, _) => (BodyEnd::Length(*length), 0),
+            ReplyBody::Unmeasured(_) if reply_framing.minor > 0 => (BodyEnd::Chunked, 0),
+            ReplyBody::Unmeasured(_) => (BodyEnd::Connection, 0),
         };
-        let (length, bytes, stream) = match body {
-            ReplyBody::Bytes(bytes) => (bytes.len(), bytes, None),
+        let joins = has_body && (1..=JOINED_BYTES_MAX).contains(&room);
+        let now = self.slot.shared.clock.now_ms();
+        let mut head =
+            reply_head(status, &headers, reply_framing, (end, if joins { room } else { 0 }), now);
+        let started = Instant::now();
+        self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
+        let mut writer = Paced { connection: self, started, written: 0, rate };
+        match body {
+            _ if !has_body => writer.write_all(&head)?,
+            ReplyBody::Bytes(bytes) if joins => {
+                head.extend_from_slice(&bytes);
+                drop(bytes);
+                writer.write_all(&head)?;
+            }
+            ReplyBody::Bytes(bytes) => {
+                writer.write_all(&head)?;
+                writer.write_all(&bytes)?;
+            }
             ReplyBody::Stream(length, reader) => {
-                let stream = Exactly::new(length, reader);
-                (usize::try_from(length).map_err(io::Error::other)?, Vec::new(), Some(stream))
+                let most = usize::try_from(length).map_err(io::Error::other)?;
+                let room = WRITE_BUFFER_BYTES.min(head.len().saturating_add(most));
+                let mut writer = BufWriter::with_capacity(room, writer);
+                writer.write_all(&head)?;
+                let mut stream = Exactly::new(length, reader);
+                write_body(&mut writer, &mut stream, false, STREAM_BUFFER_BYTES.min(most))?;
+                return writer.flush();
             }
-            ReplyBody::Unmeasured(reader) => {
-                return self.write_unmeasured((status, headers), connection, (reply_framing, rate), reader);
+            ReplyBody::Unmeasured(mut reader) => {
+                let chunked = matches!(end, BodyEnd::Chunked);
+                let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+                writer.write_all(&head)?;
+                write_body(&mut writer, &mut reader, chunked, WRITE_BUFFER_BYTES)?;
+                return writer.flush();
             }
-        };
-        let started = Instant::now();
-        self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
-        let room = WRITE_BUFFER_BYTES.min(length.saturating_add(1024));
-        let paced = BufWriter::with_capacity(room, Paced { connection: self, started, written: 0, rate });
-        let mut writer = SecondLine { inner: paced, line: Some(connection) };
-        let head_only = reply_framing.is_head || stream.is_some();
-        // Without a threshold, tiny_http would send larger bodies in chunks although their length is known.
-        Response::new(StatusCode(status), headers, io::Cursor::new(bytes), Some(length), None)
-            .with_chunked_threshold(usize::MAX)
-            .raw_print(&mut writer, HTTPVersion(1, reply_framing.minor), &[], head_only, None)?;
-        // A stream may be long, and is copied in larger pieces than tiny_http's. RFC 9110, 15.4.5: a 304 has no body.
-        if let Some(mut stream) = stream.filter(|_| !reply_framing.is_head && status != 304) {
-            write_body(&mut writer, &mut stream, false, STREAM_BUFFER_BYTES.min(length))?;
-        }
-        writer.flush()
-    }
-
-    /// The same for a body whose length nobody knows: in chunks, or, to who knows none, up to the connection's end. Not
-    /// by tiny_http, which ends the chunks of a reader that has failed as if that were all, and holds the whole body for
-    /// HTTP/1.0.
-    fn write_unmeasured(
-        &mut self,
-        (status, headers): (u16, Vec<Header>),
-        connection: &[u8],
-        (reply_framing, rate): (ReplyFraming, Option<usize>),
-        mut reader: Box<dyn Read + Send>,
-    ) -> io::Result<()> {
-        const MEASURE: &[u8] = b"Content-Length: 0\r\n\r\n";
-        let chunked = reply_framing.minor > 0;
-        let mut head = Vec::with_capacity(1024);
-        Response::new(StatusCode(status), headers, io::empty(), Some(0), None).raw_print(
-            &mut head,
-            HTTPVersion(1, reply_framing.minor),
-            &[],
-            true,
-            None,
-        )?;
-        let head = head.strip_suffix(MEASURE).ok_or_else(|| io::Error::other("a head of another form"))?;
-        let started = Instant::now();
-        self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
-        let paced = Paced { connection: self, started, written: 0, rate };
-        let paced = BufWriter::with_capacity(WRITE_BUFFER_BYTES, paced);
-        let mut writer = SecondLine { inner: paced, line: Some(connection) };
-        writer.write_all(head)?;
-        writer.write_all(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" })?;
-        if !reply_framing.is_head {
-            write_body(&mut writer, &mut reader, chunked, WRITE_BUFFER_BYTES)?;
         }
         writer.flush()
     }
@@ -506,30 +490,5 @@ impl Write for Paced<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.connection.transport.flush()
-    }
-}
-
-/// Puts one line behind the status line: tiny_http drops a `Connection` header, which it leaves to its own server.
-struct SecondLine<'l, W> {
-    inner: W,
-    line: Option<&'l [u8]>,
-}
-
-impl<W: Write> Write for SecondLine<'_, W> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let Some(line) = self.line else { return self.inner.write(buf) };
-        match buf.iter().position(|b| *b == b'\n') {
-            None => self.inner.write(buf),
-            Some(end) => {
-                self.line = None;
-                self.inner.write_all(&buf[..=end])?;
-                self.inner.write_all(line)?;
-                Ok(end + 1)
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }

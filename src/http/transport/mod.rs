@@ -8,12 +8,13 @@
 //! - `pool`: the threads that work and those that wait.
 //! - `bounds`: how much of everything there may be, apart for clients and other servers.
 //! - `socket`: reads and writes that end by a deadline; `tls`: certificates.
-//! - `request`, `reply`: what handlers are given and give back.
+//! - `request`, `reply`: what handlers are given and give back; `head`: a reply's head as bytes.
 
 pub(super) mod body;
 pub(super) mod bounds;
 pub(super) mod connection;
 pub(super) mod framing;
+pub(super) mod head;
 pub mod listeners;
 pub mod local_socket;
 pub(super) mod pool;

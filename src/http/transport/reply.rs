@@ -4,7 +4,6 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
-use tiny_http::Header;
 
 use crate::error::{ErrCode, Error};
 use crate::http::transport::request::Request;
@@ -12,10 +11,13 @@ use crate::http::transport::request::Request;
 /// Numbers the 500s, so that a user's report can be found in the log.
 static FAILURES: AtomicU64 = AtomicU64::new(1);
 
+/// A header of a reply: its name and its value.
+pub(super) type ReplyHeader = (&'static str, String);
+
 /// An answer to one request. Cheap to build; written by `connection`.
 pub struct Reply {
     status: u16,
-    headers: Vec<Header>,
+    headers: Vec<ReplyHeader>,
     body: ReplyBody,
     slowest_rate: Option<usize>,
 }
@@ -85,12 +87,15 @@ impl Reply {
         self
     }
 
-    /// This answer with one more header. A value that a header cannot carry (line breaks, bytes outside ASCII)
+    /// This answer with one more header, or another content type in the place of its own. A value that a header cannot carry (line breaks, bytes outside ASCII)
     /// is left out: it came from somebody's input.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
         if value.bytes().all(|b| b == b'\t' || (b' '..0x7f).contains(&b)) {
-            self.headers.extend(Header::from_bytes(name, value));
+            if name == "Content-Type" {
+                self.headers.retain(|(other, _)| *other != name);
+            }
+            self.headers.push((name, value.to_owned()));
         }
         self
     }
@@ -152,7 +157,7 @@ impl Reply {
         }
     }
 
-    pub(super) fn into_parts(self) -> (u16, Vec<Header>, ReplyBody) {
+    pub(super) fn into_parts(self) -> (u16, Vec<ReplyHeader>, ReplyBody) {
         (self.status, self.headers, self.body)
     }
 }
@@ -174,17 +179,6 @@ pub(in crate::http) fn numbered_failure(request: &Request, cause: &dyn std::fmt:
     log::error!("request {number}: {} {}: {cause}", request.method(), request.path());
     let message = format!("Internal server error (request {number} in the server's log)");
     Error::new(ErrCode::Unknown, message)
-}
-
-/// The headers that let a page in a browser read any reply.
-pub(super) fn cors_headers() -> Vec<Header> {
-    let headers = [
-        ("Access-Control-Allow-Origin", "*"),
-        ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
-        ("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization, Date"),
-        ("Access-Control-Max-Age", "86400"),
-    ];
-    headers.into_iter().filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect()
 }
 
 /// A reader of a known length; ending early is an error, because the length is already on the wire.
@@ -223,7 +217,7 @@ mod tests {
         let error = Error::new(ErrCode::LimitExceeded, "slow down").with_field("retry_after_ms", 1500);
         let (status, headers, _) = Reply::error(&error).into_parts();
         assert_eq!(status, 429);
-        assert!(headers.iter().any(|h| h.field.equiv("Retry-After") && h.value == "2"));
+        assert!(headers.contains(&("Retry-After", "2".to_owned())));
     }
 
     #[test]

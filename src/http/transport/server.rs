@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::address::group;
+use crate::clock::Clock;
 use crate::error::Result;
 use crate::http::transport::bounds::{Bounds, ConnectionLimits};
 use crate::http::transport::connection::Connection;
@@ -154,6 +155,8 @@ impl Drop for Server {
 pub(super) struct ServerState {
     pub(super) service: Arc<dyn Service>,
     pub(super) limits: ConnectionLimits,
+    /// What replies are dated by.
+    pub(super) clock: Clock,
     stopping: AtomicBool,
     started: Instant,
     registry: Mutex<Registry>,
@@ -272,6 +275,7 @@ impl ServerState {
             bounds: Arc::new(Bounds::new(&limits)),
             service,
             limits,
+            clock: Clock::new(),
             stopping: AtomicBool::new(false),
             started: Instant::now(),
             registry: Mutex::default(),

@@ -22,11 +22,19 @@ pub trait Service: Send + Sync + 'static {
     /// Blocks until something happened for `user` after the stream position `after` ([`Poll::Again`]), until the
     /// server stops ([`Poll::Last`]), or until the deadline (`None`).
     fn wait(&self, user: &UserId, after: i64, until: Instant) -> Option<Poll>;
+    /// [`Service::wait`] for who does what they were woken for before the next of many who are woken by the same begin with
+    /// theirs: with the turn, which ends when it is dropped.
+    fn wait_in_turn(&self, user: &UserId, after: i64, until: Instant) -> (Option<Poll>, Option<WakeTurn>) {
+        (self.wait(user, after, until), None)
+    }
     /// Ends every `wait` now.
     fn interrupt(&self);
     /// Ends what calls wait for elsewhere, so that they give their answers soon, whatever these are.
     fn hurry(&self) {}
 }
+
+/// The turn of somebody who was woken. To be dropped before anything that others could draw out.
+pub type WakeTurn = Box<dyn Send>;
 
 /// Answers a whole request. May panic: that is a 500 and nothing more.
 pub type Call = Box<dyn Fn(&Request, Poll) -> Outcome + Send>;

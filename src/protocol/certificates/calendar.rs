@@ -4,6 +4,7 @@ use crate::protocol::Millis;
 
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const WEEKDAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 
 /// A date and a time of day in UTC, in milliseconds since 1970. None: there is no such date.
 pub fn millis([year, month, day]: [i64; 3], [hour, minute, second]: [i64; 3]) -> Option<Millis> {
@@ -18,10 +19,8 @@ pub fn millis([year, month, day]: [i64; 3], [hour, minute, second]: [i64; 3]) ->
     Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000)
 }
 
-/// A time as people read it: `2026-01-31 23:59:59Z`.
-pub fn utc(time: Millis) -> String {
-    let seconds = time.div_euclid(1000);
-    let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+/// A day of the civil calendar by the days since 1970: year, month from 1 on, day of the month.
+fn date_of(day: i64) -> (i64, i64, i64) {
     // Days are counted from March of the year 0, so that a leap day is the last of its year; 400 years have 146 097.
     let day = day + 719_468;
     let (era, day) = (day.div_euclid(146_097), day.rem_euclid(146_097));
@@ -29,9 +28,29 @@ pub fn utc(time: Millis) -> String {
     let day = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = (year + era * 400 + i64::from(month >= 10), (month + 2) % 12 + 1);
+    (year + era * 400 + i64::from(month >= 10), (month + 2) % 12 + 1, day)
+}
+
+/// A time as people read it: `2026-01-31 23:59:59Z`.
+pub fn utc(time: Millis) -> String {
+    let seconds = time.div_euclid(1000);
+    let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let (year, month, day) = date_of(day);
     let (hour, minute) = (second / 3600, second / 60 % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}Z", second % 60)
+}
+
+/// A time as an HTTP date, read again by [`http_date`].
+pub fn as_http_date(time: Millis) -> String {
+    let seconds = time.div_euclid(1000);
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let (year, month, day) = date_of(days);
+    let name = |names: &[&'static str], at: i64| usize::try_from(at).ok().and_then(|at| names.get(at).copied());
+    // The first day was a Thursday.
+    let weekday = name(&WEEKDAYS, (days + 3).rem_euclid(7)).unwrap_or_default();
+    let month = name(&MONTHS, month - 1).unwrap_or_default();
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{:02} GMT", second % 60)
 }
 
 /// An HTTP date of the one form that is still made (`Sun, 06 Nov 1994 08:49:37 GMT`; RFC 9110, 5.6.7).
@@ -110,6 +129,17 @@ mod tests {
         ] {
             assert_eq!(utc(seconds * 1000 + 999), shown);
             assert_eq!(timestamp(&shown.replace(' ', "T")), Some(seconds * 1000));
+        }
+    }
+
+    #[test]
+    fn an_http_date_is_written_as_it_is_read() {
+        assert_eq!(as_http_date(784_111_777_999), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(as_http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(as_http_date(1_709_164_800_000), "Thu, 29 Feb 2024 00:00:00 GMT");
+        for days in 0..60_000 {
+            let time = (days * 86_400 + days % 86_400) * 1000;
+            assert_eq!(http_date(&as_http_date(time)), Some(time));
         }
     }
 

@@ -4,11 +4,14 @@
 //! notifier remembers for each user the last position that concerned them, so news that arrived between the look
 //! and the wait end the wait at once. Nothing has to be registered beforehand, and nothing can be missed. A wake
 //! that comes for nothing only costs a look.
+//!
+//! Of a thousand who wait for the same only a few are woken at a time, and each who is done with it lets the next come:
+//! all of them at once would stand in each other's way at every lock, on processors that cannot run them anyway.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 use std::time::Instant;
@@ -22,6 +25,10 @@ const SHARDS: usize = 16;
 /// A user nobody waits for is forgotten once a shard holds more than this many; forgetting is safe because every
 /// forgotten position is covered by the shard's `floor`.
 const SHARD_USERS_MAX: usize = 4096;
+
+/// So many of those who were woken are at work for each processor, and a few at least.
+const TURNS_EACH_PROCESSOR: usize = 2;
+const TURNS_MIN: usize = 4;
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +44,27 @@ pub enum Woken {
 /// The meeting point of commits and waiting requests.
 pub struct Notifier {
     shards: [Mutex<Shard>; SHARDS],
+    crowd: Arc<Crowd>,
     stopping: AtomicBool,
     waiting: AtomicUsize,
 }
+
+/// Those who are to be woken.
+struct Crowd {
+    turns_max: usize,
+    queue: Mutex<WakeQueue>,
+}
+
+#[derive(Default)]
+struct WakeQueue {
+    waiters: VecDeque<Waiter>,
+    /// How many were woken and are not done.
+    turns: usize,
+}
+
+/// The turn of one who was woken with news. Dropping it lets the next be woken: to be done before anything that may take
+/// longer than a look.
+pub struct Turn(Arc<Crowd>);
 
 #[derive(Default)]
 struct Shard {
@@ -55,12 +80,21 @@ struct Watch {
     waiters: Vec<Waiter>,
 }
 
-/// One parked thread. The flag tells a wake from a spurious return of `park`, and makes removal exact.
+/// One parked thread. What has become of its wait tells a wake from a spurious return of `park`, and makes removal exact.
 #[derive(Clone)]
 struct Waiter {
     thread: Thread,
-    woken: Arc<AtomicBool>,
+    state: Arc<AtomicU8>,
 }
+
+/// It waits.
+const WAITS: u8 = 0;
+/// It has news, and a turn.
+const HAS_TURN: u8 = 1;
+/// The server stops.
+const STOPS: u8 = 2;
+/// Its time was up.
+const LEFT: u8 = 3;
 
 impl Default for Notifier {
     fn default() -> Self {
@@ -71,15 +105,18 @@ impl Default for Notifier {
 impl Notifier {
     /// A notifier with nobody waiting.
     pub fn new() -> Self {
+        let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let turns_max = (processors * TURNS_EACH_PROCESSOR).max(TURNS_MIN);
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
+            crowd: Arc::new(Crowd { turns_max, queue: Mutex::default() }),
             stopping: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
         }
     }
 
     /// Tells the waiting requests of these users that position `position` concerns them. Called after the commit is
-    /// visible to readers and never before. Costs one lock and one unpark for each user that waits.
+    /// visible to readers and never before. Costs two locks for each user that waits; few are woken from here.
     pub fn publish<'u>(&self, position: i64, users: impl IntoIterator<Item = &'u UserId>) {
         for user in users {
             let woken = {
@@ -98,25 +135,33 @@ impl Notifier {
                     }
                 }
             };
-            for waiter in woken {
-                waiter.wake();
+            if !woken.is_empty() {
+                let mut queue = lock(&self.crowd.queue);
+                // Checked under the lock: `stop` takes it after it has set the flag.
+                if self.stopping.load(Ordering::SeqCst) {
+                    woken.iter().for_each(|waiter| waiter.wake(STOPS));
+                } else {
+                    queue.waiters.extend(woken);
+                    self.crowd.wake_next(queue);
+                }
             }
         }
     }
 
     /// Waits until something later than stream position `after` concerns the user, until `until`, or until the
-    /// server stops. May also return `News` when there is none for this client: look, and wait again.
-    pub fn wait(&self, user: &UserId, after: i64, until: Instant) -> Woken {
-        let waiter = Waiter { thread: thread::current(), woken: Arc::new(AtomicBool::new(false)) };
+    /// server stops. May also return `News` when there is none for this client: look, and wait again. Who was woken has a
+    /// turn, for which others wait.
+    pub fn wait(&self, user: &UserId, after: i64, until: Instant) -> (Woken, Option<Turn>) {
+        let waiter = Waiter { thread: thread::current(), state: Arc::new(AtomicU8::new(WAITS)) };
         {
             let mut shard = self.shard(user);
             let known = shard.users.get(user).map_or(shard.floor, |watch| watch.moved);
             if known > after {
-                return Woken::News;
+                return (Woken::News, None);
             }
             // Checked under the lock: `stop` takes every lock after it has set the flag.
             if self.stopping.load(Ordering::SeqCst) {
-                return Woken::Stopping;
+                return (Woken::Stopping, None);
             }
             // A user met for the first time starts from the floor, which is not news for this waiter.
             let floor = shard.floor;
@@ -127,13 +172,19 @@ impl Notifier {
             watch.waiters.push(waiter.clone());
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let woken = waiter.park(until);
+        let state = waiter.park(until);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        if !woken {
-            self.withdraw(user, &waiter);
-            return Woken::TimedOut;
+        match state {
+            HAS_TURN => {
+                let turn = Some(Turn(self.crowd.clone()));
+                (if self.stopping.load(Ordering::SeqCst) { Woken::Stopping } else { Woken::News }, turn)
+            }
+            STOPS => (Woken::Stopping, None),
+            _ => {
+                self.withdraw(user, &waiter);
+                (Woken::TimedOut, None)
+            }
         }
-        if self.stopping.load(Ordering::SeqCst) { Woken::Stopping } else { Woken::News }
     }
 
     /// How many requests wait at this moment.
@@ -148,14 +199,18 @@ impl Notifier {
             let waiters: Vec<Waiter> =
                 lock(shard).users.values_mut().flat_map(|watch| std::mem::take(&mut watch.waiters)).collect();
             for waiter in waiters {
-                waiter.wake();
+                waiter.wake(STOPS);
             }
+        }
+        let in_line = std::mem::take(&mut lock(&self.crowd.queue).waiters);
+        for waiter in in_line {
+            waiter.wake(STOPS);
         }
     }
 
     fn withdraw(&self, user: &UserId, waiter: &Waiter) {
         if let Some(watch) = self.shard(user).users.get_mut(user) {
-            watch.waiters.retain(|other| !Arc::ptr_eq(&other.woken, &waiter.woken));
+            watch.waiters.retain(|other| !Arc::ptr_eq(&other.state, &waiter.state));
         }
     }
 
@@ -181,21 +236,58 @@ impl Shard {
     }
 }
 
+impl Crowd {
+    /// Wakes those who are next, as far as there are turns.
+    fn wake_next<'c>(&'c self, mut queue: MutexGuard<'c, WakeQueue>) {
+        while queue.turns < self.turns_max
+            && let Some(next) = queue.waiters.pop_front()
+        {
+            if next.take_turn() {
+                queue.turns += 1;
+                // Not under the lock, which is the first thing that a thread wants that is done.
+                drop(queue);
+                next.thread.unpark();
+                queue = lock(&self.queue);
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.0.queue);
+        queue.turns -= 1;
+        self.0.wake_next(queue);
+    }
+}
+
 impl Waiter {
-    fn wake(&self) {
-        self.woken.store(true, Ordering::Release);
-        self.thread.unpark();
+    /// Ends the wait, if it was not over.
+    fn end(&self, state: u8) -> Result<u8, u8> {
+        self.state.compare_exchange(WAITS, state, Ordering::AcqRel, Ordering::Acquire)
     }
 
-    /// True once woken, false when the deadline passed first.
-    fn park(&self, until: Instant) -> bool {
+    /// Gives it a turn. Whoever does wakes it then. False: it waits no more.
+    fn take_turn(&self) -> bool {
+        self.end(HAS_TURN).is_ok()
+    }
+
+    fn wake(&self, state: u8) {
+        if self.end(state).is_ok() {
+            self.thread.unpark();
+        }
+    }
+
+    /// What has become of the wait when it was ended, or when the deadline has passed.
+    fn park(&self, until: Instant) -> u8 {
         loop {
-            if self.woken.load(Ordering::Acquire) {
-                return true;
+            let state = self.state.load(Ordering::Acquire);
+            if state != WAITS {
+                return state;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                return self.end(LEFT).map_or_else(|other| other, |_| LEFT);
             }
             thread::park_timeout(left);
         }
@@ -216,19 +308,23 @@ mod tests {
         Instant::now() + Duration::from_secs(20)
     }
 
+    fn wait(notifier: &Notifier, name: &str, after: i64, until: Instant) -> Woken {
+        notifier.wait(&user(name), after, until).0
+    }
+
     #[test]
     fn news_that_came_before_the_wait_end_it_at_once() {
         let notifier = Notifier::new();
         notifier.publish(7, [&user("alice")]);
-        assert_eq!(notifier.wait(&user("alice"), 6, soon()), Woken::News);
-        assert_eq!(notifier.wait(&user("alice"), 7, Instant::now()), Woken::TimedOut);
+        assert_eq!(wait(&notifier, "alice", 6, soon()), Woken::News);
+        assert_eq!(wait(&notifier, "alice", 7, Instant::now()), Woken::TimedOut);
     }
 
     #[test]
     fn a_wait_without_news_ends_at_its_deadline_and_leaves_nothing_behind() {
         let notifier = Notifier::new();
         let until = Instant::now() + Duration::from_millis(5);
-        assert_eq!(notifier.wait(&user("alice"), 0, until), Woken::TimedOut);
+        assert_eq!(wait(&notifier, "alice", 0, until), Woken::TimedOut);
         assert!(notifier.shard(&user("alice")).users[&user("alice")].waiters.is_empty());
         assert_eq!(notifier.waiting(), 0);
     }
@@ -237,8 +333,8 @@ mod tests {
     fn only_those_concerned_are_woken() {
         let notifier = Notifier::new();
         thread::scope(|scope| {
-            let alice = scope.spawn(|| notifier.wait(&user("alice"), 0, soon()));
-            let bob = scope.spawn(|| notifier.wait(&user("bob"), 0, soon()));
+            let alice = scope.spawn(|| wait(&notifier, "alice", 0, soon()));
+            let bob = scope.spawn(|| wait(&notifier, "bob", 0, soon()));
             while notifier.waiting() < 2 {
                 thread::yield_now();
             }
@@ -255,7 +351,7 @@ mod tests {
         let notifier = Notifier::new();
         thread::scope(|scope| {
             let waits: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| notifier.wait(&user("alice"), 3, soon()))).collect();
+                (0..8).map(|_| scope.spawn(|| wait(&notifier, "alice", 3, soon()))).collect();
             while notifier.waiting() < 8 {
                 thread::yield_now();
             }
@@ -268,14 +364,87 @@ mod tests {
     fn stopping_ends_every_wait_now_and_later() {
         let notifier = Notifier::new();
         thread::scope(|scope| {
-            let wait = scope.spawn(|| notifier.wait(&user("alice"), 0, soon()));
+            let wait = scope.spawn(|| wait(&notifier, "alice", 0, soon()));
             while notifier.waiting() < 1 {
                 thread::yield_now();
             }
             notifier.stop();
             assert_eq!(wait.join().unwrap(), Woken::Stopping);
         });
-        assert_eq!(notifier.wait(&user("bob"), 0, soon()), Woken::Stopping);
+        assert_eq!(wait(&notifier, "bob", 0, soon()), Woken::Stopping);
+    }
+
+    #[test]
+    fn of_a_crowd_a_few_are_woken_at_a_time_and_each_who_is_done_lets_the_next_come() {
+        let (notifier, crowd) = (Notifier::new(), 50);
+        let most = notifier.crowd.turns_max;
+        let (woken, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            for _ in 0..crowd {
+                scope.spawn(|| {
+                    let (news, turn) = notifier.wait(&user("alice"), 0, soon());
+                    assert_eq!(news, Woken::News);
+                    woken.fetch_add(1, Ordering::SeqCst);
+                    while !done.load(Ordering::SeqCst) {
+                        thread::yield_now();
+                    }
+                    drop(turn);
+                });
+            }
+            while notifier.waiting() < crowd {
+                thread::yield_now();
+            }
+            notifier.publish(1, [&user("alice")]);
+            while woken.load(Ordering::SeqCst) < most {
+                thread::yield_now();
+            }
+            assert_eq!(notifier.waiting(), crowd - most);
+            assert_eq!(lock(&notifier.crowd.queue).waiters.len(), crowd - most);
+            done.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(woken.load(Ordering::SeqCst), crowd);
+        let queue = lock(&notifier.crowd.queue);
+        assert_eq!((queue.turns, queue.waiters.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_leaves_the_line_keeps_nobody_from_being_woken() {
+        let notifier = Notifier::new();
+        let turns: Vec<Turn> = (0..notifier.crowd.turns_max)
+            .map(|_| {
+                lock(&notifier.crowd.queue).turns += 1;
+                Turn(notifier.crowd.clone())
+            })
+            .collect();
+        let short = Instant::now() + Duration::from_secs(1);
+        thread::scope(|scope| {
+            let gone: Vec<_> = (0..3).map(|_| scope.spawn(|| wait(&notifier, "alice", 0, short))).collect();
+            let bob = scope.spawn(|| wait(&notifier, "bob", 0, soon()));
+            while notifier.waiting() < 4 && Instant::now() < short {
+                thread::yield_now();
+            }
+            notifier.publish(1, [&user("alice"), &user("bob")]);
+            assert!(gone.into_iter().all(|wait| wait.join().unwrap() == Woken::TimedOut));
+            assert!(!bob.is_finished(), "all turns are taken");
+            drop(turns);
+            assert_eq!(bob.join().unwrap(), Woken::News);
+        });
+        assert_eq!(lock(&notifier.crowd.queue).turns, 0);
+    }
+
+    #[test]
+    fn who_stands_in_line_when_the_server_stops_is_told() {
+        let notifier = Notifier::new();
+        lock(&notifier.crowd.queue).turns = notifier.crowd.turns_max;
+        thread::scope(|scope| {
+            let alice = scope.spawn(|| wait(&notifier, "alice", 0, soon()));
+            while notifier.waiting() < 1 {
+                thread::yield_now();
+            }
+            notifier.publish(1, [&user("alice")]);
+            notifier.stop();
+            assert_eq!(alice.join().unwrap(), Woken::Stopping);
+        });
     }
 
     #[test]
