@@ -896,7 +896,8 @@ CREATE TABLE device_keys (
 
 -- Their one-time keys that nobody has claimed yet, `number`ed for each device and algorithm in the order in which they
 -- were uploaded, which is that in which they are given out. `digest`: SHA-256 of the key without its signatures, by which
--- a repeated upload is told from another key of the same id.
+-- a repeated upload is told from another key of the same id. That no two of a device and algorithm have the same `key_id` is
+-- seen to by who adds them, without an index: that would be as much to write with each claim as all else.
 CREATE TABLE one_time_keys (
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
@@ -906,21 +907,19 @@ CREATE TABLE one_time_keys (
   digest BLOB NOT NULL,
   key TEXT NOT NULL,
   PRIMARY KEY (user_id, device_id, algorithm, number),
-  UNIQUE (user_id, device_id, algorithm, key_id),
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
 -- The last ones of each device that were given out, so that an upload that is repeated after its answer was lost does
--- not bring them back. `number`ed for each device in the order in which they went.
+-- not bring them back. `number`: that which they had, in the order of which they went.
 CREATE TABLE issued_one_time_keys (
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
-  number INTEGER NOT NULL,
   algorithm TEXT NOT NULL,
   key_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
   digest BLOB NOT NULL,
-  PRIMARY KEY (user_id, device_id, number),
-  UNIQUE (user_id, device_id, algorithm, key_id),
+  PRIMARY KEY (user_id, device_id, algorithm, key_id),
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 

@@ -416,10 +416,10 @@ pub const TABLES: &[TableBounds] = &[
     table(
         "issued_one_time_keys",
         &[strangers(
-            "1000 of one device, one for each key that was uploaded; the oldest go",
+            "1063 of one device, one for each key that was uploaded; beyond 1000 the oldest go",
             "of_the_keys_that_were_given_out_the_last_are_known_again",
         )],
-        "each claim (`claim_one_time_key`); with the device",
+        "each 64th claim (`claim_one_time_key`); with the device",
     ),
     table("fallback_keys", &[users("one of each device and algorithm, 2 KiB", "")], "with the device"),
     table(

@@ -378,8 +378,9 @@ fn keep_one_time_keys(
     upload: &KeyUpload,
 ) -> Result<Option<Error>> {
     let mut refusal = None;
-    for key in &upload.one_time_keys {
-        if let OneTimeKeyOutcome::Taken(old) = tx.add_one_time_key(user, device, key)? {
+    let outcomes = tx.add_one_time_keys(user, device, &upload.one_time_keys)?;
+    for (key, outcome) in upload.one_time_keys.iter().zip(outcomes) {
+        if let OneTimeKeyOutcome::Taken(old) = outcome {
             // Clients know this error by its words, which are Synapse's, and some read both keys out of it.
             refusal = refusal.or_else(|| {
                 let old = old.as_deref().unwrap_or("was given out");

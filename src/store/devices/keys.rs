@@ -1,7 +1,7 @@
 //! End-to-end keys of our users' devices: identity keys, one-time keys and what was given out of them, fallback keys.
 //! All go with their device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{OptionalExtension, params};
 
@@ -13,6 +13,8 @@ use crate::store::{Db, Tx};
 /// Keys of one device that were given out and are known again: more than a client uploads before it learns what became
 /// of them.
 pub(in crate::store) const ISSUED_MAX: i64 = 1000;
+/// Beyond, the oldest are forgotten, so many at a time.
+const ISSUED_FORGOTTEN_AT_ONCE: i64 = 64;
 
 /// A device with its identity keys.
 #[derive(Debug, Clone)]
@@ -128,40 +130,102 @@ impl Tx<'_> {
         self.wake_user(user);
     }
 
-    /// Puts a one-time key behind those that the device has uploaded before, unless its id is or was in use.
-    pub fn add_one_time_key(
+    /// Puts one-time keys behind those that the device has uploaded before, but for those whose id is or was in use. What
+    /// became of each.
+    pub fn add_one_time_keys(
         &mut self,
         user: &UserId,
         device: &str,
-        key: &OneTimeKey,
-    ) -> Result<OneTimeKeyOutcome> {
-        let named = params![user.as_str(), device, key.algorithm, key.key_id];
-        let mut held = self.conn().prepare_cached(
-            "SELECT digest, key FROM one_time_keys
-             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND key_id = ?4",
-        )?;
-        let mut issued = self.conn().prepare_cached(
-            "SELECT digest, NULL FROM issued_one_time_keys
-             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND key_id = ?4",
-        )?;
-        for statement in [&mut held, &mut issued] {
-            let found: Option<([u8; 32], Option<String>)> =
-                statement.query_row(named, |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-            match found {
-                Some((digest, _)) if key.digest == digest => return Ok(OneTimeKeyOutcome::Repeated),
-                Some((_, other)) => return Ok(OneTimeKeyOutcome::Taken(other)),
-                None => {}
-            }
+        keys: &[OneTimeKey],
+    ) -> Result<Vec<OneTimeKeyOutcome>> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
         }
-        self.execute(
-            "INSERT INTO one_time_keys (user_id, device_id, algorithm, number, key_id, digest, key)
-             SELECT ?1, ?2, ?3, 1 + coalesce(max(number), 0), ?4, ?5, ?6 FROM one_time_keys
-             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",
-            params![user.as_str(), device, key.algorithm, key.key_id, key.digest, key.key],
+        let mut waiting = self.waiting_one_time_keys(user, device)?;
+        let mut issued = self.conn().prepare_cached(
+            "SELECT digest FROM issued_one_time_keys
+             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND key_id = ?4",
         )?;
-        drop((held, issued));
-        self.key_counts_changed(user);
-        Ok(OneTimeKeyOutcome::Added)
+        // Behind those that were given out, too, where none is left.
+        let mut last = self.conn().prepare_cached(
+            "SELECT coalesce(
+               (SELECT max(number) FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3),
+               (SELECT max(number) FROM issued_one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3),
+               0)",
+        )?;
+        let mut insert = self.conn().prepare_cached(
+            "INSERT INTO one_time_keys (user_id, device_id, algorithm, number, key_id, digest, key)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        let (mut numbers, mut outcomes): (HashMap<&str, i64>, _) = (HashMap::new(), Vec::new());
+        for key in keys {
+            let OneTimeKey { algorithm, key_id, digest, key: text } = key;
+            let named = (algorithm.clone(), key_id.clone());
+            let is_waiting = waiting.contains_key(&named);
+            let known: Option<[u8; 32]> = match waiting.get(&named) {
+                Some(known) => Some(*known),
+                None => issued
+                    .query_row([user.as_str(), device, algorithm, key_id], |row| row.get(0))
+                    .optional()?,
+            };
+            outcomes.push(match known {
+                Some(known) if known == *digest => OneTimeKeyOutcome::Repeated,
+                Some(_) if is_waiting => {
+                    OneTimeKeyOutcome::Taken(self.waiting_one_time_key(user, device, key)?)
+                }
+                Some(_) => OneTimeKeyOutcome::Taken(None),
+                None => {
+                    let number = match numbers.get(algorithm.as_str()) {
+                        Some(number) => number + 1,
+                        None => {
+                            let last = last
+                                .query_row([user.as_str(), device, algorithm], |row| row.get::<_, i64>(0))?;
+                            last + 1
+                        }
+                    };
+                    insert
+                        .execute(params![user.as_str(), device, algorithm, number, key_id, digest, text])?;
+                    numbers.insert(algorithm, number);
+                    waiting.insert(named, *digest);
+                    OneTimeKeyOutcome::Added
+                }
+            });
+        }
+        drop((issued, last, insert));
+        if !numbers.is_empty() {
+            self.key_counts_changed(user);
+        }
+        Ok(outcomes)
+    }
+
+    /// The digests of the one-time keys of a device that wait to be claimed, by algorithm and id.
+    fn waiting_one_time_keys(
+        &self,
+        user: &UserId,
+        device: &str,
+    ) -> Result<HashMap<(String, String), [u8; 32]>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT algorithm, key_id, digest FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2",
+        )?;
+        let rows = statement.query_map([user.as_str(), device], |row| {
+            Ok(((row.get(0)?, row.get(1)?), row.get::<_, [u8; 32]>(2)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The key that waits under the id of another.
+    fn waiting_one_time_key(
+        &self,
+        user: &UserId,
+        device: &str,
+        other: &OneTimeKey,
+    ) -> Result<Option<String>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT key FROM one_time_keys
+             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND key_id = ?4",
+        )?;
+        let named = [user.as_str(), device, &other.algorithm, &other.key_id];
+        Ok(statement.query_row(named, |row| row.get(0)).optional()?)
     }
 
     /// Puts a fallback key in the place of the one before it. The same again changes nothing, also not that it was used.
@@ -189,13 +253,14 @@ impl Tx<'_> {
             "DELETE FROM one_time_keys
              WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND number =
                (SELECT min(number) FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3)
-             RETURNING key_id, key, digest",
+             RETURNING key_id, key, digest, number",
         )?;
-        let claimed: Option<(String, String, [u8; 32])> =
-            statement.query_row(of_device, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
-        if let Some((key_id, key, digest)) = claimed {
+        let claimed: Option<(String, String, [u8; 32], i64)> = statement
+            .query_row(of_device, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .optional()?;
+        if let Some((key_id, key, digest, number)) = claimed {
             drop(statement);
-            self.note_issued(user, device, (algorithm, &key_id), &digest)?;
+            self.note_issued(user, device, (algorithm, &key_id, number), &digest)?;
             self.key_counts_changed(user);
             return Ok(Some((key_id, key)));
         }
@@ -228,27 +293,28 @@ impl Tx<'_> {
         Ok(Some((key_id, key)))
     }
 
-    /// Remembers that a one-time key was given out, and forgets the one that was longest ago if there are many.
+    /// Remembers that a one-time key was given out, and now and then forgets those that were longest ago if there are many.
     fn note_issued(
         &mut self,
         user: &UserId,
         device: &str,
-        (algorithm, key_id): (&str, &str),
+        (algorithm, key_id, number): (&str, &str, i64),
         digest: &[u8; 32],
     ) -> Result<()> {
-        let number: i64 = self
-            .conn()
+        self.conn()
             .prepare_cached(
-                "INSERT OR REPLACE INTO issued_one_time_keys (user_id, device_id, number, algorithm, key_id, digest)
-                 SELECT ?1, ?2, 1 + coalesce(max(number), 0), ?3, ?4, ?5 FROM issued_one_time_keys
-                 WHERE user_id = ?1 AND device_id = ?2
-                 RETURNING number",
+                "INSERT OR REPLACE INTO issued_one_time_keys (user_id, device_id, algorithm, key_id, number, digest)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .query_row(params![user.as_str(), device, algorithm, key_id, digest], |row| row.get(0))?;
-        self.execute(
-            "DELETE FROM issued_one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND number <= ?3",
-            params![user.as_str(), device, number - ISSUED_MAX],
-        )?;
+            .execute(params![user.as_str(), device, algorithm, key_id, number, digest])?;
+        if number % ISSUED_FORGOTTEN_AT_ONCE == 0 {
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM issued_one_time_keys
+                     WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND number <= ?4",
+                )?
+                .execute(params![user.as_str(), device, algorithm, number - ISSUED_MAX])?;
+        }
         Ok(())
     }
 }
@@ -289,24 +355,51 @@ mod tests {
     #[test]
     fn of_the_keys_that_were_given_out_the_last_are_known_again() {
         let (store, alice) = store_with_device();
-        let many = usize::try_from(ISSUED_MAX).expect("a number") + 1;
+        let (most, at_once) = (ISSUED_MAX as usize, ISSUED_FORGOTTEN_AT_ONCE as usize);
+        let many = most + 5 * at_once - 1;
         let (user, rounds) = (alice.clone(), many);
         let issued = store.write(move |tx| {
-            for id in 0..rounds {
-                tx.add_one_time_key(&user, "PHONE", &key(id, 1))?;
-                tx.claim_one_time_key(&user, "PHONE", SIGNED_CURVE25519)?;
+            // By one and by several, so that the numbers go on where none is left, and where some are.
+            let mut ids = 0..rounds;
+            while let Some(id) = ids.next() {
+                let more = if id % 3 == 0 { ids.next() } else { None };
+                let keys: Vec<OneTimeKey> = [Some(id), more].into_iter().flatten().map(|id| key(id, 1)).collect();
+                tx.add_one_time_keys(&user, "PHONE", &keys)?;
+                for key in keys {
+                    let given = tx.claim_one_time_key(&user, "PHONE", SIGNED_CURVE25519)?;
+                    assert_eq!(given.map(|(id, _)| id), Some(key.key_id));
+                }
             }
             let mut count = tx.conn().prepare("SELECT count(*) FROM issued_one_time_keys")?;
             Ok(count.query_row([], |row| row.get::<_, i64>(0))?)
         });
-        assert_eq!(issued.expect("written"), ISSUED_MAX);
+        let issued = issued.expect("written") as usize;
+        assert!((most..most + at_once).contains(&issued), "{issued}");
         let user = alice.clone();
         let outcomes = store.write(move |tx| {
-            let mut add = |id, version| tx.add_one_time_key(&user, "PHONE", &key(id, version));
-            Ok([add(0, 1)?, add(1, 1)?, add(1, 2)?, add(many - 1, 1)?])
+            let first = many - most;
+            let keys = [key(0, 1), key(first, 1), key(first, 2), key(many - 1, 1)];
+            tx.add_one_time_keys(&user, "PHONE", &keys)
         });
         use OneTimeKeyOutcome::{Added, Repeated, Taken};
         assert_eq!(outcomes.expect("written"), [Added, Repeated, Taken(None), Repeated]);
+    }
+
+    #[test]
+    fn an_id_stands_for_one_key_within_an_upload_and_from_one_to_the_next() {
+        let (store, alice) = store_with_device();
+        let user = alice.clone();
+        let outcomes = store.write(move |tx| {
+            let first = tx.add_one_time_keys(&user, "PHONE", &[key(1, 1), key(1, 1), key(1, 2), key(2, 1)])?;
+            let again = tx.add_one_time_keys(&user, "PHONE", &[key(2, 2), key(2, 1), key(3, 1)])?;
+            assert_eq!(tx.one_time_key_counts(&user, "PHONE")?[SIGNED_CURVE25519], 3);
+            assert!(tx.add_one_time_keys(&user, "PHONE", &[])?.is_empty());
+            Ok((first, again))
+        });
+        use OneTimeKeyOutcome::{Added, Repeated, Taken};
+        let (first, again) = outcomes.expect("written");
+        assert_eq!(first, [Added, Repeated, Taken(Some(key(1, 1).key)), Added]);
+        assert_eq!(again, [Taken(Some(key(2, 1).key)), Repeated, Added]);
     }
 
     #[test]
@@ -315,7 +408,8 @@ mod tests {
         let user = alice.clone();
         let given = store.write(move |tx| {
             for id in [3, 1, 2] {
-                assert_eq!(tx.add_one_time_key(&user, "PHONE", &key(id, 1))?, OneTimeKeyOutcome::Added);
+                let added = tx.add_one_time_keys(&user, "PHONE", &[key(id, 1)])?;
+                assert_eq!(added, [OneTimeKeyOutcome::Added]);
             }
             tx.set_fallback_key(&user, "PHONE", &key(9, 1))?;
             assert_eq!(tx.one_time_key_counts(&user, "PHONE")?[SIGNED_CURVE25519], 3);
@@ -343,8 +437,7 @@ mod tests {
         let left = store.write(move |tx| {
             let keys = SignedObject { object: "{\"user_id\":\"x\"}".into(), signatures: "{}".into() };
             tx.set_device_keys(&user, "PHONE", &keys)?;
-            tx.add_one_time_key(&user, "PHONE", &key(1, 1))?;
-            tx.add_one_time_key(&user, "PHONE", &key(2, 1))?;
+            tx.add_one_time_keys(&user, "PHONE", &[key(1, 1), key(2, 1)])?;
             tx.claim_one_time_key(&user, "PHONE", SIGNED_CURVE25519)?;
             tx.set_fallback_key(&user, "PHONE", &key(9, 1))?;
             tx.delete_device(&user, "PHONE")?;

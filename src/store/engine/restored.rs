@@ -98,19 +98,16 @@ impl Tx<'_> {
         // Given out once: one-time keys, counted as issued, so that a client that repeats an upload does not bring them back; a
         // fallback key that may be in use is to be replaced; tokens for one use.
         connection.execute(
-            "WITH issued AS MATERIALIZED
-               (SELECT user_id, device_id, max(number) AS number FROM issued_one_time_keys GROUP BY user_id, device_id)
-             INSERT OR IGNORE INTO issued_one_time_keys (user_id, device_id, number, algorithm, key_id, digest)
-             SELECT user_id, device_id,
-                    coalesce(issued.number, 0)
-                      + row_number() OVER (PARTITION BY user_id, device_id ORDER BY algorithm, one_time_keys.number),
-                    algorithm, key_id, digest
-             FROM one_time_keys LEFT JOIN issued USING (user_id, device_id)",
+            "INSERT OR IGNORE INTO issued_one_time_keys (user_id, device_id, algorithm, key_id, number, digest)
+             SELECT user_id, device_id, algorithm, key_id, number, digest FROM one_time_keys",
             [],
         )?;
         connection.execute(
-            "DELETE FROM issued_one_time_keys AS old WHERE number <=
-               (SELECT max(number) - ?1 FROM issued_one_time_keys WHERE user_id = old.user_id AND device_id = old.device_id)",
+            "DELETE FROM issued_one_time_keys WHERE (user_id, device_id, algorithm, key_id) IN
+               (SELECT user_id, device_id, algorithm, key_id
+                FROM (SELECT *, row_number() OVER (PARTITION BY user_id, device_id ORDER BY number DESC) AS nth
+                      FROM issued_one_time_keys)
+                WHERE nth > ?1)",
             [ISSUED_MAX],
         )?;
         for once in [
