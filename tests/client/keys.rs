@@ -407,6 +407,31 @@ fn who_waits_for_news_is_woken_by_new_keys() {
 }
 
 #[test]
+fn of_many_whose_devices_changed_those_are_told_who_share_a_room() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let room = alice.create_room();
+    bob.join(&room);
+    bob.upload_keys(&[]);
+    carol.upload_keys(&[]);
+    let before = sync(&alice, "")["next_batch"].as_str().expect("a token").to_owned();
+    // More than are looked up one by one.
+    for number in 0..110 {
+        server.user(&format!("stranger{number}")).upload_keys(&[]);
+    }
+    let changed = |from: &str| {
+        users(&alice.get(&format!("{V3}/keys/changes?from={from}&to={from}"))["changed"])
+    };
+    assert_eq!(changed(&before), BTreeSet::new());
+    assert_eq!(changed("s0"), BTreeSet::from([alice.id().to_owned(), bob.id().to_owned()]));
+    alice.upload_keys(&[]);
+    server.device_of(&bob, "SECOND").upload_keys(&[]);
+    assert_eq!(changed(&before), BTreeSet::from([alice.id().to_owned(), bob.id().to_owned()]));
+    let told = sync(&alice, &format!("since={before}"));
+    assert_eq!(users(&told["device_lists"]["changed"]), changed(&before));
+}
+
+#[test]
 fn key_changes_are_what_sync_would_have_told() {
     let server = TestServer::start();
     let (alice, bob, carol, dora) =

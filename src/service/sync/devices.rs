@@ -19,6 +19,9 @@ const MEMBERS_MAX: u64 = 10_000;
 /// The same of a room without encryption, where nobody needs it.
 const PLAIN_MEMBERS_MAX: u64 = 1000;
 
+/// So many users are looked up one by one, to see whether they share a room with somebody.
+const ONE_BY_ONE_MAX: usize = 100;
+
 /// How far an answer came with the messages that wait for a device.
 #[derive(Default)]
 pub struct ToDeviceProgress {
@@ -133,11 +136,7 @@ pub(in crate::service) fn device_lists_between(
     news: Option<&News>,
 ) -> Result<DeviceLists> {
     let mut lists = DeviceLists::default();
-    for changed in db.device_changes_between(since, position)? {
-        if changed == *user || db.share_a_room(user, &changed)? {
-            lists.changed.insert(changed);
-        }
-    }
+    lists.changed.extend(changed_devices(db, user, since, position)?);
     lists.changed.extend(db.own_signing_news(user, since, position)?);
     let (mut parted, mut parted_encrypted) = (BTreeSet::new(), BTreeSet::new());
     let mut rooms: BTreeSet<RoomKey> = match news {
@@ -161,17 +160,63 @@ pub(in crate::service) fn device_lists_between(
             (false, false) => {}
         }
     }
-    for gone in parted_encrypted.iter().chain(&parted).filter(|gone| *gone != user) {
-        let is_left = match parted_encrypted.contains(gone) {
-            true => !db.share_an_encrypted_room(user, gone)?,
-            false => !db.share_a_room(user, gone)?,
-        };
-        if is_left {
-            lists.changed.remove(gone);
-            lists.left.insert(gone.clone());
+    for (parted, encrypted) in [(parted_encrypted, true), (parted, false)] {
+        for gone in not_shared(db, user, parted, encrypted)? {
+            lists.changed.remove(&gone);
+            lists.left.insert(gone);
         }
     }
     Ok(lists)
+}
+
+/// Whose devices changed of those who are in a room with a user, and of these themselves. Few are looked up one by one, and
+/// many by way of the user's rooms: what is read for a user grows with these, and not with how many others there are.
+fn changed_devices(db: &Db<'_>, user: &UserId, since: i64, position: i64) -> Result<BTreeSet<UserId>> {
+    let among_sharers = || db.device_changes_among_sharers(user, since, position);
+    let Some(all) = db.device_changes_between(since, position, ONE_BY_ONE_MAX)? else {
+        return among_sharers();
+    };
+    let mut changed = BTreeSet::new();
+    for other in all {
+        if other == *user || db.share_a_room(user, &other)? {
+            changed.insert(other);
+        }
+    }
+    if cfg!(debug_assertions) {
+        let otherwise = among_sharers()?;
+        assert!(changed == otherwise, "the devices of {changed:?} changed, by way of rooms {otherwise:?}");
+    }
+    Ok(changed)
+}
+
+/// Those of users with whom a user shares no room any more, or (`encrypted`) none in which messages are encrypted; looked up
+/// as in [`changed_devices`].
+fn not_shared(
+    db: &Db<'_>,
+    user: &UserId,
+    mut gone: BTreeSet<UserId>,
+    encrypted: bool,
+) -> Result<BTreeSet<UserId>> {
+    gone.remove(user);
+    let (mut others, mut sharers) = (BTreeSet::new(), None);
+    if gone.len() > ONE_BY_ONE_MAX || cfg!(debug_assertions) && !gone.is_empty() {
+        sharers = Some(db.users_who_share_rooms(user, encrypted)?);
+    }
+    for other in gone {
+        let one_by_one = || match encrypted {
+            true => db.share_an_encrypted_room(user, &other),
+            false => db.share_a_room(user, &other),
+        };
+        let shares = match &sharers {
+            Some(sharers) => sharers.contains(other.as_str()),
+            None => one_by_one()?,
+        };
+        debug_assert!(shares == one_by_one()?, "whether {user} shares a room with {other}");
+        if !shares {
+            others.insert(other);
+        }
+    }
+    Ok(others)
 }
 
 /// A room that the user is in, or was.

@@ -1,5 +1,7 @@
 //! Whose devices changed when, and what is known of the devices of other servers' users.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
@@ -86,17 +88,37 @@ impl Db<'_> {
         Ok(found)
     }
 
-    /// Whose devices changed at positions in `(after, upto]`.
-    pub fn device_changes_between(&self, after: i64, upto: i64) -> Result<Vec<UserId>> {
+    /// Whose devices changed at positions in `(after, upto]`. None: more than `most`.
+    pub fn device_changes_between(&self, after: i64, upto: i64, most: usize) -> Result<Option<Vec<UserId>>> {
         let mut statement = self
             .conn()
-            .prepare_cached("SELECT user_id FROM device_changes WHERE stream > ?1 AND stream <= ?2")?;
-        let rows = statement.query_map([after, upto], |row| row.get::<_, String>(0))?;
-        let mut users = Vec::new();
-        for user in rows {
-            users.extend(UserId::parse(&user?).ok());
-        }
-        Ok(users)
+            .prepare_cached("SELECT user_id FROM device_changes WHERE stream > ?1 AND stream <= ?2 LIMIT ?3")?;
+        let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
+        let rows = statement.query_map([after, upto, limit], |row| row.get::<_, String>(0))?;
+        let users = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        let parsed = |users: Vec<String>| users.iter().filter_map(|user| UserId::parse(user).ok()).collect();
+        Ok((users.len() <= most).then_some(users).map(parsed))
+    }
+
+    /// The same of one of us and of who is in a room with them. What this costs grows with those rooms, however many others'
+    /// devices changed.
+    pub fn device_changes_among_sharers(
+        &self,
+        local: &UserId,
+        after: i64,
+        upto: i64,
+    ) -> Result<BTreeSet<UserId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id FROM device_changes WHERE user_id = ?1 AND stream > ?2 AND stream <= ?3
+             UNION
+             SELECT d.user_id FROM memberships m
+               CROSS JOIN memberships o ON o.room_key = m.room_key AND o.membership = 'join'
+               CROSS JOIN device_changes d ON d.user_id = o.user_id
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND d.stream > ?2 AND d.stream <= ?3",
+        )?;
+        let rows = statement.query_map(params![local.as_str(), after, upto], |row| row.get::<_, String>(0))?;
+        let users = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        Ok(users.iter().filter_map(|user| UserId::parse(user).ok()).collect())
     }
 
     /// The other servers in the rooms to which one of our users is joined.

@@ -302,6 +302,20 @@ impl Db<'_> {
         )?;
         Ok(statement.exists(params![local.as_str(), other.as_str(), encryption])?)
     }
+
+    /// Who is in a room with one of our users, or (`encrypted`) in one in which messages are encrypted.
+    pub fn users_who_share_rooms(&self, local: &UserId, encrypted: bool) -> Result<HashSet<String>> {
+        let encryption = self.state_tuple_id("m.room.encryption", "")?;
+        let mut statement = self.conn().prepare_cached(
+            "SELECT DISTINCT o.user_id FROM memberships m
+               CROSS JOIN memberships o ON o.room_key = m.room_key AND o.membership = 'join'
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join'
+               AND (?2 = 0 OR EXISTS
+                 (SELECT 1 FROM current_state c WHERE c.room_key = m.room_key AND c.tuple_id = ?3))",
+        )?;
+        let rows = statement.query_map(params![local.as_str(), encrypted, encryption], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
 }
 
 impl Tx<'_> {
