@@ -419,9 +419,8 @@ fn of_many_whose_devices_changed_those_are_told_who_share_a_room() {
     for number in 0..110 {
         server.user(&format!("stranger{number}")).upload_keys(&[]);
     }
-    let changed = |from: &str| {
-        users(&alice.get(&format!("{V3}/keys/changes?from={from}&to={from}"))["changed"])
-    };
+    let changed =
+        |from: &str| users(&alice.get(&format!("{V3}/keys/changes?from={from}&to={from}"))["changed"]);
     assert_eq!(changed(&before), BTreeSet::new());
     assert_eq!(changed("s0"), BTreeSet::from([alice.id().to_owned(), bob.id().to_owned()]));
     alice.upload_keys(&[]);

@@ -386,8 +386,7 @@ impl Connection {
         };
         let joins = has_body && (1..=JOINED_BYTES_MAX).contains(&room);
         let now = self.slot.shared.clock.now_ms();
-        let mut head =
-            reply_head(status, &headers, reply_framing, (end, if joins { room } else { 0 }), now);
+        let mut head = reply_head(status, &headers, reply_framing, (end, if joins { room } else { 0 }), now);
         let started = Instant::now();
         self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
         let mut writer = Paced { connection: self, started, written: 0, rate };

@@ -92,7 +92,10 @@ mod tests {
         );
         let whole = head(404, framing(1, false, true), BodyEnd::Chunked);
         assert!(whole.starts_with("HTTP/1.1 404 Not Found\r\nConnection: close\r\n"), "{whole}");
-        assert!(whole.contains("\r\nTransfer-Encoding: chunked\r\nAccess-Control-Allow-Origin: *\r\n"), "{whole}");
+        assert!(
+            whole.contains("\r\nTransfer-Encoding: chunked\r\nAccess-Control-Allow-Origin: *\r\n"),
+            "{whole}"
+        );
         assert!(whole.ends_with("\r\nAccess-Control-Max-Age: 86400\r\n\r\n"), "{whole}");
         assert!(!whole.contains("Content-Length"), "{whole}");
         let whole = head(200, framing(0, true, false), BodyEnd::Connection);

@@ -45,7 +45,8 @@ pub fn as_http_date(time: Millis) -> String {
     let seconds = time.div_euclid(1000);
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = date_of(days);
-    let name = |names: &[&'static str], at: i64| usize::try_from(at).ok().and_then(|at| names.get(at).copied());
+    let name =
+        |names: &[&'static str], at: i64| usize::try_from(at).ok().and_then(|at| names.get(at).copied());
     // The first day was a Thursday.
     let weekday = name(&WEEKDAYS, (days + 3).rem_euclid(7)).unwrap_or_default();
     let month = name(&MONTHS, month - 1).unwrap_or_default();

@@ -8,8 +8,8 @@
 //! Of a thousand who wait for the same only a few are woken at a time, and each who is done with it lets the next come:
 //! all of them at once would stand in each other's way at every lock, on processors that cannot run them anyway.
 
-use std::collections::{HashMap, VecDeque};
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -350,8 +350,7 @@ mod tests {
     fn every_waiting_request_of_one_user_is_woken() {
         let notifier = Notifier::new();
         thread::scope(|scope| {
-            let waits: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| wait(&notifier, "alice", 3, soon()))).collect();
+            let waits: Vec<_> = (0..8).map(|_| scope.spawn(|| wait(&notifier, "alice", 3, soon()))).collect();
             while notifier.waiting() < 8 {
                 thread::yield_now();
             }

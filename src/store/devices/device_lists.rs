@@ -90,9 +90,9 @@ impl Db<'_> {
 
     /// Whose devices changed at positions in `(after, upto]`. None: more than `most`.
     pub fn device_changes_between(&self, after: i64, upto: i64, most: usize) -> Result<Option<Vec<UserId>>> {
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT user_id FROM device_changes WHERE stream > ?1 AND stream <= ?2 LIMIT ?3")?;
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id FROM device_changes WHERE stream > ?1 AND stream <= ?2 LIMIT ?3",
+        )?;
         let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
         let rows = statement.query_map([after, upto, limit], |row| row.get::<_, String>(0))?;
         let users = rows.collect::<rusqlite::Result<Vec<_>>>()?;
@@ -116,7 +116,8 @@ impl Db<'_> {
                CROSS JOIN device_changes d ON d.user_id = o.user_id
              WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND d.stream > ?2 AND d.stream <= ?3",
         )?;
-        let rows = statement.query_map(params![local.as_str(), after, upto], |row| row.get::<_, String>(0))?;
+        let rows =
+            statement.query_map(params![local.as_str(), after, upto], |row| row.get::<_, String>(0))?;
         let users = rows.collect::<rusqlite::Result<Vec<_>>>()?;
         Ok(users.iter().filter_map(|user| UserId::parse(user).ok()).collect())
     }

@@ -183,8 +183,15 @@ impl Tx<'_> {
                             last + 1
                         }
                     };
-                    insert
-                        .execute(params![user.as_str(), device, algorithm, number, key_id, digest, text])?;
+                    insert.execute(params![
+                        user.as_str(),
+                        device,
+                        algorithm,
+                        number,
+                        key_id,
+                        digest,
+                        text
+                    ])?;
                     numbers.insert(algorithm, number);
                     waiting.insert(named, *digest);
                     OneTimeKeyOutcome::Added
@@ -363,7 +370,8 @@ mod tests {
             let mut ids = 0..rounds;
             while let Some(id) = ids.next() {
                 let more = if id % 3 == 0 { ids.next() } else { None };
-                let keys: Vec<OneTimeKey> = [Some(id), more].into_iter().flatten().map(|id| key(id, 1)).collect();
+                let keys: Vec<OneTimeKey> =
+                    [Some(id), more].into_iter().flatten().map(|id| key(id, 1)).collect();
                 tx.add_one_time_keys(&user, "PHONE", &keys)?;
                 for key in keys {
                     let given = tx.claim_one_time_key(&user, "PHONE", SIGNED_CURVE25519)?;
@@ -390,7 +398,8 @@ mod tests {
         let (store, alice) = store_with_device();
         let user = alice.clone();
         let outcomes = store.write(move |tx| {
-            let first = tx.add_one_time_keys(&user, "PHONE", &[key(1, 1), key(1, 1), key(1, 2), key(2, 1)])?;
+            let first =
+                tx.add_one_time_keys(&user, "PHONE", &[key(1, 1), key(1, 1), key(1, 2), key(2, 1)])?;
             let again = tx.add_one_time_keys(&user, "PHONE", &[key(2, 2), key(2, 1), key(3, 1)])?;
             assert_eq!(tx.one_time_key_counts(&user, "PHONE")?[SIGNED_CURVE25519], 3);
             assert!(tx.add_one_time_keys(&user, "PHONE", &[])?.is_empty());
