@@ -7,7 +7,7 @@ use tiny_http::StatusCode;
 use crate::http::transport::framing::ReplyFraming;
 use crate::http::transport::reply::ReplyHeader;
 use crate::protocol::Millis;
-use crate::protocol::calendar::as_http_date;
+use crate::protocol::certificates::calendar::as_http_date;
 
 /// What lets a page in a browser read any reply.
 const FOR_BROWSERS: &[u8] = b"Access-Control-Allow-Origin: *\r\n\

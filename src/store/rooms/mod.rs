@@ -37,8 +37,8 @@ pub mod remote_memberships;
 pub mod room_import;
 pub mod search;
 pub mod snapshots;
-pub mod state;
 pub mod spare_snapshots;
+pub mod state;
 pub mod timeline;
 pub(super) mod whole_copies;
 
