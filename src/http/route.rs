@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tiny_http::Method;
 
-use crate::error::Result;
-use crate::http::auth::{Origin, Requester};
-use crate::http::page::visit::Visit;
+use crate::error::{ErrCode, Error, Result};
+use crate::http::auth::{self, Origin, Requester};
+use crate::http::page::visit::{Visit, Visitor};
 use crate::http::rate_limit::Rate;
 use crate::http::transport::bounds::Quota;
 use crate::http::transport::reply::Reply;
@@ -197,6 +197,57 @@ pub const fn put(path: &'static str, handler: Handler) -> Route {
 /// A `DELETE` route.
 pub const fn delete(path: &'static str, handler: Handler) -> Route {
     Route::new(DELETE, path, handler)
+}
+
+/// Who asks, as the handler's kind wants them.
+impl Route {
+    /// Whoever has sent a token. Errors: 401 `M_UNKNOWN_TOKEN`, 401 `M_USER_LOCKED`, those of [`Route::check_standing`].
+    pub(super) fn requester(&self, hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+        let requester = match (self.interactive, self.even_locked) {
+            (true, _) => auth::requester_or_ended(hs, request),
+            (false, true) => auth::requester_even_locked(hs, request),
+            (false, false) => auth::requester(hs, request),
+        }?;
+        requester.iter().try_for_each(|requester| self.check_standing(requester))?;
+        Ok(requester)
+    }
+
+    /// The user. Errors: 401 `M_MISSING_TOKEN`, and those of [`Route::requester`].
+    pub(super) fn user(&self, hs: &Homeserver, request: &Request) -> Result<Requester> {
+        self.requester(hs, request)?.ok_or_else(missing_token)
+    }
+
+    /// The administrator. Errors: 403 `M_FORBIDDEN`, and those of [`Route::user`].
+    pub(super) fn administrator(&self, hs: &Homeserver, request: &Request) -> Result<Administrator> {
+        match self.requester(hs, request)? {
+            None if request.is_local() => Ok(Administrator::Operator),
+            None => Err(missing_token()),
+            Some(requester) if requester.admin => Ok(Administrator::User(requester.user_id)),
+            Some(_) => Err(no_administrator()),
+        }
+    }
+
+    /// Who stands before a page that is not for everybody. Errors: 401, 403 `M_FORBIDDEN`, and those of
+    /// [`Route::check_standing`].
+    pub(super) fn page_user(&self, visitor: &Visitor) -> Result<Option<Requester>> {
+        if matches!(self.handler, Handler::Page(_)) {
+            return Ok(None);
+        }
+        let user = visitor.user(self.even_locked)?;
+        self.check_standing(&user)?;
+        match self.handler {
+            Handler::AdminPage(_) if !user.admin => Err(no_administrator()),
+            _ => Ok(Some(user)),
+        }
+    }
+}
+
+fn missing_token() -> Error {
+    Error::new(ErrCode::MissingToken, "Missing access token")
+}
+
+fn no_administrator() -> Error {
+    Error::forbidden("Only administrators of this server may do this")
 }
 
 impl Route {

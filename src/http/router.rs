@@ -1,12 +1,13 @@
 //! From a path to its line in `ROUTES`, and from there through auth to the handler.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 
 use tiny_http::Method;
 
-use super::auth::{self, Requester};
+use super::auth;
 use super::metrics::RequestCounts;
 use super::rate_limit::RateLimiter;
 use super::route::{Handler, Route};
@@ -21,7 +22,6 @@ use crate::http::transport::service::{Admission, BodySink, BodyUse, Call, Outcom
 use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::service::Homeserver;
-use crate::service::accounts::moderation::Administrator;
 use crate::service::background::notifier::Woken;
 use crate::service::media::upload::Upload;
 
@@ -226,47 +226,44 @@ impl Router {
 
     /// The call of the route's handler on behalf of whoever asks, and which user that is. Errors: those of the
     /// handler's kind.
-    fn call_for(&self, route: &Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
+    fn call_for(&self, route: &'static Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
         let hs = self.hs.clone();
-        let look = match (route.interactive, route.even_locked) {
-            (true, _) => auth::requester_or_ended,
-            (false, true) => auth::requester_even_locked,
-            (false, false) => auth::requester,
-        };
-        let looked = || -> Result<Option<Requester>> {
-            let requester = look(&self.hs, head)?;
-            requester.iter().try_for_each(|requester| route.check_standing(requester))?;
-            Ok(requester)
-        };
-        let required = || looked()?.ok_or_else(missing_token);
         Ok(match route.handler {
             Handler::Anyone(handler) => (at_once(move |request| handler(&hs, request)), None),
             Handler::MaybeUser(handler) => {
-                let requester = looked()?;
+                let requester = route.requester(&hs, head)?;
                 let user = requester.as_ref().map(|r| r.user_id.clone());
-                (at_once(move |request| handler(&hs, request, requester.as_ref())), user)
+                let call = move |request: &Request| {
+                    let requester = by_now(request, &requester, || route.requester(&hs, request))?;
+                    handler(&hs, request, requester.as_ref().as_ref())
+                };
+                (at_once(call), user)
             }
             Handler::User(handler) => {
-                let requester = required()?;
+                let requester = route.user(&hs, head)?;
                 let user = Some(requester.user_id.clone());
-                (at_once(move |request| handler(&hs, request, &requester)), user)
+                let call = move |request: &Request| {
+                    let requester = by_now(request, &requester, || route.user(&hs, request))?;
+                    handler(&hs, request, &requester)
+                };
+                (at_once(call), user)
             }
             Handler::Admin(handler) => {
-                let admin = match looked()? {
-                    None if head.is_local() => Administrator::Operator,
-                    None => return Err(missing_token()),
-                    Some(requester) if requester.admin => Administrator::User(requester.user_id),
-                    Some(_) => {
-                        return Err(Error::forbidden("Only administrators of this server may do this"));
-                    }
-                };
+                let admin = route.administrator(&hs, head)?;
                 let user = admin.user_id().cloned();
-                (at_once(move |request| handler(&hs, request, &admin)), user)
+                let call = move |request: &Request| {
+                    let admin = by_now(request, &admin, || route.administrator(&hs, request))?;
+                    handler(&hs, request, &admin)
+                };
+                (at_once(call), user)
             }
             Handler::UserWaiting(handler) => {
-                let requester = required()?;
+                let requester = route.user(&hs, head)?;
                 let user = Some(requester.user_id.clone());
                 let call = move |request: &Request, poll| {
+                    if poll == Poll::First {
+                        by_now(request, &requester, || route.user(&hs, request))?;
+                    }
                     let outcome = handler(&hs, request, &requester, poll)?;
                     if poll != Poll::First && matches!(outcome, Outcome::Reply(_)) {
                         // Whose session was ended while they waited is told no more than that.
@@ -277,7 +274,7 @@ impl Router {
                 (RouteCall::Whole(or_error(call)), user)
             }
             Handler::UserUpload(begin, finish) => {
-                let requester = required()?;
+                let requester = route.user(&hs, head)?;
                 let user = Some(requester.user_id.clone());
                 (upload(move |head| begin(&hs, head, &requester), self.hs.clone(), finish), user)
             }
@@ -297,31 +294,31 @@ impl Router {
     }
 
     /// [`Router::call_for`] for the pages: who asks is told by a cookie. Errors: those of the handler's kind.
-    fn page_call_for(&self, route: &Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
+    fn page_call_for(&self, route: &'static Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
         let hs = self.hs.clone();
         let visitor = Visitor::of(&hs, head)?;
-        let user = match route.handler {
-            Handler::UserPage(_) | Handler::AdminPage(_) => {
-                let user = visitor.user(route.even_locked)?;
-                route.check_standing(&user)?;
-                Some(user)
-            }
-            _ => None,
-        };
-        if matches!(route.handler, Handler::AdminPage(_)) && !user.as_ref().is_some_and(|user| user.admin) {
-            return Err(Error::forbidden("Only administrators of this server may do this"));
-        }
-        let (handler, counted) = (route.handler, user.as_ref().map(|user| user.user_id.clone()));
+        let user = route.page_user(&visitor)?;
+        let counted = user.as_ref().map(|user| user.user_id.clone());
         let answer = move |request: &Request| {
-            Visit::of(request, &visitor)
-                .and_then(|visit| match (handler, &user) {
+            let look =
+                || Visitor::of(&hs, request).and_then(|visitor| Ok((route.page_user(&visitor)?, visitor)));
+            let anew = match request.body().is_empty() {
+                true => None,
+                false => match look() {
+                    Ok(anew) => Some(anew),
+                    Err(e) => return Ok(failed_page(&hs, request, None, &e)),
+                },
+            };
+            let (user, visitor) = anew.as_ref().map_or((&user, &visitor), |(user, visitor)| (user, visitor));
+            Visit::of(request, visitor)
+                .and_then(|visit| match (route.handler, user) {
                     (Handler::Page(handler), _) => handler(&hs, &visit),
                     (Handler::UserPage(handler) | Handler::AdminPage(handler), Some(user)) => {
                         handler(&hs, &visit, user)
                     }
                     _ => Err(Error::internal("a page without who may see it")),
                 })
-                .or_else(|e| Ok(failed_page(&hs, request, Some(&visitor), &e)))
+                .or_else(|e| Ok(failed_page(&hs, request, Some(visitor), &e)))
         };
         Ok((at_once(answer), counted))
     }
@@ -350,8 +347,14 @@ impl Router {
     }
 }
 
-fn missing_token() -> Error {
-    Error::new(ErrCode::MissingToken, "Missing access token")
+/// Who asks by the time that the request is there as a whole: the body may have taken its time, and their session or their rights
+/// may have ended meanwhile.
+fn by_now<'k, T: Clone>(
+    request: &Request,
+    at_head: &'k T,
+    look: impl FnOnce() -> Result<T>,
+) -> Result<Cow<'k, T>> {
+    if request.body().is_empty() { Ok(Cow::Borrowed(at_head)) } else { look().map(Cow::Owned) }
 }
 
 /// How a route is called.

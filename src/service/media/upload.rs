@@ -18,6 +18,8 @@ use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::protocol::media::{MediaId, MxcUri, file_name, media_type};
 use crate::random;
+use crate::service::accounts::moderation::{locked, suspended};
+use crate::store::Db;
 use crate::store::media::{Filling, NewMedia};
 
 /// Uploads under way, in all and of one user; and of one user when half of all are taken.
@@ -201,9 +203,7 @@ impl Media<'_> {
             uploader: Some(uploader.clone()),
         };
         self.store.write(move |tx| {
-            if !tx.is_active_user(&uploader)? {
-                return Err(account_is_closed());
-            }
+            check_uploader(tx, &uploader)?;
             if tx.blob(&new.hash)?.is_none_or(|blob| blob.quarantined) {
                 return Err(Error::forbidden("This file is not allowed here"));
             }
@@ -242,6 +242,17 @@ fn check_share(share: u64, uploaded: u64, more: u64) -> Result<()> {
 
 fn already_uploaded() -> Error {
     Error::new(ErrCode::CannotOverwriteMedia, "Media already uploaded")
+}
+
+/// Whether the user may upload still: a large file takes its time. Errors: 403 `M_FORBIDDEN`, 401 `M_USER_LOCKED`, 403
+/// `M_USER_SUSPENDED`.
+fn check_uploader(db: &Db<'_>, user: &UserId) -> Result<()> {
+    match db.account(user)?.filter(|account| !account.deactivated) {
+        None => Err(account_is_closed()),
+        Some(account) if account.standing.locked => Err(locked()),
+        Some(account) if account.standing.suspended => Err(suspended()),
+        Some(_) => Ok(()),
+    }
 }
 
 fn account_is_closed() -> Error {
