@@ -9,7 +9,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use commands::ask::{self, Operator};
 use commands::restore::STANDARD_INPUT;
-use commands::{Failure, misuse, say};
+use commands::{Failure, for_terminal, misuse, say};
 
 /// Doorstep, a Matrix homeserver in one small binary.
 #[derive(FromArgs, ArgsInfo)]
@@ -70,6 +70,6 @@ fn run() -> Result<(), Failure> {
 
 /// Tells a person why, on a terminal that may be gone.
 fn complain(why: &str, status: u8) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "doorstep: {why}");
+    let _ = writeln!(std::io::stderr(), "doorstep: {}", for_terminal(why));
     ExitCode::from(status)
 }

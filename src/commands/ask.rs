@@ -14,7 +14,7 @@ use doorstep::launch::{SOCKET, answer_operator, stream_to_operator};
 pub use doorstep::protocol::media::web_url::percent_encoded as segment;
 use serde_json::Value;
 
-use super::{Failure, say};
+use super::{Failure, for_terminal, say, say_as_it_is};
 
 /// How long a command waits for a folder that another process has which listens to nobody: a server that starts or
 /// stops, or another command.
@@ -163,7 +163,10 @@ impl Operator {
 
     /// Prints an answer: as it is, if that was asked for, else as these lines.
     pub fn print(&self, answer: &Value, lines: impl FnOnce(&Value) -> String) {
-        say(&if self.json { answer.to_string() } else { lines(answer) });
+        match self.json {
+            true => say_as_it_is(&answer.to_string()),
+            false => say(&lines(answer)),
+        }
     }
 }
 
@@ -196,8 +199,10 @@ fn unreachable(socket: &Path, e: &std::io::Error) -> String {
     }
 }
 
-/// Rows as columns that stand below each other, with two spaces between them.
+/// Rows as columns that stand below each other, with two spaces between them. What strangers write keeps to its line.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let in_line = |cell: &String| for_terminal(&cell.replace('\n', " "));
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(in_line).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |n: usize| rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|n| width(n).unwrap_or(0)).collect();

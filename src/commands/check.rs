@@ -13,7 +13,7 @@ use doorstep::internals::{Detour, Names, Store};
 use doorstep::{Result, protocol::ServerName};
 use serde_json::json;
 
-use super::{Failure, say};
+use super::{Failure, say, say_as_it_is};
 
 const ABOUT: &str = "Checks whether a server is set up so that others find it, and whether it is well.";
 const FLAGS: [(&str, &str, &str); 3] = [
@@ -137,7 +137,7 @@ pub fn run(asked: Check) -> Result<(), Failure> {
     };
     let is_well = check::run(config, subject, &mut tell)?;
     if json {
-        say(&json!({ "name": name, "ok": is_well, "findings": findings }).to_string());
+        say_as_it_is(&json!({ "name": name, "ok": is_well, "findings": findings }).to_string());
     }
     if is_well { Ok(()) } else { Err(Failure::Failed(format!("something is wrong with {name}"))) }
 }

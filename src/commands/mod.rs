@@ -117,6 +117,38 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
 
 /// Prints these lines. Whoever closed the other end wants no more of them, and no complaint.
 pub fn say(lines: &str) {
+    say_as_it_is(&for_terminal(lines));
+}
+
+/// The same of what is for programs: JSON, which is given as it came.
+pub fn say_as_it_is(lines: &str) {
     let mut out = io::stdout();
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+}
+
+/// Lines in which nothing that somebody chose tells a terminal what to do, or turns around what stands beside it.
+pub fn for_terminal(lines: &str) -> String {
+    lines.chars().map(|c| if is_command(c) && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Control characters, and those that set the direction of what follows.
+fn is_command(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ask::table;
+    use super::for_terminal;
+
+    #[test]
+    fn what_others_chose_tells_no_terminal_anything_and_stays_in_its_row() {
+        let hostile = "a\u{1b}]0;x\u{7}\u{9b}2J\u{202e}b\r\nc\td";
+        assert_eq!(for_terminal(hostile), "a\u{fffd}]0;x\u{fffd}\u{fffd}2J\u{fffd}b\u{fffd}\nc\u{fffd}d");
+        let rows =
+            [["NAME", "WHAT"].map(str::to_owned).to_vec(), vec![hostile.to_owned(), "admin".to_owned()]];
+        let shown = table(&rows);
+        assert_eq!(shown.lines().count(), 2, "{shown:?}");
+        assert_eq!(for_terminal(&shown), shown);
+    }
 }
