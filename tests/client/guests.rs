@@ -193,6 +193,25 @@ fn a_guest_becomes_a_user_with_their_name_and_their_rooms() {
 }
 
 #[test]
+fn a_guest_who_becomes_the_first_user_is_the_administrator_like_any_other_who_is_the_first() {
+    let server = with_guests();
+    let link =
+        server.homeserver().accounts().ensure_first_token().unwrap().expect("a token for the first account");
+    for is_first in [true, false] {
+        let guest = guest(&server);
+        let localpart = guest.id()[1..].split(':').next().unwrap();
+        let body = json!({"username": localpart, "password": "secret", "guest_access_token": guest.token(),
+            "auth": {"type": "m.login.dummy"}});
+        let (status, answer) = register(&server, "", body);
+        assert_eq!(status, 200, "{answer}");
+        let user = TestUser::new(server.url(), guest.id(), answer["access_token"].as_str().unwrap());
+        let (status, told) = user.request("GET", "/_synapse/admin/v2/users", None);
+        assert_eq!(status, if is_first { 200 } else { 403 }, "{told}");
+        assert!(!server.homeserver().accounts().registration_token_is_valid(&link).unwrap());
+    }
+}
+
+#[test]
 fn a_room_is_looked_into_in_one_answer() {
     let server = with_guests();
     let (alice, guest) = (server.user("alice"), guest(&server));

@@ -121,6 +121,7 @@ fn build<T>(
 ) -> Result<Option<BuiltEvent<T>>> {
     let room = db.known_room(&draft.room)?;
     check_speakable(db, &room)?;
+    check_entry(db, draft)?;
     let mut prev_extremities = db.forward_extremities(room.key)?;
     let extremities = prev_extremities.iter().map(|extremity| extremity.key).collect();
     // More than an event can name: it follows the latest, and the next events take the others up.
@@ -233,6 +234,30 @@ fn check_speakable(db: &Db<'_>, room: &Room) -> Result<()> {
         return Ok(());
     }
     Err(not_resident())
+}
+
+/// Whose account was closed comes into no room any more: what they, or somebody else for them, had begun before may end after they
+/// have left their rooms. Errors: 403 `M_FORBIDDEN`.
+fn check_entry(db: &Db<'_>, draft: &Draft) -> Result<()> {
+    let membership = draft.content.get("membership").and_then(Value::as_str);
+    match &draft.state_key {
+        Some(member)
+            if draft.event_type == "m.room.member"
+                && matches!(membership, Some("join" | "invite" | "knock"))
+                && db.is_local(member) =>
+        {
+            check_not_closed(db, member)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Errors: 403 `M_FORBIDDEN` for a user of ours whose account was closed.
+pub(in crate::service) fn check_not_closed(db: &Db<'_>, user: &str) -> Result<()> {
+    match db.is_closed_user(user)? {
+        true => Err(Error::forbidden("There is no such account any more")),
+        false => Ok(()),
+    }
 }
 
 fn authorise_draft(

@@ -9,11 +9,12 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
 use crate::protocol::stripped_state::{self, STRIPPED_TYPES};
 use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
+use crate::service::events::build::check_not_closed;
 use crate::service::membership::Memberships;
 use crate::store::{Db, RoomKey, Tx};
 
-/// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN` and others of
-/// [`Refusal`](crate::protocol::remote_membership::Refusal).
+/// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN`, also for a knock or a join of
+/// who has no account any more, and others of [`Refusal`](crate::protocol::remote_membership::Refusal).
 pub(in crate::service) fn note(
     tx: &mut Tx<'_>,
     room_id: &RoomId,
@@ -21,6 +22,9 @@ pub(in crate::service) fn note(
     fact: Fact,
     now: Millis,
 ) -> Result<Effect> {
+    if matches!(fact, Fact::UserKnocks(_) | Fact::UserJoins { .. }) {
+        check_not_closed(tx, user.as_str())?;
+    }
     let row = remote_membership_or_state(tx, room_id, user)?;
     let effect = apply(row, fact, now)?;
     tx.write_remote_membership(&effect)?;

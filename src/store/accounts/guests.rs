@@ -77,10 +77,14 @@ impl Tx<'_> {
         Ok(made == 1)
     }
 
-    /// Makes a user of a guest.
+    /// Makes a user of a guest; the first of all users is the administrator.
     pub fn end_guest(&mut self, user: &UserId) -> Result<()> {
         self.sessions_changed();
-        self.execute("UPDATE users SET guest = 0 WHERE user_id = ?1", params![user.as_str()])?;
+        let is_first = self.begin_first_account()?;
+        self.execute(
+            "UPDATE users SET guest = 0, admin = ?2 WHERE user_id = ?1",
+            params![user.as_str(), is_first],
+        )?;
         Ok(())
     }
 

@@ -100,6 +100,13 @@ impl Db<'_> {
         Ok(query.exists([user.as_str()])?)
     }
 
+    /// Whether this user is one of ours whose account was closed.
+    pub fn is_closed_user(&self, user: &str) -> Result<bool> {
+        let mut query =
+            self.conn().prepare_cached("SELECT 1 FROM users WHERE user_id = ?1 AND deactivated = 1")?;
+        Ok(query.exists([user])?)
+    }
+
     /// Accounts that are not deactivated, in the order of their ids, at most so many.
     pub fn active_users(&self, limit: usize) -> Result<Vec<UserId>> {
         let mut query = self
@@ -164,18 +171,23 @@ impl Tx<'_> {
         admin: bool,
         now: Millis,
     ) -> Result<bool> {
-        let is_first = !self.has_accounts()?;
-        let admin = admin || is_first;
-        if is_first {
-            // Whoever makes it, by whatever way: the token that was printed for it is good for no second one.
-            self.execute("DELETE FROM registration_tokens WHERE first = 1", &[])?;
-        }
+        let admin = self.begin_first_account()? || admin;
         let made = self.execute(
             "INSERT INTO users (user_id, password, admin, created_ms) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO NOTHING",
             params![user.as_str(), password, admin, now],
         )?;
         Ok(made == 1)
+    }
+
+    /// Whether the account that is made in this transaction is the first one, by whatever way: then the token that was printed
+    /// for it is good for no second one.
+    fn begin_first_account(&mut self) -> Result<bool> {
+        let is_first = !self.has_accounts()?;
+        if is_first {
+            self.execute("DELETE FROM registration_tokens WHERE first = 1", &[])?;
+        }
+        Ok(is_first)
     }
 
     /// Locks or suspends an account, or undoes that.

@@ -14,7 +14,7 @@ use crate::protocol::event_auth;
 use crate::protocol::room_version::room_version;
 use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, VerifiedPdu};
 use crate::random;
-use crate::service::events::build::{Draft, EventSigner, draft_object, references};
+use crate::service::events::build::{Draft, EventSigner, check_not_closed, draft_object, references};
 use crate::service::rooms::Rooms;
 use crate::store::rooms::append::{Append, Current};
 use crate::store::rooms::state::StateRef;
@@ -142,6 +142,7 @@ pub(super) fn append_room(
     pdus: &[VerifiedPdu],
 ) -> Result<Option<Room>> {
     let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
+    check_not_closed(tx, create.sender().as_str())?;
     if tx.room(create.room_id())?.is_some() {
         return Ok(None);
     }
