@@ -5,23 +5,33 @@ use super::Homeserver;
 use crate::error::Result;
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
+use crate::service::accounts::check_not_last_admin;
+use crate::service::accounts::passwords::PasswordProof;
 
 impl Homeserver {
     /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown
     /// redacted to those who come later (see `service/events/erasure.rs`), and what else there is of it is deleted.
     pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
+        self.accounts().close(user, erase, |_, _| Ok(()))?;
+        self.leave_all_rooms(user)
+    }
+
+    /// The same for who has proved that the account is theirs. Errors: 403 `M_FORBIDDEN` if the password is theirs no more.
+    pub fn deactivate_own(&self, proof: &PasswordProof, erase: bool) -> Result<()> {
+        let user = proof.user();
         if self.store.read(|db| db.is_last_admin(user))? {
             log::warn!(
                 "{user}, the only administrator, closes the account: `doorstep user admin` makes another"
             );
         }
-        self.accounts().close(user, erase, false)?;
+        let proved = proof.clone();
+        self.accounts().close(user, erase, move |db, _| proved.check(db))?;
         self.leave_all_rooms(user)
     }
 
     /// The same for an administrator. Errors: 403 `M_FORBIDDEN` for the only administrator there is.
     pub(super) fn deactivate_by_admin(&self, user: &UserId, erase: bool) -> Result<()> {
-        self.accounts().close(user, erase, true)?;
+        self.accounts().close(user, erase, check_not_last_admin)?;
         self.leave_all_rooms(user)
     }
 
@@ -49,5 +59,48 @@ impl Homeserver {
             tx.delete_pending_media_of(&user)?;
             tx.deactivated_user_left(&user)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::error::ErrCode;
+    use crate::protocol::{RoomId, ServerName, UserId};
+    use crate::service::membership::JoinTarget;
+    use crate::service::rooms::create::CreateRoom;
+    use crate::testing::TestServer;
+
+    #[test]
+    fn what_a_user_had_begun_brings_them_into_no_room_once_their_account_is_closed() {
+        let (here, there) = TestServer::pair();
+        let (alice, bob, carol) = (here.user("alice"), here.user("bob"), there.user("carol"));
+        let public = json!({ "preset": "public_chat" });
+        let knocking = json!({ "initial_state": [
+            { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }] });
+        let rooms = [
+            (alice.create_room_with(public.clone()), alice.create_room_with(knocking.clone()), here.name()),
+            (carol.create_room_with(public), carol.create_room_with(knocking), there.name()),
+        ];
+        let hs = here.homeserver();
+        let user = UserId::parse(bob.id()).unwrap();
+        hs.deactivate(&user, false).unwrap();
+        // As requests do that were let in before, and are done after it has left everything.
+        for (open, knockable, via) in &rooms {
+            let target = |room: &str| JoinTarget {
+                room_id: RoomId::parse(room).unwrap(),
+                via: vec![ServerName::parse(via).unwrap()],
+            };
+            let joined = hs.membership().join(&user, &target(open), None).unwrap_err();
+            assert_eq!(joined.errcode(), ErrCode::Forbidden, "{joined}");
+            let knocked = hs.membership().knock(&user, &target(knockable), None).unwrap_err();
+            assert_eq!(knocked.errcode(), ErrCode::Forbidden, "{knocked}");
+        }
+        let request: CreateRoom = serde_json::from_value(json!({})).unwrap();
+        let made = hs.rooms().create_room(&user, &request).unwrap_err();
+        assert_eq!(made.errcode(), ErrCode::Forbidden, "{made}");
+        assert!(hs.admin().memberships_of(&user).unwrap().is_empty());
+        assert!(hs.store.read(|db| db.rooms_dealt_with_from_outside(&user)).unwrap().is_empty());
     }
 }

@@ -337,6 +337,14 @@ fn the_shared_secret_makes_accounts_and_without_it_the_endpoint_does_not_exist()
         200
     );
     refused(post("sesame", &used, "bob", false), 400, "M_INVALID_PARAM");
+    // What was signed for a user of some type says nothing else in another body.
+    let nonce_of_type = nonce();
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, b"sesame");
+    let signed = format!("{nonce_of_type}\0eve\0pw\0notadmin\0admin");
+    let mac: String =
+        hmac::sign(&key, signed.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    let body = json!({ "nonce": nonce_of_type, "username": "eve", "password": "pw\0notadmin", "admin": true, "mac": mac });
+    refused(request(&server, "POST", PATH, "", body), 400, "M_INVALID_PARAM");
     assert_eq!(request(&server, "POST", LOGIN, "", password_login("alice", "pw")).0, 200);
     let profile = |name: &str| {
         let path = format!("/_matrix/client/v3/profile/@{name}:{}", server.name());

@@ -1,11 +1,15 @@
 //! Accounts and registration tokens by Synapse's admin API, as its tools use it, and who may use it.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use doorstep::TestServer;
 use doorstep::config::Registration;
 use doorstep::internals::{Handler, ROUTES};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
+use crate::common::browser::Browser;
 use crate::common::client::V3;
 
 const V1: &str = "/_synapse/admin/v1";
@@ -455,4 +459,196 @@ fn whoever_asks_is_told_that_the_server_is_there() {
     let (status, answer) = anybody.request("GET", &format!("{V1}/server_version"), None);
     assert!(status == 200 && answer["server_version"].as_str().unwrap().starts_with("Doorstep "), "{answer}");
     assert_eq!(anybody.request("GET", "/health", None).0, 200);
+}
+
+fn account(server: &TestServer, name: &str, password: &str) -> TestUser {
+    server.homeserver().accounts().register_user(name, Some(password)).unwrap();
+    let (status, session) = log_in(server, name, password);
+    assert_eq!(status, 200, "{session}");
+    TestUser::new(
+        server.url(),
+        session["user_id"].as_str().unwrap(),
+        session["access_token"].as_str().unwrap(),
+    )
+}
+
+#[test]
+fn what_was_proved_with_a_password_is_proved_no_more_once_the_account_has_another_or_is_locked() {
+    let server = TestServer::start();
+    let admin = server.user("admin");
+    let bob = account(&server, "bob", "old");
+    let nobody = TestUser::new(server.url(), "", "");
+    // Somebody who knows the old password proves it, for things that they do not do yet.
+    let (change, close) = (format!("{V3}/account/password"), format!("{V3}/account/deactivate"));
+    let proved = |path: &str, password: &str| {
+        let (_, asked) = nobody.request("POST", path, Some(json!({})));
+        let session = asked["session"].as_str().unwrap().to_owned();
+        let who = json!({ "type": "m.id.user", "user": "bob" });
+        let auth = json!({ "type": "m.login.password", "session": session, "identifier": who, "password": password });
+        // What is wanted is not there yet, or cannot be.
+        let body = json!({ "auth": auth, "new_password": "x".repeat(600), "erase": "soon" });
+        let (status, told) = nobody.request("POST", path, Some(body));
+        assert_eq!(status, 400, "{told}");
+        session
+    };
+    let go_on = |path: &str, session: &str| {
+        let body = json!({ "auth": { "session": session }, "new_password": "theirs", "erase": true });
+        nobody.request("POST", path, Some(body))
+    };
+    let reset = |password: &str| {
+        let body = json!({ "new_password": password, "logout_devices": true });
+        done(admin.request("POST", &format!("{V1}/reset_password/bob"), Some(body)));
+    };
+    let standing = |body: Value| done(admin.request("PUT", &format!("{V2}/users/bob"), Some(body)));
+    let sessions = [proved(&change, "old"), proved(&change, "old")];
+    reset("new");
+    refused(bob.request("GET", &format!("{V3}/account/whoami"), None), 401, "M_UNKNOWN_TOKEN");
+    let (status, asked) = go_on(&change, &sessions[0]);
+    assert_eq!((status, &asked["completed"]), (401, &Value::Null), "{asked}");
+    assert_eq!(log_in(&server, "bob", "theirs").0, 403);
+    assert_eq!(log_in(&server, "bob", "new").0, 200);
+    // Nor is it while the account is locked, and a proof of today's password is good.
+    let session = proved(&change, "new");
+    standing(json!({ "locked": true }));
+    assert_eq!(go_on(&change, &session).0, 401);
+    standing(json!({ "locked": false }));
+    let session = proved(&change, "new");
+    assert_eq!(go_on(&change, &session).0, 200);
+    assert_eq!(log_in(&server, "bob", "theirs").0, 200);
+    // Who closes an account for others does it with today's password too.
+    let session = {
+        let (_, asked) = nobody.request("POST", &close, Some(json!({})));
+        let session = asked["session"].as_str().unwrap().to_owned();
+        let who = json!({ "type": "m.id.user", "user": "bob" });
+        let auth = json!({ "type": "m.login.password", "session": session, "identifier": who, "password": "theirs" });
+        let (status, told) = nobody.request("POST", &close, Some(json!({ "auth": auth, "erase": "soon" })));
+        assert_eq!(status, 400, "{told}");
+        session
+    };
+    reset("last");
+    assert_eq!(go_on(&close, &session).0, 401);
+    assert_eq!(log_in(&server, "bob", "last").0, 200);
+}
+
+/// A request whose head is sent now and let in, and whose body is sent later.
+fn begin_request(server: &TestServer, head: &str, body: &str) -> TcpStream {
+    let address = server.url().strip_prefix("http://").unwrap();
+    let mut connection = TcpStream::connect(address).unwrap();
+    let head = format!(
+        "{head}\r\nHost: {address}\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).unwrap();
+    let mut told = [0; 25];
+    connection.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    connection
+}
+
+fn end_request(mut connection: TcpStream, body: &str) -> (u16, String) {
+    connection.write_all(body.as_bytes()).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+}
+
+#[test]
+fn who_sends_a_body_late_is_asked_for_their_rights_when_it_is_there() {
+    let server = TestServer::start();
+    let admin = server.user("admin");
+    let eve = account(&server, "eve", "eve");
+    let set = |to: bool| {
+        done(admin.request("PUT", &format!("{V1}/users/eve/admin"), Some(json!({ "admin": to }))));
+    };
+    let head = |method: &str, path: &str| {
+        format!("{method} {path} HTTP/1.1\r\nAuthorization: Bearer {}", eve.token())
+    };
+    // An administrator who is one no more when the last byte comes.
+    set(true);
+    let body = json!({ "admin": true }).to_string();
+    let begun = begin_request(&server, &head("PUT", &format!("{V1}/users/eve/admin")), &body);
+    let password = json!({ "password": "mine", "admin": true }).to_string();
+    let made = begin_request(&server, &head("PUT", &format!("{V2}/users/another")), &password);
+    let mut browser = Browser::logged_in(server.url(), "eve", "eve");
+    let form = browser.get("/page/accounts").field("form").unwrap().to_owned();
+    let cookies: Vec<String> =
+        browser.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let fields = format!("form={}&user=third&new=third&admin=yes", segment(&form));
+    let page = begin_request(
+        &server,
+        &format!(
+            "POST /page/accounts HTTP/1.1\r\nCookie: {}\r\nSec-Fetch-Site: same-origin\r\n\
+             Content-Type: application/x-www-form-urlencoded",
+            cookies.join("; ")
+        ),
+        &fields,
+    );
+    set(false);
+    let (status, answer) = end_request(begun, &body);
+    assert!(status == 403 && answer.contains("M_FORBIDDEN"), "{answer}");
+    assert_eq!(end_request(made, &password).0, 403);
+    let (status, answer) = end_request(page, &fields);
+    assert!(status == 403 && answer.contains("Only administrators"), "{answer}");
+    assert_eq!(admin.get(&format!("{V1}/users/eve/admin"))["admin"], false);
+    assert_eq!(names(&admin.get(&format!("{V2}/users"))), ["@admin", "@eve"]);
+    // A user who was logged out meanwhile, and one whose account was locked.
+    let room = eve.create_room();
+    let send = format!("{V3}/rooms/{}/send/m.room.message/", segment(&room));
+    let message = json!({ "msgtype": "m.text", "body": "late" }).to_string();
+    let locked = begin_request(&server, &head("PUT", &format!("{send}1")), &message);
+    let out = begin_request(&server, &head("PUT", &format!("{send}2")), &message);
+    let lock =
+        |to: bool| done(admin.request("PUT", &format!("{V2}/users/eve"), Some(json!({ "locked": to }))));
+    lock(true);
+    let (status, answer) = end_request(locked, &message);
+    assert!(status == 401 && answer.contains("M_USER_LOCKED"), "{answer}");
+    lock(false);
+    done(admin.request("POST", &format!("{V1}/deactivate/eve"), Some(json!({}))));
+    let (status, answer) = end_request(out, &message);
+    assert!(status == 401 && answer.contains("M_UNKNOWN_TOKEN"), "{answer}");
+}
+
+#[test]
+fn of_a_change_that_cannot_be_made_as_a_whole_nothing_is_made() {
+    let server = TestServer::start();
+    let admin = server.user("admin");
+    account(&server, "bob", "bob");
+    server.homeserver().accounts().register_user("suspended", Some("x")).unwrap();
+    done(admin.request("PUT", &format!("{V1}/suspend/suspended"), Some(json!({ "suspend": true }))));
+    let guest = TestUser::new(server.url(), "", "")
+        .request("POST", &format!("{V3}/register?kind=guest"), Some(json!({})))
+        .1;
+    let guest = guest["user_id"].as_str().unwrap_or_default().to_owned();
+    let mut changes = vec![
+        ("bob", json!({ "admin": true, "password": "x".repeat(513) }), 400, "M_WEAK_PASSWORD"),
+        ("bob", json!({ "admin": true, "locked": true }), 400, "M_UNKNOWN"),
+        ("bob", json!({ "avatar_url": "x".repeat(1001) }), 400, "M_INVALID_PARAM"),
+        ("bob", json!({ "deactivated": true, "locked": true }), 400, "M_UNKNOWN"),
+        ("suspended", json!({ "password": "new", "admin": true }), 400, "M_UNKNOWN"),
+        ("admin", json!({ "password": "new", "locked": true }), 403, "M_FORBIDDEN"),
+        ("admin", json!({ "password": "new", "deactivated": true }), 403, "M_FORBIDDEN"),
+    ];
+    if !guest.is_empty() {
+        changes.push((&guest, json!({ "password": "new" }), 400, "M_UNKNOWN"));
+    }
+    for (user, mut change, status, errcode) in changes {
+        let path = format!("{V2}/users/{}", segment(user));
+        let before = admin.get(&path);
+        change["displayname"] = json!("half");
+        refused(admin.request("PUT", &path, Some(change)), status, errcode);
+        let mut after = admin.get(&path);
+        after["last_seen_ts"] = before["last_seen_ts"].clone();
+        assert_eq!(after, before);
+    }
+    assert_eq!(log_in(&server, "suspended", "x").0, 200);
+    // Nor is an account made with a part of it, and its name is the same in every case.
+    let path = format!("{V2}/users/{}", segment(&format!("@New:{}", server.name())));
+    let wrong = json!({ "password": "x", "avatar_url": "x".repeat(1001) });
+    refused(admin.request("PUT", &path, Some(wrong)), 400, "M_INVALID_PARAM");
+    refused(admin.request("GET", &path, None), 404, "M_NOT_FOUND");
+    let whole = json!({ "password": "x", "avatar_url": "mxc://x/y" });
+    let (status, made) = admin.request("PUT", &path, Some(whole.clone()));
+    assert_eq!((status, &made["avatar_url"]), (201, &json!("mxc://x/y")), "{made}");
+    assert_eq!(made["name"], format!("@new:{}", server.name()));
+    assert_eq!(admin.request("PUT", &path, Some(whole)).0, 200);
 }

@@ -11,7 +11,7 @@ use crate::protocol::UserId;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
 use crate::service::accounts::moderation::Administrator;
-use crate::service::admin::accounts::{AccountChange, AccountsPage};
+use crate::service::admin::accounts::{AccountChange, AccountsPage, check_profile};
 use crate::store::accounts::listed::{AccountFilter, AccountOrder};
 
 /// How many accounts a page has if nothing is said.
@@ -111,6 +111,7 @@ pub fn put(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Re
     if hs.store.read(|db| db.account(&user))?.is_some() {
         return Ok(Reply::json(&hs.admin().change_account(admin, &user, &change)?));
     }
+    check_profile(change.displayname.as_deref(), change.avatar_url.as_deref())?;
     let new = NewAccount {
         localpart: Some(user.localpart()),
         password: change.password.as_deref(),

@@ -130,14 +130,10 @@ pub fn end(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -> Result<
 pub fn change_password(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -> Result<Reply> {
     let from = visit.request.client_ip();
     let changed = new_password(visit).and_then(|new| {
-        hs.accounts().check_own_password(&user.user_id, visit.field("password"), from)?;
+        let proof = hs.accounts().check_own_password(&user.user_id, visit.field("password"), from)?;
         let keep = Some(user.device_id.as_deref());
-        hs.accounts().set_password(
-            &user.user_id,
-            new,
-            keep.filter(|_| visit.field("others") == "yes"),
-            Some(from),
-        )
+        let keep = keep.filter(|_| visit.field("others") == "yes");
+        hs.accounts().change_password(&proof, new, keep, from)
     });
     match changed {
         Ok(()) => Ok(see("/page/sessions?done=password")),

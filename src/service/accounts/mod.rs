@@ -34,6 +34,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
 use crate::service::accounts::page_sessions::no_first_token;
+use crate::service::accounts::passwords::PasswordProof;
 use crate::service::accounts::profile::checked_display_name;
 use crate::service::accounts::sessions::{Login, NewLogin};
 use crate::service::devices::device_lists::tell_of_devices;
@@ -178,20 +179,44 @@ impl Accounts<'_> {
         self.store.write(move |tx| tx.put_registration_token(&token))
     }
 
-    /// Sets a password for somebody at an address (none: on this machine). With `log_out_except`, all devices of the
-    /// user but that one are logged out. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED` if too many passwords
-    /// are being worked on.
-    pub fn set_password(
+    /// Sets a user's password, whatever it was. With `log_out`, all their devices are logged out. Errors: 400
+    /// `M_WEAK_PASSWORD`; 403 `M_FORBIDDEN` for an account that was closed meanwhile.
+    pub fn set_password(&self, user: &UserId, password: &str, log_out: bool) -> Result<()> {
+        self.put_password(user, password, log_out.then_some(None), None, |db, user| {
+            match db.is_active_user(user)? {
+                true => Ok(()),
+                false => Err(Error::forbidden("This account was closed")),
+            }
+        })
+    }
+
+    /// Replaces the password that somebody at an address has proved to know. With `log_out_except`, all devices of the user but
+    /// that one are logged out. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED` if too many passwords are being worked on,
+    /// 403 `M_FORBIDDEN` if it is their password no more.
+    pub fn change_password(
+        &self,
+        proof: &PasswordProof,
+        password: &str,
+        log_out_except: Option<Option<&str>>,
+        from: IpAddr,
+    ) -> Result<()> {
+        let proved = proof.clone();
+        self.put_password(proof.user(), password, log_out_except, Some(from), move |db, _| proved.check(db))
+    }
+
+    fn put_password(
         &self,
         user: &UserId,
         password: &str,
         log_out_except: Option<Option<&str>>,
         from: Option<IpAddr>,
+        allowed: impl FnOnce(&Db<'_>, &UserId) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let hash = self.hash_password(password, from)?;
         let user = user.clone();
         let keep = log_out_except.map(|keep| keep.map(str::to_owned));
         self.store.write(move |tx| {
+            allowed(tx, &user)?;
             tx.set_password(&user, &hash)?;
             match keep {
                 Some(keep) => {
@@ -204,19 +229,17 @@ impl Accounts<'_> {
     }
 
     /// Closes an account for good. Its name stays taken. With `erase`, what it sent is shown redacted to those who come
-    /// later (see `service/events/erasure.rs`), and what else there is of it is deleted. With `not_the_last_admin`, errors: as
-    /// [`check_not_last_admin`].
+    /// later (see `service/events/erasure.rs`), and what else there is of it is deleted. Errors: those of `allowed`, which is
+    /// asked in the transaction.
     pub(in crate::service) fn close(
         &self,
         user: &UserId,
         erase: bool,
-        not_the_last_admin: bool,
+        allowed: impl FnOnce(&Db<'_>, &UserId) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let closed = user.clone();
         self.store.write(move |tx| {
-            if not_the_last_admin {
-                check_not_last_admin(tx, &closed)?;
-            }
+            allowed(tx, &closed)?;
             let gone = tx.deactivate(&closed)?;
             if erase {
                 tx.erase(&closed)?;
@@ -280,7 +303,8 @@ mod tests {
         let hs = homeserver(Registration::Open);
         let (alice, _) = hs.accounts().register_user("alice", Some("open sesame")).unwrap();
         let (bob, _) = hs.accounts().register_user("bob", None).unwrap();
-        assert!(hs.accounts().check_password(&alice, "open sesame", None).unwrap().admin);
+        let proof = hs.accounts().check_password(&alice, "open sesame", None).unwrap();
+        assert_eq!(proof.user(), &alice);
         let nobody = UserId::parse("@nobody:example.org").unwrap();
         for (user, password) in [(&alice, "open sesam"), (&alice, ""), (&bob, ""), (&nobody, "open sesame")] {
             assert_eq!(

@@ -121,9 +121,17 @@ fn moderated(db: &Db<'_>, user: &UserId) -> Result<Account> {
     if !db.is_local(user.as_str()) {
         return Err(Error::invalid_param("User does not belong to the local server."));
     }
-    let account = db.account(user)?.filter(|account| !account.deactivated).ok_or_else(no_user)?;
-    if account.admin {
-        return Err(Error::forbidden("This user is an administrator of this server."));
-    }
+    let account = db.account(user)?.ok_or_else(no_user)?;
+    check_moderated(&account, account.admin)?;
     Ok(account)
+}
+
+/// Whether an account may be locked or suspended, or that be undone, while its user is an administrator or is none. Errors: 404
+/// `M_NOT_FOUND` for one that was closed, 403 `M_FORBIDDEN` for an administrator's.
+pub(in crate::service) fn check_moderated(account: &Account, is_admin: bool) -> Result<()> {
+    match (account.deactivated, is_admin) {
+        (true, _) => Err(no_user()),
+        (false, true) => Err(Error::forbidden("This user is an administrator of this server.")),
+        (false, false) => Ok(()),
+    }
 }

@@ -7,6 +7,7 @@ use super::token_hash;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
+use crate::service::accounts::passwords::PasswordProof;
 use crate::service::accounts::sessions::{Login, NewLogin};
 use crate::service::accounts::{Accounts, NewAccount};
 use crate::service::devices::device_lists::tell_of_devices;
@@ -30,8 +31,8 @@ impl Accounts<'_> {
         last_token: Option<&str>,
         from: IpAddr,
     ) -> Result<Login> {
-        let account = self.check_password(user, password, Some(from))?;
-        let user = account.user_id;
+        let proof = self.check_password(user, password, Some(from))?;
+        let user = proof.user().clone();
         let now = self.clock.now_ms();
         let last = match last_token {
             Some(token) => self.store.session(&token_hash(token))?,
@@ -47,7 +48,8 @@ impl Accounts<'_> {
             }
             tell_of_devices(tx, &owner, &gone)
         })?;
-        self.log_in_with(&user, &page_login(last.as_ref().map(|last| last.device_id.as_str()), from))
+        let login = page_login(last.as_ref().map(|last| last.device_id.as_str()), from);
+        self.log_in_with(&user, &NewLogin { proof: Some(&proof), ..login })
     }
 
     /// Makes the first account, the administrator's, with the one-time token that was printed at the start, and logs it in on
@@ -77,8 +79,8 @@ impl Accounts<'_> {
     }
 
     /// Checks the password of a user who has shown that they are logged in. Errors: as [`Accounts::check_password`].
-    pub fn check_own_password(&self, user: &UserId, password: &str, from: IpAddr) -> Result<()> {
-        self.check_password_of(user, password, Some(from), true).map(drop)
+    pub fn check_own_password(&self, user: &UserId, password: &str, from: IpAddr) -> Result<PasswordProof> {
+        self.check_password_of(user, password, Some(from), true)
     }
 }
 

@@ -8,6 +8,7 @@
 //! account.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use crate::protocol::UserId;
 use crate::random;
 use crate::service::accounts::Accounts;
 use crate::service::accounts::moderation::locked;
+use crate::store::Db;
 use crate::store::accounts::Account;
 
 /// The work for one password: 19 MiB and two passes, which a Raspberry Pi does in a fraction of a second. (The least
@@ -45,6 +47,45 @@ pub struct Passwords {
 
 fn come_back_in(ms: Millis, message: &'static str) -> Error {
     Error::new(ErrCode::LimitExceeded, message).with_field("retry_after_ms", ms.max(1))
+}
+
+/// That somebody knew the password of an account. It proves nothing any more once the account has another one, is locked or was
+/// closed: a password is reset to keep out who knows the old one, and what they had begun with it.
+#[derive(Clone)]
+pub struct PasswordProof {
+    user: UserId,
+    /// As it was kept then. None is kept twice in the same form.
+    hash: String,
+}
+
+/// Not the hash, which is a secret.
+impl fmt::Debug for PasswordProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the password of {}", self.user)
+    }
+}
+
+impl PasswordProof {
+    /// Whose password it was.
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// Whether it is their password still. What is done because of it asks in its own transaction.
+    pub(in crate::service) fn is_good(&self, db: &Db<'_>) -> Result<bool> {
+        let account =
+            db.account(&self.user)?.filter(|account| !account.deactivated && !account.standing.locked);
+        Ok(account.is_some_and(|account| account.password.as_ref() == Some(&self.hash)))
+    }
+
+    /// Errors: 403 `M_FORBIDDEN`, as for a wrong password.
+    pub(in crate::service) fn check(&self, db: &Db<'_>) -> Result<()> {
+        if self.is_good(db)? { Ok(()) } else { Err(wrong_password()) }
+    }
+}
+
+fn wrong_password() -> Error {
+    Error::forbidden("Wrong user name or password")
 }
 
 // ----- one at a time -----
@@ -318,7 +359,12 @@ impl Accounts<'_> {
     /// whether or not there is such an account. Errors: 403 `M_FORBIDDEN` if it is not theirs, or there is no such
     /// account, or it is deactivated; 401 `M_USER_LOCKED`; 429 `M_LIMIT_EXCEEDED` after too many failures, or if too many are being
     /// checked.
-    pub fn check_password(&self, user: &UserId, password: &str, from: Option<IpAddr>) -> Result<Account> {
+    pub fn check_password(
+        &self,
+        user: &UserId,
+        password: &str,
+        from: Option<IpAddr>,
+    ) -> Result<PasswordProof> {
         self.check_password_of(user, password, from, false)
     }
 
@@ -330,7 +376,7 @@ impl Accounts<'_> {
         password: &str,
         from: Option<IpAddr>,
         holder: bool,
-    ) -> Result<Account> {
+    ) -> Result<PasswordProof> {
         let from = from.filter(|_| self.config.rate_limits);
         let (account, devices) = self.store.read(|db| Ok((db.account(user)?, db.devices(user)?)))?;
         let attempt = match from {
@@ -358,19 +404,18 @@ impl Accounts<'_> {
                 return Err(full);
             }
         };
-        match account {
-            Some(account) if right && account.password.is_some() && !account.deactivated => {
-                if let Some(attempt) = attempt {
-                    attempt.did_not_fail();
-                }
-                // Only who knows the password is told.
-                if account.standing.locked {
-                    return Err(locked());
-                }
-                Ok(account)
-            }
-            _ => Err(Error::forbidden("Wrong user name or password")),
+        let account = account.filter(|account| right && !account.deactivated);
+        let Some(Account { user_id, password: Some(hash), standing, .. }) = account else {
+            return Err(wrong_password());
+        };
+        if let Some(attempt) = attempt {
+            attempt.did_not_fail();
         }
+        // Only who knows the password is told.
+        if standing.locked {
+            return Err(locked());
+        }
+        Ok(PasswordProof { user: user_id, hash })
     }
 
     /// The hash of a new password, for somebody at an address (none: on this machine). Errors: 400 `M_WEAK_PASSWORD`,
@@ -396,7 +441,7 @@ impl Accounts<'_> {
 }
 
 /// Errors: 400 `M_WEAK_PASSWORD` for what cannot be a password.
-fn check_strength(password: &str) -> Result<()> {
+pub(in crate::service) fn check_strength(password: &str) -> Result<()> {
     match password.len() {
         1..=PASSWORD_BYTES_MAX => Ok(()),
         _ => Err(Error::new(ErrCode::WeakPassword, "A password has 1 to 512 bytes")),

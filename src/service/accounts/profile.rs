@@ -73,9 +73,7 @@ impl Accounts<'_> {
         check_field(field)?;
         if let Some(max) = text_chars_max(field) {
             let text = value.as_str().ok_or_else(|| Error::bad_json(format!("{field} must be a string")))?;
-            if text.chars().count() > max {
-                return Err(Error::invalid_param(format!("{field} may have at most {max} characters")));
-            }
+            check_length(field, text, max)?;
             if text.is_empty() {
                 return self.delete_profile_field(user, field);
             }
@@ -180,12 +178,20 @@ impl Accounts<'_> {
 
 /// A display name for a new account; an empty one is none. Errors: 400 `M_INVALID_PARAM` if it is too long.
 pub(in crate::service) fn checked_display_name(name: &str) -> Result<Option<&str>> {
-    if name.chars().count() > NAME_CHARS_MAX {
-        return Err(Error::invalid_param(format!(
-            "displayname may have at most {NAME_CHARS_MAX} characters"
-        )));
-    }
+    check_text("displayname", name)?;
     Ok(Some(name).filter(|name| !name.is_empty()))
+}
+
+/// Whether a name or an avatar is short enough. Errors: 400 `M_INVALID_PARAM`.
+pub(in crate::service) fn check_text(field: &str, text: &str) -> Result<()> {
+    text_chars_max(field).map_or(Ok(()), |max| check_length(field, text, max))
+}
+
+fn check_length(field: &str, text: &str, max: usize) -> Result<()> {
+    match text.chars().count() <= max {
+        true => Ok(()),
+        false => Err(Error::invalid_param(format!("{field} may have at most {max} characters"))),
+    }
 }
 
 /// The two fields that rooms are told of, with the most characters that they may have.

@@ -9,6 +9,7 @@ use crate::protocol::UserId;
 use crate::random;
 use crate::service::accounts::Accounts;
 use crate::service::accounts::moderation::locked;
+use crate::service::accounts::passwords::PasswordProof;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_devices};
 use crate::store::Tx;
 use crate::store::accounts::devices::{NewSession, Session};
@@ -52,6 +53,8 @@ pub struct NewLogin<'a> {
     pub life_ms: Option<Millis>,
     /// The client's address, the first that is noted of the device; none: it is not known.
     pub from: Option<IpAddr>,
+    /// The password by which the user logs in; none: it is not by a password.
+    pub proof: Option<&'a PasswordProof>,
 }
 
 impl NewLogin<'_> {
@@ -66,6 +69,7 @@ impl NewLogin<'_> {
             display_name: self.display_name.map(checked_device_name).transpose()?,
             tokens: Tokens::new(self.refreshable, self.life_ms),
             seen: self.from.map(|ip| (now, ip.to_canonical().to_string())),
+            proof: self.proof.cloned(),
             now,
         })
     }
@@ -79,12 +83,13 @@ pub(in crate::service) struct PreparedLogin {
     tokens: Tokens,
     /// When and where from the device is seen by logging in.
     seen: Option<(Millis, String)>,
+    proof: Option<PasswordProof>,
     now: Millis,
 }
 
 impl PreparedLogin {
-    /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has too
-    /// many devices, and for the name of a cross-signing key.
+    /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has another password
+    /// by now, or too many devices, and for the name of a cross-signing key.
     pub(in crate::service) fn begin(&self, tx: &mut Tx<'_>, owner: &UserId) -> Result<()> {
         // The user may have been deactivated or locked since the password was checked.
         let account = tx.account(owner)?.filter(|account| !account.deactivated);
@@ -92,6 +97,7 @@ impl PreparedLogin {
         if account.standing.locked {
             return Err(locked());
         }
+        self.proof.iter().try_for_each(|proof| proof.check(tx))?;
         let device = &self.device_id;
         let is_new = tx.device(owner, device)?.is_none();
         if is_new {
@@ -307,6 +313,28 @@ mod tests {
         let device = hs.store.read(|db| db.device(&alice, "PHONE")).unwrap().unwrap();
         assert_eq!(device.display_name.as_deref(), Some("my phone"));
         assert_eq!(device.last_seen_ip.as_deref(), Some("127.0.0.1"));
+    }
+
+    #[test]
+    fn who_proved_a_password_before_it_was_reset_is_not_logged_in_by_it_and_sets_no_other() {
+        let hs = homeserver();
+        let (alice, _) = hs.accounts().register_user("alice", Some("old")).unwrap();
+        // As it is with who waits in the line for passwords meanwhile.
+        let proof = hs.accounts().check_password(&alice, "old", None).unwrap();
+        hs.accounts().set_password(&alice, "old", true).unwrap();
+        let login = NewLogin { proof: Some(&proof), ..NewLogin::default() };
+        assert_eq!(hs.accounts().log_in_with(&alice, &login).unwrap_err().errcode(), ErrCode::Forbidden);
+        let changed = hs.accounts().change_password(&proof, "new", None, HERE);
+        assert_eq!(changed.unwrap_err().errcode(), ErrCode::Forbidden);
+        assert_eq!(hs.deactivate_own(&proof, false).unwrap_err().errcode(), ErrCode::Forbidden);
+        assert_eq!(hs.store.read(|db| db.count_devices(&alice)).unwrap(), 0);
+        let proof = hs.accounts().check_password(&alice, "old", None).unwrap();
+        assert!(!format!("{proof:?}").contains("argon2"));
+        let login = NewLogin { proof: Some(&proof), ..NewLogin::default() };
+        hs.accounts().log_in_with(&alice, &login).unwrap();
+        hs.accounts().change_password(&proof, "new", None, HERE).unwrap();
+        hs.deactivate(&alice, false).unwrap();
+        assert_eq!(hs.accounts().set_password(&alice, "x", true).unwrap_err().errcode(), ErrCode::Forbidden);
     }
 
     #[test]

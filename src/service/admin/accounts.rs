@@ -5,12 +5,14 @@ use serde_json::{Value, json};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
-use crate::service::accounts::moderation::Administrator;
+use crate::service::accounts::moderation::{Administrator, check_moderated};
+use crate::service::accounts::passwords::check_strength;
+use crate::service::accounts::profile::check_text;
 use crate::service::accounts::{NewAccount, check_not_last_admin};
 use crate::service::admin::Admin;
-use crate::store::Tx;
 use crate::store::accounts::listed::{AccountFilter, AccountOrder, ListedAccount};
 use crate::store::accounts::{Account, Standing};
+use crate::store::{Db, Tx};
 
 /// Most accounts of one page.
 const PAGE_MAX: i64 = 1000;
@@ -50,18 +52,20 @@ pub struct AccountChange {
 }
 
 impl Admin<'_> {
-    /// The user whom somebody names by their id, or by its localpart. Errors: 400 `M_INVALID_PARAM` for what is neither; 400
+    /// The user whom somebody names by their id, or by its localpart, in whatever case: none of ours has capitals. Errors: 400 `M_INVALID_PARAM` for what is neither; 400
     /// `M_UNKNOWN` for another server's user.
     pub fn named_user(&self, name: &str) -> Result<UserId> {
-        let user = match name.starts_with('@') {
-            true => UserId::parse(name)?,
-            false => UserId::parse(&format!("@{}:{}", name.to_ascii_lowercase(), self.server_name()))?,
+        let localpart = match name.starts_with('@') {
+            true => {
+                let user = UserId::parse(name)?;
+                if !self.is_local(&user) {
+                    return Err(wrong("This endpoint is for users of this server only"));
+                }
+                user.localpart().to_ascii_lowercase()
+            }
+            false => name.to_ascii_lowercase(),
         };
-        if self.is_local(&user) {
-            Ok(user)
-        } else {
-            Err(wrong("This endpoint is for users of this server only"))
-        }
+        UserId::parse(&format!("@{localpart}:{}", self.server_name()))
     }
 
     /// The account of a user of this server, closed or not. Errors: 404 `M_NOT_FOUND`.
@@ -123,18 +127,7 @@ impl Admin<'_> {
     ) -> Result<Value> {
         let account = self.account(user)?;
         let close = change.deactivated == Some(true) && !account.deactivated;
-        if account.deactivated && change.deactivated == Some(false) {
-            return Err(wrong("An account that was deactivated stays so: its keys and rooms are gone"));
-        }
-        if account.deactivated && change.password.is_some() {
-            return Err(wrong("This account was deactivated"));
-        }
-        if close && change.locked == Some(true) {
-            return Err(wrong("A user can't be deactivated and locked"));
-        }
-        if change.admin == Some(false) {
-            check_demotion(admin, user)?;
-        }
+        self.store.read(|db| check_change(db, admin, &account, change))?;
         for (field, value) in [("displayname", &change.displayname), ("avatar_url", &change.avatar_url)] {
             if let Some(value) = value {
                 self.accounts().set_profile_field(user, field, value.as_str().into())?;
@@ -173,10 +166,8 @@ impl Admin<'_> {
         logout_devices: bool,
     ) -> Result<()> {
         let account = self.account(user)?;
-        if account.deactivated || account.standing.guest {
-            return Err(wrong("This account was deactivated, or is a guest's, and has no password"));
-        }
-        self.accounts().set_password(user, password, logout_devices.then_some(None), None)?;
+        check_new_password(&account, password)?;
+        self.accounts().set_password(user, password, logout_devices)?;
         log::info!("{admin} has set a new password of {user}");
         Ok(())
     }
@@ -196,10 +187,9 @@ impl Admin<'_> {
         let changed = user.clone();
         self.store.write(move |tx: &mut Tx<'_>| {
             let account = tx.account(&changed)?.ok_or_else(no_user)?;
-            if !to {
-                check_not_last_admin(tx, &changed)?;
-            } else if account.deactivated || account.standing != Standing::default() {
-                return Err(wrong("This account was deactivated, is locked or suspended, or is a guest's"));
+            match to {
+                true => check_promotion(&account, account.standing)?,
+                false => check_not_last_admin(tx, &changed)?,
             }
             tx.set_admin(&changed, to)
         })?;
@@ -273,6 +263,58 @@ fn wrong(message: &'static str) -> Error {
 /// Errors: 400 `M_UNKNOWN`.
 fn check_demotion(admin: &Administrator, user: &UserId) -> Result<()> {
     if admin.user_id() == Some(user) { Err(wrong("You may not demote yourself.")) } else { Ok(()) }
+}
+
+/// Errors: 400 `M_UNKNOWN` for who could not do what administrators do, and could not be helped by them any more.
+fn check_promotion(account: &Account, standing: Standing) -> Result<()> {
+    if account.deactivated || standing != Standing::default() {
+        return Err(wrong("This account was deactivated, is locked or suspended, or is a guest's"));
+    }
+    Ok(())
+}
+
+/// Errors: 400 `M_UNKNOWN` for an account that has no password; 400 `M_WEAK_PASSWORD`.
+fn check_new_password(account: &Account, password: &str) -> Result<()> {
+    if account.deactivated || account.standing.guest {
+        return Err(wrong("This account was deactivated, or is a guest's, and has no password"));
+    }
+    check_strength(password)
+}
+
+/// Whether all of a change can be: nobody is given half of what was asked for. Errors: those of its parts.
+fn check_change(db: &Db<'_>, by: &Administrator, account: &Account, change: &AccountChange) -> Result<()> {
+    let user = &account.user_id;
+    let close = change.deactivated == Some(true) && !account.deactivated;
+    if account.deactivated && change.deactivated == Some(false) {
+        return Err(wrong("An account that was deactivated stays so: its keys and rooms are gone"));
+    }
+    if close && change.locked == Some(true) {
+        return Err(wrong("A user can't be deactivated and locked"));
+    }
+    check_profile(change.displayname.as_deref(), change.avatar_url.as_deref())?;
+    if change.admin == Some(false) {
+        check_demotion(by, user)?;
+    }
+    let standing = Standing { locked: change.locked.unwrap_or(account.standing.locked), ..account.standing };
+    let is_admin = change.admin.unwrap_or(account.admin);
+    if is_admin && !account.admin {
+        // With a lock that comes at the same time they would be both.
+        check_promotion(account, standing)?;
+    }
+    if !is_admin && account.admin || close {
+        check_not_last_admin(db, user)?;
+    }
+    if standing.locked != account.standing.locked {
+        // A lock is lifted before somebody becomes an administrator, and put once they are none.
+        check_moderated(account, if standing.locked { is_admin } else { account.admin })?;
+    }
+    change.password.iter().try_for_each(|password| check_new_password(account, password))
+}
+
+/// Errors: 400 `M_INVALID_PARAM` for what is too long.
+pub fn check_profile(displayname: Option<&str>, avatar_url: Option<&str>) -> Result<()> {
+    let fields = [("displayname", displayname), ("avatar_url", avatar_url)];
+    fields.iter().filter_map(|(field, text)| Some((field, (*text)?))).try_for_each(|(f, t)| check_text(f, t))
 }
 
 /// An account as Synapse's lists have it. What this server has nothing of is null or false.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::interactive::{interactively, with_password};
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request, Requester};
-use crate::protocol::UserId;
 use crate::service::Homeserver;
 use crate::service::accounts::interactive_auth::Proof;
+use crate::service::accounts::passwords::PasswordProof;
 
 /// `GET /_matrix/client/v3/account/whoami`
 pub fn whoami(_hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
@@ -43,12 +43,10 @@ pub fn change_password(
     let keep = requester.and_then(|r| r.device_id.as_deref());
     let change = |(new, log_out): (Option<String>, bool), proof: &Proof| {
         let new = new.ok_or_else(|| Error::missing_param("Missing new_password"))?;
-        hs.accounts().set_password(
-            proved_user(proof)?,
-            &new,
-            log_out.then_some(keep),
-            Some(request.client_ip()),
-        )?;
+        let from = request.client_ip();
+        let changed =
+            hs.accounts().change_password(proved_password(proof)?, &new, log_out.then_some(keep), from);
+        changed.map_err(asked_anew)?;
         Ok(json!({}))
     };
     let params = request.json_object_or_empty()?;
@@ -63,7 +61,7 @@ pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Re
         Some(_) => Err(Error::bad_json("erase must be true or false")),
     };
     let close = |erase: bool, proof: &Proof| {
-        hs.deactivate(proved_user(proof)?, erase)?;
+        hs.deactivate_own(proved_password(proof)?, erase).map_err(asked_anew)?;
         // We have no third-party identifiers, so that nothing was left bound.
         Ok(json!({ "id_server_unbind_result": "success" }))
     };
@@ -71,6 +69,11 @@ pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Re
     interactively(hs, request, requester, &with_password("deactivate"), params, read, close)
 }
 
-fn proved_user(proof: &Proof) -> Result<&UserId> {
-    proof.user.as_ref().ok_or_else(|| Error::internal("a password proof without a user"))
+fn proved_password(proof: &Proof) -> Result<&PasswordProof> {
+    proof.password.as_ref().ok_or_else(|| Error::internal("a deed without the password that it takes"))
+}
+
+/// Whose password became another one at that very moment is asked for it once more.
+fn asked_anew(error: Error) -> Error {
+    if error.errcode() == ErrCode::Forbidden { error.with_status(401) } else { error }
 }

@@ -57,8 +57,8 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.
         let wrong = || Error::forbidden("Wrong user name or password");
         let user = user_of_identifier(&object, hs.server_name().as_str()).ok_or_else(wrong)?;
-        let account = hs.accounts().check_password(&user, password, new.from)?;
-        hs.accounts().log_in_with(&account.user_id, &new)?
+        let proof = hs.accounts().check_password(&user, password, new.from)?;
+        hs.accounts().log_in_with(proof.user(), &NewLogin { proof: Some(&proof), ..new })?
     };
     Ok(Reply::json(&login_answer(hs, &login)))
 }

@@ -155,6 +155,11 @@ pub fn shared_secret_register(hs: &Arc<Homeserver>, request: &Request) -> Result
     if !hs.accounts().use_registration_nonce(&body.nonce) {
         return Err(Error::invalid_param("Unknown or used nonce"));
     }
+    // With one of these in them, what was signed could be read in another way: of a password, that it makes an administrator.
+    let user_type = body.user_type.as_deref().unwrap_or_default();
+    if [body.username.as_str(), &body.password, user_type].iter().any(|text| text.contains('\0')) {
+        return Err(Error::invalid_param("Names and passwords have no zero bytes"));
+    }
     let admin = if body.admin { "admin" } else { "notadmin" };
     let mut signed = [body.nonce.as_str(), &body.username, &body.password, admin].join("\0");
     if let Some(user_type) = &body.user_type {

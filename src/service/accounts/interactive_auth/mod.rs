@@ -35,6 +35,7 @@ use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::protocol::json::parse_object;
 use crate::random;
+use crate::service::accounts::passwords::PasswordProof;
 use crate::service::accounts::{Accounts, token_hash};
 
 /// How long a client has from its first request to the last stage.
@@ -69,8 +70,8 @@ pub struct UiaClient<'a> {
 /// What was proved.
 #[derive(Clone)]
 pub struct Proof {
-    /// The user whose password was given.
-    pub user: Option<UserId>,
+    /// The password that was given.
+    pub password: Option<PasswordProof>,
     /// The registration token that was given.
     pub registration_token: Option<String>,
 }
@@ -113,7 +114,9 @@ impl Accounts<'_> {
         let auth = auth.as_ref().filter(|_| named.is_none() || matches!(found, FoundSession::Open(_)));
         let (named, mut open) = match found {
             FoundSession::Done(answer) => return Ok(AuthOutcome::Done(answer)),
-            FoundSession::Open(open) => (named.map(str::to_owned), open),
+            FoundSession::Open(open) => {
+                (named.map(str::to_owned), self.store.read(|db| open.still_good(db))?)
+            }
             FoundSession::Nobody => (None, StageProgress::default()),
         };
         if client.ended {
@@ -139,7 +142,8 @@ impl Accounts<'_> {
         let proved = proved && action.flows.iter().any(|flow| open.completed == *flow);
         let id = named.clone().unwrap_or_else(random::token);
         let ask = challenge(&id, action.flows, &open.completed, refusal.as_ref());
-        let proof = Proof { user: open.user.clone(), registration_token: open.registration_token.clone() };
+        let proof =
+            Proof { password: open.password.clone(), registration_token: open.registration_token.clone() };
         let again = open.clone();
         let before = proved.then(|| fingerprints(&id, &params));
         let phase = before.clone().map_or(SessionPhase::Open(open), SessionPhase::Running);

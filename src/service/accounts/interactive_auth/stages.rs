@@ -6,6 +6,8 @@ use super::UiaClient;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::service::accounts::Accounts;
+use crate::service::accounts::passwords::PasswordProof;
+use crate::store::Db;
 
 /// One thing that a client can prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +35,21 @@ impl Stage {
 #[derive(Clone, Default)]
 pub(super) struct StageProgress {
     pub(super) completed: Vec<Stage>,
-    pub(super) user: Option<UserId>,
+    pub(super) password: Option<PasswordProof>,
     pub(super) registration_token: Option<String>,
     /// The parameters of the requests so far, JSON; empty: none, or too much to be remembered. There may be a password
     /// among them, so it goes as soon as the session runs.
     pub(super) said: String,
+}
+
+impl StageProgress {
+    /// What was proved and is still so: a password is proved no more once the account has another.
+    pub(super) fn still_good(self, db: &Db<'_>) -> Result<Self> {
+        match self.password.as_ref().map(|proof| proof.is_good(db)).transpose()? {
+            Some(false) => Ok(Self { said: self.said, ..Self::default() }),
+            Some(true) | None => Ok(self),
+        }
+    }
 }
 
 impl Accounts<'_> {
@@ -90,7 +102,7 @@ impl Accounts<'_> {
                 let (password, from) = (text("password").unwrap_or_default(), Some(client.from));
                 // Who it is about was made sure of: if there is a requester, it is their account.
                 match self.check_password_of(&user, password, from, requester.is_some()) {
-                    Ok(_) => session.user = Some(user),
+                    Ok(proof) => session.password = Some(proof),
                     Err(e) if e.errcode() == ErrCode::Forbidden => return Ok(Err(e)),
                     Err(e) => return Err(e),
                 }

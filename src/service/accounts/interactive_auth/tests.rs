@@ -38,7 +38,8 @@ fn request(
     let Value::Object(body) = body else { panic!("no object") };
     let read = |params: &Map<String, Value>| Ok(params.clone());
     hs.accounts().interactively(&action, client(user), body, read, |params, proof| {
-        Ok(json!({ "params": params, "user": proof.user, "token": proof.registration_token }))
+        let user = proof.password.as_ref().map(|proof| proof.user());
+        Ok(json!({ "params": params, "user": user, "token": proof.registration_token }))
     })
 }
 
