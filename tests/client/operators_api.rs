@@ -313,6 +313,9 @@ fn files_are_counted_listed_quarantined_and_deleted_by_who_uploaded_them_and_by_
     assert_eq!(download(&alice, &avatar, "").status, 404);
     let deleted = admin.request("DELETE", &format!("{V1}/users/{}/media", segment(bob.id())), None);
     assert_eq!(deleted.1["total"], 0, "what is in quarantine stays there: {deleted:?}");
+    // Tools go by whether there is something.
+    let listed = &admin.get(&format!("{V1}/users/{}/media", segment(bob.id())))["media"][0];
+    assert!(listed["quarantined_by"].as_str().is_some_and(|by| !by.is_empty()), "{listed}");
     assert_eq!(admin.post(&format!("{V1}/purge_media_cache?{far}"), json!({})), json!({ "deleted": 0 }));
 }
 

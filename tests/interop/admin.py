@@ -139,6 +139,51 @@ def requests(unique):
     yield "POST", f"{v1}/deactivate/{missing}", {}
 
 
+def requests_about_rooms_and_files(unique):
+    """The same for rooms and files that there are not, and for a user who has none. (What cannot be an id is `M_INVALID_PARAM` here,
+    where Synapse often has `M_UNKNOWN`.)"""
+    user, nobody = "@ADMIN:SERVER", f"@nobody-{unique}:SERVER"
+    room, elsewhere = "!nowhere:SERVER", "@x:elsewhere.example"
+    v1, v2 = "/_synapse/admin/v1", "/_synapse/admin/v2"
+    yield "GET", f"{v1}/rooms/{room}", None
+    yield "GET", f"{v1}/rooms?limit=-1", None
+    yield "GET", f"{v1}/rooms?from=-1", None
+    yield "GET", f"{v1}/rooms?limit=x", None
+    yield "GET", f"{v1}/rooms?search_term=", None
+    yield "GET", f"{v1}/rooms?public_rooms=maybe", None
+    yield "GET", f"{v1}/rooms?order_by=nonsense", None
+    yield "GET", f"{v1}/rooms/{room}/block", None
+    yield "PUT", f"{v1}/rooms/{room}/block", {"block": "yes"}
+    yield "PUT", f"{v1}/rooms/{room}/block", {}
+    yield "PUT", f"{v1}/rooms/{room}/block", {"block": False}
+    yield "POST", f"{v1}/rooms/{room}/make_room_admin", {}
+    yield "POST", f"{v1}/join/{room}", {}
+    yield "GET", f"{v2}/rooms/{room}/delete_status", None
+    yield "DELETE", f"{v2}/rooms/{room}", {"purge": "yes"}
+    yield "DELETE", f"{v2}/rooms/{room}", {"block": "yes"}
+    yield "GET", f"{v1}/users/{elsewhere}/joined_rooms", None
+    yield "GET", f"{v1}/users/{user}/media", None
+    yield "GET", f"{v1}/users/{nobody}/media", None
+    yield "GET", f"{v1}/users/{user}/media?limit=-1", None
+    yield "GET", f"{v1}/users/{user}/media?order_by=nonsense", None
+    yield "DELETE", f"{v1}/users/{user}/media", None
+    yield "DELETE", f"{v1}/users/{nobody}/media", None
+    yield "GET", f"{v1}/statistics/users/media", None
+    yield "GET", f"{v1}/statistics/users/media?search_term=", None
+    yield "GET", f"{v1}/statistics/users/media?from_ts=9&until_ts=8", None
+    yield "GET", f"{v1}/statistics/users/media?order_by=nonsense", None
+    yield "GET", f"{v1}/statistics/users/media?dir=up", None
+    yield "GET", f"{v1}/media/SERVER/none", None
+    yield "DELETE", f"{v1}/media/SERVER/none", None
+    yield "POST", f"{v1}/user/{user}/media/quarantine", {}
+    yield "POST", f"{v1}/media/delete", {}
+    yield "POST", f"{v1}/media/delete?before_ts=1", {}
+    yield "POST", f"{v1}/media/delete?before_ts=1000000000000&size_gt=-1", {}
+    yield "POST", f"{v1}/media/delete?before_ts=1000000000000&keep_profiles=maybe", {}
+    yield "POST", f"{v1}/purge_media_cache", {}
+    yield "POST", f"{v1}/purge_media_cache?before_ts=1000000000000", {}
+
+
 @flow("tools of administrators are answered alike by both", ["12"])
 def answered_alike(t):
     servers = t.host_server, t.guest_server
@@ -149,7 +194,7 @@ def answered_alike(t):
         ordinary = t.host() if server is t.host_server else t.guest()
         everybody.append((admin, Asker(server, ordinary.token), Asker(server)))
     differences = []
-    for method, path, body in requests(unique):
+    for method, path, body in [*requests(unique), *requests_about_rooms_and_files(unique)]:
         open_to_all = path.endswith(("/health", "/server_version"))
         found = []
         for server, (admin, ordinary, nobody) in zip(servers, everybody, strict=True):

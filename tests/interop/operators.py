@@ -96,6 +96,16 @@ def admin_looks(t):
     demand(usage == {"users": [one], "total": 1}, f"usage: {usage}")
     old = admin.call("POST", f"{V1}/media/delete", query={"before_ts": 40_000_000_000})
     demand(old == {"deleted_media": [], "total": 0}, f"nothing is so old: {old}")
+    # Tools go by whether there is something.
+    secret = upload(host, b"nobody is to see it", "text/plain", "y.txt").rsplit("/", 1)[1]
+    admin.call("POST", f"{V1}/media/quarantine/{t.via}/{secret}")
+    page = admin.call("GET", f"{V1}/users/{host.id}/media")
+    marked = {one["media_id"]: bool(one["quarantined_by"]) for one in page["media"]}
+    demand(marked == {secret: True, media["media"][0]["media_id"]: False}, f"in quarantine: {marked}")
+    details = admin.call("GET", f"{V1}/media/{t.via}/{secret}")["media_info"]
+    demand(details["quarantined_by"], f"in quarantine: {details}")
+    admin.call("POST", f"{V1}/media/unquarantine/{t.via}/{secret}")
+    admin.call("DELETE", f"{V1}/media/{t.via}/{secret}")
     gone = admin.call("DELETE", f"{V1}/users/{host.id}/media")
     demand(gone == {"deleted_media": [media["media"][0]["media_id"]], "total": 1}, f"deleted: {gone}")
 
