@@ -52,8 +52,8 @@ pub struct AccountChange {
 }
 
 impl Admin<'_> {
-    /// The user whom somebody names by their id, or by its localpart, in whatever case: none of ours has capitals. Errors: 400 `M_INVALID_PARAM` for what is neither; 400
-    /// `M_UNKNOWN` for another server's user.
+    /// The user whom somebody names by their id, or by its localpart, in whatever case: none of ours has capitals. Errors: 400
+    /// `M_INVALID_PARAM` for what is neither; 400 `M_UNKNOWN` for another server's user.
     pub fn named_user(&self, name: &str) -> Result<UserId> {
         let localpart = match name.starts_with('@') {
             true => {
