@@ -99,7 +99,7 @@ mod tests {
         }
         let request: CreateRoom = serde_json::from_value(json!({})).unwrap();
         let made = hs.rooms().create_room(&user, &request).unwrap_err();
-        assert_eq!(made.errcode(), ErrCode::Forbidden, "{made}");
+        assert_eq!((made.status(), made.message()), (400, "There is no such account any more"));
         assert!(hs.admin().memberships_of(&user).unwrap().is_empty());
         assert!(hs.store.read(|db| db.rooms_dealt_with_from_outside(&user)).unwrap().is_empty());
     }
