@@ -20,8 +20,8 @@ use crate::store::ephemeral::presence::PresenceState;
 /// Answers that are larger hold their turn until they are written.
 const LARGE_BYTES_MIN: usize = 256 << 10;
 
-/// What is larger than this keeps others from beginning, and has to be taken within so long: any client has given up by
-/// then.
+/// What is larger than this keeps others from beginning, and has to be taken at the rate at which all of it takes so long,
+/// but for the grace that each part of it has: any client has given up by then.
 const TAKEN_IN_TIME_BYTES_MIN: usize = 4 << 20;
 const TAKEN_WITHIN_SECONDS: usize = 600;
 
