@@ -1,6 +1,7 @@
 //! Slots for what takes long because somebody else has to answer: so many in all, and so many for each on whose behalf
 //! it is done. Who finds none waits in line for one, and the next that is free goes to who has the fewest: whoever
-//! asks for much makes themselves wait, and nobody else.
+//! asks for much makes themselves wait, and nobody else. So it is with the places in line: where all are taken, the last of
+//! whoever has most makes way for who has fewer.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -48,7 +49,7 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
     }
 
     /// A slot for `who`, waited for until then while it is `wanted`. None: there is none by then, or too many wait
-    /// already.
+    /// already, of theirs or of those who have no more places in line than they.
     pub(in crate::service) fn take(
         &self,
         who: &K,
@@ -58,7 +59,7 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
         let shared = &self.0;
         let mut state = lock(&shared.state);
         let waiting = state.line.iter().filter(|(_, other)| other == who).count();
-        if waiting >= shared.line_each || state.line.len() >= shared.line {
+        if waiting >= shared.line_each || state.line.len() >= shared.line && !state.make_place(waiting) {
             return None;
         }
         state.tickets += 1;
@@ -69,7 +70,8 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
                 break true;
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || !wanted() {
+            let made_way = !state.line.iter().any(|(other, _)| *other == ticket);
+            if left.is_zero() || made_way || !wanted() {
                 break false;
             }
             state = wait_timeout(&shared.freed, state, left.min(STILL_WANTED_INTERVAL));
@@ -94,6 +96,23 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
     #[cfg(test)]
     pub(in crate::service) fn waiting(&self) -> usize {
         lock(&self.0.state).line.len()
+    }
+}
+
+impl<K: Clone + Eq + Hash> SlotState<K> {
+    /// Takes a place from who has most of them in line, for somebody who has fewer even with it. False: nobody has.
+    fn make_place(&mut self, waiting: usize) -> bool {
+        let mut places: HashMap<&K, (usize, u64)> = HashMap::new();
+        for (ticket, who) in &self.line {
+            let (count, last) = places.entry(who).or_default();
+            (*count, *last) = (*count + 1, *ticket);
+        }
+        let Some((count, last)) = places.into_values().max() else { return false };
+        if count <= waiting + 1 {
+            return false;
+        }
+        self.line.retain(|(ticket, _)| *ticket != last);
+        true
     }
 }
 
@@ -146,7 +165,7 @@ impl<K: Clone + Eq + Hash> Drop for FairSlot<K> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
 
@@ -207,11 +226,49 @@ mod tests {
                 })
                 .collect();
             wait_for_line(&slots, WAITING_PER_SLOT_MAX);
-            assert!(slots.take(&"more", soon(), || true).is_none(), "refused at once");
+            assert!(slots.take(&"gone", soon(), || true).is_none(), "refused at once");
             gone.store(true, Ordering::Relaxed);
             assert!(waiting.into_iter().all(|thread| !thread.join().expect("no panic")));
         });
         drop(held);
         assert!(now(&slots, &"more").is_some());
+    }
+
+    #[test]
+    fn in_a_full_line_whoever_has_most_places_makes_way_for_who_has_fewer() {
+        let slots = FairSlots::with_line(1, 1, 6, 4);
+        let held = now(&slots, &"first");
+        let (left, gone) = (AtomicUsize::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let wait = |who: &'static str| {
+                let (slots, left, gone) = (&slots, &left, &gone);
+                scope.spawn(move || {
+                    let slot = slots.take(&who, soon(), || !gone.load(Ordering::Relaxed));
+                    left.fetch_add(usize::from(slot.is_none()), Ordering::SeqCst);
+                    slot.map(|_| who)
+                })
+            };
+            let mut waiting: Vec<_> = ["a", "a", "a", "a", "b", "b"].map(wait).into();
+            wait_for_line(&slots, 6);
+            waiting.push(wait("honest"));
+            while left.load(Ordering::SeqCst) < 1 {
+                std::thread::yield_now();
+            }
+            let places = |who| lock(&slots.0.state).line.iter().filter(|(_, other)| *other == who).count();
+            assert_eq!([places("a"), places("b"), places("honest")], [3, 2, 1]);
+            // As many as others have, but no more.
+            waiting.push(wait("honest"));
+            while left.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            assert_eq!([places("a"), places("b"), places("honest")], [2, 2, 2]);
+            assert!(slots.take(&"honest", soon(), || true).is_none(), "refused at once");
+            drop(held);
+            let served: Vec<_> =
+                waiting.into_iter().filter_map(|thread| thread.join().expect("no panic")).collect();
+            assert_eq!(served.len(), 6);
+            gone.store(true, Ordering::Relaxed);
+        });
+        assert!(lock(&slots.0.state).line.is_empty());
     }
 }
