@@ -68,14 +68,15 @@ const NEEDED_STATES: &str = "WITH RECURSIVE needed (s) AS (
    SELECT state_before FROM events WHERE state_before IS NOT NULL
    UNION SELECT state_after FROM events WHERE state_after IS NOT NULL
    UNION SELECT state FROM rooms WHERE state IS NOT NULL
-   UNION SELECT snapshot FROM spare_snapshots
+   UNION SELECT snapshot FROM spare_snapshots JOIN snapshots USING (snapshot)
    UNION SELECT p.parent FROM needed JOIN snapshots p ON p.snapshot = s WHERE p.parent IS NOT NULL)";
 
 /// Rows that there must not be: the first column says which.
 const NEVER: &[(&str, &str)] = &[
     (
-        "entries are there of a state that is gone",
-        "SELECT snapshot FROM snapshot_entries WHERE snapshot NOT IN (SELECT snapshot FROM snapshots)",
+        "entries are there of a state that is gone, and do not go",
+        "SELECT snapshot FROM snapshot_entries WHERE snapshot NOT IN (SELECT snapshot FROM snapshots)
+           AND snapshot NOT IN (SELECT snapshot FROM spare_snapshots)",
     ),
     (
         "a state that an event has is said to be spare",

@@ -377,7 +377,8 @@ fn states_that_nothing_needs_go_and_those_of_all_events_stay_as_they_were() {
 #[test]
 fn messages_in_a_forked_room_make_no_states() {
     let mut fork = Fork::new(1);
-    // Each branch has something that the other has not: what they come to is the state of neither.
+    // Each branch has something that the other has not: what they come to is the state of neither. It is the room's already,
+    // and a message on either branch changes nothing of what is resolved.
     for side in [0, 1] {
         let event = fork.event(side, ("org.example.x", Some(&side.to_string())), json!({}));
         fork.send(&[&event]);
@@ -389,4 +390,27 @@ fn messages_in_a_forked_room_make_no_states() {
         fork.send(&[&event]);
     }
     assert_eq!(count(&fork, "snapshots"), before);
+}
+
+#[test]
+fn events_that_change_nothing_of_a_forked_room_make_no_states_but_their_own() {
+    let mut fork = Fork::new(1);
+    for side in [0, 1] {
+        let event = fork.event(side, ("org.example.x", Some("")), json!({ "side": side }));
+        fork.send(&[&event]);
+    }
+    fork.wait_until_settled();
+    // Of the two branches one has the power levels that count, and with them whatever both have set.
+    let mut rows_made = [0, 1].map(|side| {
+        let before = count(&fork, "snapshots");
+        for n in 0..10 {
+            let event = fork.event(side, ("org.example.x", Some("")), json!({ "side": side, "again": n }));
+            fork.send(&[&event]);
+        }
+        fork.wait_until_settled();
+        count(&fork, "snapshots") - before
+    });
+    rows_made.sort_unstable();
+    assert_eq!(rows_made[0], 10, "each of them has a state after it");
+    assert!(rows_made[1] > 10, "those of the other branch change the room's: {rows_made:?}");
 }

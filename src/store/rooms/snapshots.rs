@@ -196,7 +196,7 @@ impl Db<'_> {
     }
 
     /// A snapshot's number and parent.
-    fn snapshot_link(&self, snapshot: SnapshotId) -> Result<(i64, Option<SnapshotId>)> {
+    pub(in crate::store) fn snapshot_link(&self, snapshot: SnapshotId) -> Result<(i64, Option<SnapshotId>)> {
         if let Some(row) = self.recall(|cache| cache.events.row(snapshot)) {
             return Ok((row.number, row.parent));
         }

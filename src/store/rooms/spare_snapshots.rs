@@ -47,8 +47,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// An event has this state from now on.
+    /// An event has this state from now on. Errors: it is gone. Whoever decided by it has to decide anew.
     pub(in crate::store) fn event_has_state(&mut self, state: SnapshotId) -> Result<()> {
+        self.snapshot_link(state)?;
         self.conn().prepare_cached("DELETE FROM spare_snapshots WHERE snapshot = ?1")?.execute([state])?;
         Ok(())
     }
@@ -99,35 +100,78 @@ impl Tx<'_> {
         Ok(states.is_empty())
     }
 
-    /// Takes a state that is spare, if it and its entries are no more rows than these; else some of its entries. Whether it is
-    /// gone. Its number is never given to another.
+    /// Takes a state that is spare: at once, so that nobody finds half of it; and of its entries, so many rows at most with it.
+    /// Whether all of it is gone. Its number is never given to another.
     fn remove_state(&mut self, state: SnapshotId, left: &mut usize) -> Result<bool> {
-        self.remember(|cache| cache.events.forget_states());
-        *left -= self
-            .conn()
-            .prepare_cached(
-                "DELETE FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id IN
-                   (SELECT tuple_id FROM snapshot_entries WHERE snapshot = ?1 LIMIT ?2)",
-            )?
-            .execute(params![state, *left as i64])?;
         if *left == 0 {
             return Ok(false);
         }
-        *left -= 1;
+        self.remember(|cache| cache.events.forget_states());
         let parent: Option<Option<SnapshotId>> = self
             .conn()
             .prepare_cached("DELETE FROM snapshots WHERE snapshot = ?1 RETURNING parent")?
             .query_row([state], |row| row.get(0))
             .optional()?;
-        if let Some(parent) = parent.flatten() {
-            self.count_child_of_spare_state(parent, -1)?;
+        if let Some(parent) = parent {
+            *left -= 1;
+            self.execute("UPDATE retired_keys SET snapshot = max(snapshot, ?1)", params![state])?;
+            if let Some(parent) = parent {
+                self.count_child_of_spare_state(parent, -1)?;
+            }
         }
-        for sql in [
-            "UPDATE retired_keys SET snapshot = max(snapshot, ?1)",
-            "DELETE FROM spare_snapshots WHERE snapshot = ?1",
-        ] {
-            self.conn().prepare_cached(sql)?.execute([state])?;
+        *left -= self.execute(
+            "DELETE FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id IN
+               (SELECT tuple_id FROM snapshot_entries WHERE snapshot = ?1 LIMIT ?2)",
+            params![state, *left as i64],
+        )?;
+        if *left == 0 {
+            return Ok(false);
         }
+        self.execute("DELETE FROM spare_snapshots WHERE snapshot = ?1", params![state])?;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::store::rooms::snapshots::Delta;
+    use crate::store::tests::in_memory;
+
+    #[test]
+    fn a_state_that_is_being_taken_away_is_nobodys_any_more_from_the_first_of_its_rows_on() {
+        let store = in_memory("us.example");
+        let entries: BTreeMap<i64, i64> = (1..=1000).map(|n| (n, n)).collect();
+        let [below, state] = store
+            .write(move |tx| {
+                let below = tx.root_snapshot(&BTreeMap::from([(1, 1)]))?;
+                let change: Delta =
+                    entries.into_iter().map(|(tuple_id, event)| (tuple_id, Some(event))).collect();
+                let state = tx.snapshot_after(below, &change)?;
+                tx.note_spare_state(1, below)?;
+                tx.count_child_of_spare_state(below, 1)?;
+                tx.note_spare_state(1, state)?;
+                Ok([below, state])
+            })
+            .unwrap();
+        let mut portions = 0;
+        let number = |sql: &str| {
+            store.read(|db| Ok(db.conn().query_row(sql, [], |row| row.get::<_, i64>(0))?)).unwrap()
+        };
+        while number("SELECT count(*) FROM spare_snapshots") == 2 {
+            let before = number("SELECT count(*) FROM snapshot_entries");
+            store.write(move |tx| tx.remove_spare_states(&[state], 300)).unwrap();
+            assert!(before - number("SELECT count(*) FROM snapshot_entries") <= 300);
+            portions += 1;
+            // Whoever had it in mind still is refused, instead of being given what is left of it.
+            store.write(move |tx| tx.event_has_state(state)).unwrap_err();
+            store.write(move |tx| tx.snapshot_after(state, &Delta::from([(1, Some(2))]))).unwrap_err();
+        }
+        assert!((3..=6).contains(&portions), "{portions}");
+        assert_eq!(number("SELECT count(*) FROM snapshot_entries"), 0);
+        assert_eq!(number("SELECT children FROM spare_snapshots"), 0);
+        let next = store.write(|tx| tx.root_snapshot(&BTreeMap::new())).unwrap();
+        assert!(next > state && below < state);
     }
 }
