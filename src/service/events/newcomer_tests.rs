@@ -11,6 +11,7 @@ use crate::protocol::state_res::{self, StateMap};
 use crate::protocol::{EventId, Pdu, RoomId, UserId, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::events::authorise::{AuthContext, Verdict, authorise};
+use crate::service::events::resolve::ResolutionBudget;
 use crate::store::rooms::append::Current;
 use crate::store::{Db, Status};
 
@@ -203,5 +204,32 @@ fn a_knock_beside_its_withdrawal_its_invite_a_ban_or_other_rules_is_what_resolvi
                 }
             }
         }
+    }
+}
+
+#[test]
+fn newcomers_whose_events_are_large_take_no_more_of_the_writer_than_resolving_may() {
+    for (number, is_little) in [(5, true), (25, false)] {
+        let hs = homeserver();
+        let (room, mut other) = scene(&hs, "11");
+        let before = only_extremity(&hs, &room);
+        let mut end = before.clone();
+        for number in 0..number {
+            let who = guest(number);
+            let (place, content) = ((MEMBER, Some(who.as_str())), own("knock", &"x".repeat(60_000)));
+            let knock = other.event(&hs, &[&end], &who, place, content);
+            assert!(hand_in(&hs, &knock));
+            end = knock.event_id().clone();
+        }
+        let knock = by(&mut other, &hs, &[&before], &guest(number), "knock");
+        let event = knock.clone();
+        let verdict = hs.store.write(move |tx| {
+            let context =
+                AuthContext { budget: ResolutionBudget::Bounded, ..AuthContext::fully(None, false) };
+            authorise(tx, &event, context)
+        });
+        assert_eq!(matches!(verdict.unwrap(), Verdict::Decided(_)), is_little, "{number}");
+        assert!(hand_in(&hs, &knock));
+        assert_resolved(&hs, &room);
     }
 }

@@ -35,6 +35,10 @@ const BOUNDED_EVENTS_MAX: usize = 300;
 /// An event counts once more for each so many bytes.
 const EVENT_WEIGHT_BYTES: usize = 4096;
 
+fn weight_of(event: &Pdu) -> usize {
+    1 + event.json().len() / EVENT_WEIGHT_BYTES
+}
+
 /// Whether two states are the same: an assertion of debug builds, and so of every test.
 pub(super) fn is_same_state(db: &Db<'_>, one: Option<&StateRef>, other: &StateRef) -> Result<bool> {
     let whole = |state: &StateRef| -> Result<StateMap> {
@@ -142,7 +146,8 @@ pub(in crate::service) fn resolve(
 
 /// What the current state becomes if somebody comes in, or knocks, whom none of these states knows, and these differ in
 /// nothing but other newcomers, all of whom the current state has: their union, which is what resolving them comes to
-/// (`protocol/state_res/fast_path.rs` says why). None if it is not so simple. `sets`: the states after all that will be
+/// (`protocol/state_res/fast_path.rs` says why). None if it is not so simple, or would take more than a bounded
+/// resolution. `sets`: the states after all that will be
 /// forward extremities, `newcomer` on top of the first.
 pub(super) fn with_newcomer(
     db: &Db<'_>,
@@ -184,10 +189,17 @@ pub(super) fn with_newcomer(
         }
         difference.into_keys().for_each(|tuple_id| *missing.entry(tuple_id).or_default() += 1);
     }
+    // Each state may lack others of them.
+    if missing.len() > BOUNDED_DIFFERENCES_MAX {
+        return Ok(None);
+    }
+    let mut left = BOUNDED_EVENTS_MAX;
     for (tuple_id, count) in missing {
         let Some(key) = db.state_row_at(current, tuple_id)? else { return Ok(None) };
         let other = db.pdu_by_key(key)?;
-        db.count_examined(1);
+        db.count_examined(weight_of(&other));
+        let Some(rest) = left.checked_sub(weight_of(&other)) else { return Ok(None) };
+        left = rest;
         let is_newcomer = state_res::is_newcomer(&other, other.sender().as_str(), &undisputed);
         if !is_newcomer || count == sets.len() {
             return failure.into_inner().map_or(Ok(None), Err);
@@ -255,7 +267,7 @@ impl<'a> EventLookups<'a> {
             return None;
         }
         let found = self.unstored.get(id).cloned().or_else(|| self.answer(self.db.pdu(id)));
-        let weight = 1 + found.as_ref().map_or(0, |pdu| pdu.json().len() / EVENT_WEIGHT_BYTES);
+        let weight = found.as_ref().map_or(1, weight_of);
         self.left.set(self.left.get().saturating_sub(weight));
         self.db.count_examined(weight);
         found

@@ -160,6 +160,7 @@ impl Writer {
                 cache,
                 disk_failed,
                 lost: 0,
+                is_copied: false,
             }
             .work(&queue);
         };
@@ -239,6 +240,8 @@ struct WriterThread<'c> {
     disk_failed: Option<Instant>,
     /// Commits that were lost.
     lost: u64,
+    /// Whether the database is being copied.
+    is_copied: bool,
 }
 
 impl WriterThread<'_> {
@@ -278,6 +281,7 @@ impl WriterThread<'_> {
     /// Copies the database, a few pages whenever it is asked to, and commits in between what is written.
     fn copy(&mut self, order: CopyOrder, queue: &mpsc::Receiver<WriterJob>) {
         let connection = self.connection;
+        self.is_copied = true;
         order.carry_out(connection, |copy| {
             let (mut next, mut has_written) = (None, false);
             while let Some(job) = next.take().or_else(|| queue.recv().ok()) {
@@ -292,6 +296,7 @@ impl WriterThread<'_> {
                 }
             }
         });
+        self.is_copied = false;
     }
 
     /// [`WriterThread::commit_group`], counted if anybody wants to know.
@@ -379,7 +384,8 @@ impl WriterThread<'_> {
         execute(self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
         let begun = Instant::now();
         let mut ended = begun;
-        let mut is_first = true;
+        // A copy begins anew when a transaction is rolled back, and would never be done if some are always.
+        let mut is_first = !self.is_copied;
         for queued in group.iter_mut() {
             if ended - begun > SLOW_CLOSURE {
                 break;
@@ -490,3 +496,7 @@ fn lost(e: &Error) -> Error {
         .with_status(e.status())
         .with_cause(format!("a group commit was lost: {}", e.for_people()))
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;
