@@ -387,6 +387,9 @@ pub const ROUTES: &[Route] = &[
     get("/_synapse/admin/v1/users/{userId}/media", Admin(admin_media::of_user)),
     delete("/_synapse/admin/v1/users/{userId}/media", Admin(admin_media::delete_of_user)),
     post("/_synapse/admin/v1/user/{userId}/media/quarantine", Admin(admin_media::quarantine_of_user)),
+    get("/_synapse/admin/v1/room/{roomId}/media", Admin(admin_media::of_room)),
+    post("/_synapse/admin/v1/room/{roomId}/media/quarantine", Admin(admin_media::quarantine_of_room)),
+    post("/_synapse/admin/v1/quarantine_media/{roomId}", Admin(admin_media::quarantine_of_room)),
     get("/_synapse/admin/v1/statistics/users/media", Admin(admin_media::usage)),
     // ----- what administrators ask: the server as a whole -----
     get("/_doorstep/admin/v1/backup", Admin(whole_server::backup)),

@@ -320,6 +320,43 @@ fn files_are_counted_listed_quarantined_and_deleted_by_who_uploaded_them_and_by_
 }
 
 #[test]
+fn the_files_of_a_room_are_told_and_put_into_quarantine() {
+    let server = TestServer::start();
+    let (admin, alice) = (server.user("admin"), server.user("alice"));
+    let [picture, thumbnail, encrypted, elsewhere] = ["picture", "thumbnail", "encrypted", "elsewhere"]
+        .map(|name| upload(&alice, "image/png", name, name.as_bytes()));
+    let remote = "mxc://elsewhere.example/remote";
+    let (room, other) = (alice.create_room(), alice.create_room());
+    let of_room = format!("{V1}/room/{}/media", segment(&room));
+    assert_eq!(admin.get(&of_room), json!({ "local": [], "remote": [] }));
+    let send = |room: &str, content: Value| {
+        alice.send_event(room, "m.room.message", content);
+    };
+    for _ in 0..2 {
+        let info = json!({ "thumbnail_url": thumbnail });
+        send(&room, json!({ "msgtype": "m.image", "body": "p", "url": picture, "info": info }));
+    }
+    send(&room, json!({ "msgtype": "m.file", "body": "f", "file": { "url": encrypted } }));
+    send(&room, json!({ "msgtype": "m.file", "body": "r", "url": remote }));
+    send(&room, json!({ "msgtype": "m.text", "body": "mxc://elsewhere.example/said", "url": 5 }));
+    send(&other, json!({ "msgtype": "m.image", "body": "o", "url": elsewhere }));
+    let mut local = [picture.clone(), thumbnail, encrypted];
+    local.sort();
+    assert_eq!(admin.get(&of_room), json!({ "local": local, "remote": [remote] }));
+    let nowhere = admin.get(&format!("{V1}/room/{}/media", segment("!nowhere:example.org")));
+    assert_eq!(nowhere, json!({ "local": [], "remote": [] }));
+    refused(alice.request("GET", &of_room, None), 403, "M_FORBIDDEN");
+    let quarantine = format!("{of_room}/quarantine");
+    refused(alice.request("POST", &quarantine, Some(json!({}))), 403, "M_FORBIDDEN");
+    assert_eq!(download(&alice, &picture, "").status, 200);
+    assert_eq!(admin.post(&quarantine, json!({})), json!({ "num_quarantined": 4 }));
+    assert_eq!(download(&alice, &picture, "").status, 404);
+    assert_eq!(download(&alice, &elsewhere, "").status, 200);
+    let old = format!("{V1}/quarantine_media/{}", segment(&room));
+    assert_eq!(admin.post(&old, json!({})), json!({ "num_quarantined": 0 }));
+}
+
+#[test]
 fn knocks_are_answered_by_administrators_too() {
     let server = TestServer::start();
     let (admin, alice, bob) = (server.user("admin"), server.user("alice"), server.user("bob"));

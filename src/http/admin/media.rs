@@ -8,6 +8,7 @@ use super::places;
 use super::users::{backwards, count};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request};
+use crate::protocol::media::MxcUri;
 use crate::service::Homeserver;
 use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::media::{MediaPage, UsagePage};
@@ -68,6 +69,20 @@ pub fn delete_of_user(hs: &Arc<Homeserver>, request: &Request, _admin: &Administ
 /// `POST /_synapse/admin/v1/user/{userId}/media/quarantine`
 pub fn quarantine_of_user(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     let count = hs.admin().quarantine_media_of(&request.user_id()?)?;
+    Ok(Reply::json(&json!({ "num_quarantined": count })))
+}
+
+/// `GET /_synapse/admin/v1/room/{roomId}/media`
+pub fn of_room(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    let of_room = hs.admin().media_of_room(&request.room_id()?)?;
+    let (local, remote): (Vec<_>, Vec<_>) = of_room.iter().partition(|uri| uri.server == *hs.server_name());
+    let told = |uris: Vec<&MxcUri>| uris.iter().map(ToString::to_string).collect::<Vec<_>>();
+    Ok(Reply::json(&json!({ "local": told(local), "remote": told(remote) })))
+}
+
+/// `POST /_synapse/admin/v1/room/{roomId}/media/quarantine`, and by its old name `quarantine_media/{roomId}`.
+pub fn quarantine_of_room(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    let count = hs.admin().quarantine_media_of_room(&request.room_id()?)?;
     Ok(Reply::json(&json!({ "num_quarantined": count })))
 }
 

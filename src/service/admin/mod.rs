@@ -23,6 +23,7 @@ pub mod own_door;
 pub mod room_deletion;
 #[cfg(test)]
 mod room_deletion_tests;
+mod room_media;
 pub mod rooms;
 pub mod signing_key;
 pub mod storage;

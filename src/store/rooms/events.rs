@@ -408,6 +408,22 @@ impl Db<'_> {
         Ok(statement.query_row([room, place.stream, place.sub], |r| r.get(0))?)
     }
 
+    /// Events of a room that have a place in its timeline, by their places behind this one, so many at most: the place and
+    /// the JSON of each.
+    pub fn placed_events_after(
+        &self,
+        room: RoomKey,
+        (stream, sub): (i64, i64),
+        most: usize,
+    ) -> Result<Vec<((i64, i64), Vec<u8>)>> {
+        self.rows(
+            "SELECT stream, sub, json FROM events WHERE room_key = ?1 AND stream IS NOT NULL
+             AND (stream, sub) > (?2, ?3) ORDER BY stream, sub LIMIT ?4",
+            params![room, stream, sub, most as i64],
+            |r| Ok(((r.get(0)?, r.get(1)?), r.get(2)?)),
+        )
+    }
+
     /// The redactions of an event that were accepted, whether or not they took effect.
     pub(crate) fn redactions_of(&self, id: &EventId) -> Result<Vec<EventKey>> {
         self.rows(
