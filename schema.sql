@@ -483,6 +483,15 @@ CREATE TABLE retired_keys (
 ) STRICT;
 INSERT INTO retired_keys (one, room_key, event_key, snapshot) VALUES (1, 0, 0, 0);
 
+-- Rooms whose servers are to be asked once what was said last, since this database comes from a backup: in a room where nobody
+-- speaks nobody would tell. `due_ms`: when, after so many `attempts` when none of them answered.
+CREATE TABLE rooms_behind_backup (
+  room_key INTEGER PRIMARY KEY,
+  due_ms INTEGER NOT NULL,
+  attempts INTEGER NOT NULL
+) STRICT;
+CREATE INDEX rooms_behind_backup_due ON rooms_behind_backup (due_ms);
+
 -- ===== Other servers: keys, delivery, transactions (src/store/servers) =====
 
 -- Our own signing keys. The one without `expired_ms` signs; the others are published as old ones for ever, so that

@@ -226,6 +226,11 @@ pub const TABLES: &[TableBounds] = &[
         "each new one takes out those that ended 7 days ago, and beyond 1000",
     ),
     table("retired_keys", &[itself("one row")], "never"),
+    table(
+        "rooms_behind_backup",
+        &[itself("a row for each room, when a backup is restored")],
+        "when one of its servers has answered, or after some days",
+    ),
     // ----- servers -----
     table("signing_keys", &[itself("one for each rotation")], "never: what they signed stays verifiable"),
     table(

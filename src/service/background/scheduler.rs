@@ -5,8 +5,10 @@
 //! again, and never twice at once.
 
 mod bans;
+mod behind_backup;
 mod delayed;
 mod deletions;
+mod guests;
 mod joins;
 
 use std::collections::{HashMap, HashSet};
@@ -156,6 +158,7 @@ impl Scheduler {
                 || db.next_owed_invite_due()?.is_some()
                 || db.next_owed_join_due()?.is_some()
                 || db.next_device_list_due()?.is_some()
+                || db.next_room_behind_backup_due()?.is_some()
                 || db.next_room_deletion_due()?.is_some()
                 || db.next_owed_bans_due()?.is_some())
         };
@@ -166,6 +169,7 @@ impl Scheduler {
                 tx.hasten_owed_invites(now)?;
                 tx.hasten_owed_joins(now)?;
                 tx.hasten_all_device_lists(now)?;
+                tx.hasten_rooms_behind_backup(now)?;
                 tx.hasten_room_deletions(now)?;
                 tx.hasten_owed_bans(now)
             })?;
@@ -371,18 +375,10 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
         pursue(shared, hs, room)?;
     }
-    if lock(&shared.state).working < WORKERS_MAX
-        && let Some(room) = hs.store.read(|db| db.due_guest_removal(now))?
-    {
-        hs.store.write(move |tx| tx.put_off_guest_removal(room, now + LEASE_MS))?;
-        spawn(shared, hs, move |hs| {
-            if let Err(error) = hs.remove_guests(room) {
-                log::log!(error.level(log::Level::Error), "a room's guests cannot leave: {error}");
-            }
-        })?;
-    }
+    guests::remove_guests(shared, hs, now)?;
     deletions::delete_rooms(shared, hs, now)?;
     bans::carry_bans(shared, hs, now)?;
+    behind_backup::ask_for_lost_events(shared, hs, now)?;
     hand_out_invites(shared, hs, now)?;
     joins::join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
@@ -399,6 +395,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_guest_removal_due()?,
             db.next_room_deletion_due()?,
             db.next_owed_bans_due()?,
+            db.next_room_behind_backup_due()?,
         ])
     })?;
     Ok(next

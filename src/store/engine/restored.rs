@@ -130,6 +130,8 @@ impl Tx<'_> {
         ] {
             connection.execute(once, [])?;
         }
+        self.all_rooms_are_behind_backup(now)?;
+        let connection = self.conn();
         // What was due is taken to have been sent, and what was to be told to be told.
         connection.execute("DELETE FROM delayed_events WHERE due_ms <= ?1", [now])?;
         connection.execute("UPDATE pushers SET cursor = max(cursor, ?1), retry_ms = 0", [last])?;

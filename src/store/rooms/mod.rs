@@ -19,6 +19,7 @@
 
 pub mod activity;
 pub mod append;
+pub mod behind_backup;
 pub mod blocked_rooms;
 pub mod delayed_events;
 pub mod deletions;

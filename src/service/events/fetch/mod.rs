@@ -9,12 +9,13 @@
 //! bulk. An event for which nobody has what it needs waits (`incoming/pending.rs`).
 //!
 //! - here: one fetch, and the state before an event; `gap`: what lies between; `auth_chains`: the ways to auth events;
-//!   `backfill`: history for clients; `limits`: what is being fetched, and whom it is no use to ask.
+//!   `backfill`: history for clients; `lost`: what a backup had not yet; `limits`: what is being fetched, and whom it is no use to ask.
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
 mod gap;
 pub mod limits;
+mod lost;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
