@@ -39,9 +39,9 @@ impl Admin<'_> {
             quarantined += self.store.write(move |tx| {
                 let mut new = 0;
                 for uri in portion {
-                    let is_known = tx.media(&uri, now)?.is_some_and(|row| row.quarantined);
+                    let is_already = tx.media(&uri, now)?.is_some_and(|row| row.quarantined);
                     // What others have and nobody has fetched yet is not to be fetched either.
-                    if !is_known && tx.quarantine_media(&uri, true, now)? {
+                    if !is_already && tx.quarantine_media(&uri, true, now)? {
                         new += 1;
                     }
                 }
