@@ -9,6 +9,7 @@ use crate::protocol::RoomId;
 use crate::protocol::json::parse_object;
 use crate::protocol::media::MxcUri;
 use crate::service::admin::Admin;
+use crate::store::Place;
 
 /// So many events are read at once, and so many files are put into quarantine with one commit.
 const EVENTS_AT_ONCE_MAX: usize = 500;
@@ -20,7 +21,7 @@ impl Admin<'_> {
     pub fn media_of_room(&self, room: &RoomId) -> Result<BTreeSet<MxcUri>> {
         let mut found = BTreeSet::new();
         let Some(room) = self.store.read(|db| db.room(room))? else { return Ok(found) };
-        let mut after = (i64::MIN, i64::MIN);
+        let mut after = Place::START;
         loop {
             let events = self.store.read(|db| db.placed_events_after(room.key, after, EVENTS_AT_ONCE_MAX))?;
             let Some((last, _)) = events.last() else { return Ok(found) };

@@ -156,7 +156,8 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
 
 #[test]
 fn a_knock_beside_its_withdrawal_its_invite_a_ban_or_other_rules_is_what_resolving_comes_to_in_any_order() {
-    let beside: [(&str, &str, fn(&UserId) -> (&'static str, String, Value)); 4] = [
+    type StateOf = fn(&UserId) -> (&'static str, String, Value);
+    let beside: [(&str, &str, StateOf); 4] = [
         ("a withdrawal", "guest", |who| (MEMBER, who.to_string(), own("leave", ""))),
         ("an invite", "host", |who| (MEMBER, who.to_string(), own("invite", ""))),
         ("a ban", "host", |who| (MEMBER, who.to_string(), own("ban", ""))),

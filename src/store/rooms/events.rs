@@ -413,14 +413,14 @@ impl Db<'_> {
     pub fn placed_events_after(
         &self,
         room: RoomKey,
-        (stream, sub): (i64, i64),
+        after: Place,
         most: usize,
-    ) -> Result<Vec<((i64, i64), Vec<u8>)>> {
+    ) -> Result<Vec<(Place, Vec<u8>)>> {
         self.rows(
             "SELECT stream, sub, json FROM events WHERE room_key = ?1 AND stream IS NOT NULL
              AND (stream, sub) > (?2, ?3) ORDER BY stream, sub LIMIT ?4",
-            params![room, stream, sub, most as i64],
-            |r| Ok(((r.get(0)?, r.get(1)?), r.get(2)?)),
+            params![room, after.stream, after.sub, most as i64],
+            |r| Ok((Place { stream: r.get(0)?, sub: r.get(1)? }, r.get(2)?)),
         )
     }
 

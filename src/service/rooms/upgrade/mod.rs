@@ -62,7 +62,7 @@ struct OldRoom {
     position: i64,
     state: OldState,
     /// The last of the bans that come with the new room, if there are more.
-    last_ban: Option<(i64, String)>,
+    last_ban: Option<BanPlace>,
     tombstone: Option<Pdu>,
     /// The aliases of this server that name it.
     aliases: Vec<String>,
@@ -348,9 +348,11 @@ fn taken_over(db: &Db<'_>, room: &Room) -> Result<Vec<PlannedEvent>> {
 
 /// A ban, and its reason.
 type Ban = (UserId, Option<String>);
+/// Where a ban stands among the others: its position, and who is banned.
+type BanPlace = (i64, String);
 
 /// Who was banned last, the last ones first; and the last of these, if there are more.
-fn bans_of(db: &Db<'_>, room: &Room) -> Result<(Vec<Ban>, Option<(i64, String)>)> {
+fn bans_of(db: &Db<'_>, room: &Room) -> Result<(Vec<Ban>, Option<BanPlace>)> {
     let mut members = db.bans_before(room.key, (i64::MAX, ""), BANS_AT_ONCE_MAX + 1)?;
     let has_more = members.len() > BANS_AT_ONCE_MAX;
     members.truncate(BANS_AT_ONCE_MAX);
