@@ -48,7 +48,7 @@ fn run(tx: &mut Tx<'_>, number: usize, outcome: Outcome) -> Result<Vec<String>> 
 
 /// Has the writer come upon all of these at once, in this order.
 fn write_together(store: &Store, outcomes: &[Outcome]) -> Vec<Result<Vec<String>>> {
-    let counts = store.counts().expect("counted").clone();
+    let counts = store.counts().expect("counted");
     let wait_for = |queued: usize| {
         while counts.queued.load(Ordering::Relaxed) != queued as i64 {
             thread::yield_now();
