@@ -149,7 +149,6 @@ fn of_a_room_that_is_deleted_nothing_is_left_and_other_rooms_are_as_they_were() 
             "reports",
             "snapshot_entries",
             "owed_events",
-            "owed_bans",
             "rooms_behind_backup",
             "spare_snapshots",
             "key_backup_sessions",
