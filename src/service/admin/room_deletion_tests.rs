@@ -94,14 +94,6 @@ fn fill(here: &TestServer, room: &str, users: [&TestUser; 4]) -> String {
         json!({ "body": "late" }),
     );
     alice.invite(room, eve.id());
-    // Bans that are to follow it from a room before it.
-    let id_of_room = room.to_owned();
-    let owed = hs.store.write(move |tx| {
-        let owe = "INSERT INTO owed_bans (room_id, old_room_id, sender, stream, user_id, attempts, due_ms)
-             VALUES (?1, '!before:example.org', '@a:example.org', 1, '', 0, 9000000000000)";
-        Ok(tx.conn().execute(owe, [&id_of_room])?)
-    });
-    assert_eq!(owed.unwrap(), 1);
     // Somebody of whom the resolution of its state left no word.
     let (id, lost) = (room.to_owned(), id(carol).server());
     let noted = hs.store.write(move |tx| {
