@@ -1,6 +1,7 @@
 //! What was said in a room since the backup that this server was restored from. The next event that somebody sends rests on it,
 //! and brings it back; in a room where nobody speaks the servers are asked once which event is the last (server-server API,
-//! `timestamp_to_event`), and that one is received as if they had sent it.
+//! `timestamp_to_event`), and that one is received as if they had sent it. Where a room's history ends in several events that were
+//! sent at the same moment, it is one of them; the others come with the next event.
 
 use std::time::Instant;
 
