@@ -70,7 +70,7 @@ impl QueuedWrite {
     /// Runs the closure. An error means that what it wrote is to be undone.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         catch_unwind(AssertUnwindSafe(|| self.job.run(tx))).unwrap_or_else(|panic| {
-            let why = self.panicked.insert(panicked(&panic));
+            let why = self.panicked.insert(panicked(&*panic));
             Err(copy_of(why))
         })
     }

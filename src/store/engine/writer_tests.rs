@@ -74,6 +74,13 @@ fn write_together(store: &Store, outcomes: &[Outcome]) -> Vec<Result<Vec<String>
 }
 
 #[test]
+fn who_runs_the_server_is_told_what_a_write_panicked_with() {
+    let store = in_memory("us.example");
+    let error = store.write(|_| -> Result<()> { panic!("on purpose") }).expect_err("a panic");
+    assert!(error.to_string().contains("a write panicked: on purpose"), "{error}");
+}
+
+#[test]
 fn of_a_group_what_is_acknowledged_is_there_and_nothing_else_wherever_one_fails() {
     let all = [Done, Fails, Panics, FillsDisk];
     for pattern in 0..all.len().pow(4) {
