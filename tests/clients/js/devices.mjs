@@ -9,6 +9,7 @@ import { createClient, ClientEvent, Direction, EventStatus, HttpApiEvent, Indexe
 import { CryptoEvent, VerificationPhase, VerificationRequestEvent, decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api/index.js";
 import { logger } from "matrix-js-sdk/lib/logger.js";
 import { relationVerbs } from "./relations.mjs";
+import { sentFirst } from "./sent_first.mjs";
 
 const loud = Boolean(process.env.DOORSTEP_CLIENTS_LOUD);
 // The library writes to the console; standard output is for answers.
@@ -98,6 +99,7 @@ class Device {
             accessToken: this.token,
             store,
             timelineSupport: true,
+            fetchFn: sentFirst(),
             verificationMethods: ["m.sas.v1"],
             cryptoCallbacks: {
                 getSecretStorageKey: async ({ keys }) =>

@@ -3,6 +3,7 @@
 
 import { createClient } from "matrix-js-sdk";
 import { logger } from "matrix-js-sdk/lib/logger.js";
+import { sentFirst } from "./sent_first.mjs";
 
 logger.disableAll?.();
 // The library writes to the console, where answers go.
@@ -39,6 +40,7 @@ export async function logIn(baseUrl, user, password) {
         accessToken: login.access_token,
         deviceId: login.device_id,
         timelineSupport: true,
+        fetchFn: sentFirst(),
     });
 }
 
