@@ -92,6 +92,13 @@ impl<S: Read + Write> Connection<S> {
     }
 }
 
+impl Connection<TcpStream> {
+    /// What it goes over.
+    pub fn socket(&self) -> &TcpStream {
+        self.stream.get_ref()
+    }
+}
+
 /// A plain connection.
 pub fn connect(address: &str) -> Result<Connection<TcpStream>> {
     let stream = TcpStream::connect(address)?;

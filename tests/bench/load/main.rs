@@ -19,6 +19,7 @@ mod media;
 mod owner;
 mod peer;
 mod process;
+mod readiness;
 mod receive;
 mod sends;
 mod sliding;

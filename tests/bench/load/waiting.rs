@@ -1,13 +1,13 @@
 //! Waiting `/sync` requests: what it costs to keep them, and how soon they are woken.
 
 use std::net::TcpStream;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::clock::{Clock, Spent};
 use crate::http::{self, Connection, encode};
+use crate::readiness::Readiness;
 use crate::{Result, process, quantile, tokens};
 
 /// A user with a connection of its own, and how far its syncs have come.
@@ -38,10 +38,15 @@ impl Client {
     fn take(&mut self) -> Result<(Instant, Value)> {
         let (status, body) = self.connection.receive()?;
         let came = Instant::now();
-        let answer: Value = serde_json::from_slice(&body)?;
+        Ok((came, self.follow(status, &body)?))
+    }
+
+    /// Goes on from this answer of a /sync, which it returns.
+    fn follow(&mut self, status: u16, body: &[u8]) -> Result<Value> {
+        let answer: Value = serde_json::from_slice(body)?;
         let next = answer["next_batch"].as_str().ok_or_else(|| format!("/sync: {status} {answer}"))?;
         self.since = next.to_owned();
-        Ok((came, answer))
+        Ok(answer)
     }
 
     /// Syncs until there is nothing new for a while: left-overs of joining must not be taken for a message.
@@ -64,25 +69,28 @@ impl Client {
         Ok(())
     }
 
-    /// Waits for an answer with this message, and tells when it came. Others (who came online) are no news here.
-    fn wait_for(&mut self, message: &str) -> Result<Instant> {
-        loop {
-            self.ask(120_000)?;
-            let (came, answer) = self.take()?;
-            if answer["rooms"]["join"].to_string().contains(message) {
-                return Ok(came);
-            }
-        }
-    }
-
     /// Sends a message. Returns when the request went out.
     fn speak(&mut self, room: &str, number: usize) -> Result<Instant> {
+        let sent = self.begin_to_speak(room, number)?;
+        self.end_of_speech()?;
+        Ok(sent)
+    }
+
+    /// The same without waiting for the answer, which is to be taken by [`Client::end_of_speech`].
+    fn begin_to_speak(&mut self, room: &str, number: usize) -> Result<Instant> {
         let run = std::process::id();
         let uri = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/b{run}.{number}", encode(room));
         let body = format!(r#"{{"msgtype":"m.text","body":"message {number}"}}"#);
         let sent = Instant::now();
-        self.connection.call("PUT", &uri, &self.authorization, Some(body.as_bytes()))?;
+        self.connection.send("PUT", &uri, &self.authorization, Some(body.as_bytes()))?;
         Ok(sent)
+    }
+
+    fn end_of_speech(&mut self) -> Result<()> {
+        match self.connection.receive()? {
+            (200, _) => Ok(()),
+            (status, body) => Err(format!("a message: {status} {}", String::from_utf8_lossy(&body)).into()),
+        }
     }
 }
 
@@ -131,34 +139,47 @@ pub fn wake(given: &crate::Wake) -> Result<Value> {
 pub fn crowd(given: &crate::Crowd) -> Result<Value> {
     let tokens = tokens(&given.tokens)?;
     let (speaker, hearers) = tokens.split_first().ok_or("no tokens")?;
-    let (report, reports) = mpsc::channel();
-    let mut orders = Vec::new();
-    for token in hearers {
+    let ready = Readiness::new()?;
+    let mut clients = Vec::new();
+    for (number, token) in hearers.iter().enumerate() {
         let mut client = Client::new(&given.client, token)?;
         client.settle_quickly()?;
-        let (order, ordered) = mpsc::channel::<usize>();
-        orders.push(order);
-        let report = report.clone();
-        std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-            while let Ok(number) = ordered.recv() {
-                let _ = report.send(client.wait_for(&format!("message {number}")).map_err(|e| e.to_string()));
-            }
-        })?;
+        ready.add(client.connection.socket(), number)?;
+        clients.push(client);
     }
     let mut speaker = Client::new(&given.client, speaker)?;
     let (mut all, mut last, mut spent) = (Vec::new(), Vec::new(), Spent::default());
     for number in 0..given.times {
-        for order in &orders {
-            order.send(number)?;
+        for client in &mut clients {
+            client.ask(120_000)?;
         }
         std::thread::sleep(Duration::from_secs(2));
+        let message = format!("message {number}");
         let clock = Clock::start(given.pid)?;
-        let sent = speaker.speak(&given.room, number)?;
-        let mut times = Vec::new();
-        for _ in hearers {
-            times.push(reports.recv()??.saturating_duration_since(sent));
+        let sent = speaker.begin_to_speak(&given.room, number)?;
+        // They are read through afterwards: what that takes is no time of the server's.
+        let (mut times, mut answers) = (Vec::new(), Vec::new());
+        while times.len() < clients.len() {
+            let waited_for = ready.wait()?;
+            let came = Instant::now();
+            for hearer in waited_for {
+                let client = &mut clients[hearer];
+                let (status, body) = client.connection.receive()?;
+                if String::from_utf8_lossy(&body).contains(&message) {
+                    times.push(came.saturating_duration_since(sent));
+                    answers.push((hearer, status, body));
+                } else {
+                    // Who came online is no news here.
+                    client.follow(status, &body)?;
+                    client.ask(120_000)?;
+                }
+            }
         }
         spent.add(&clock.spent()?);
+        speaker.end_of_speech()?;
+        for (hearer, status, body) in answers {
+            clients[hearer].follow(status, &body)?;
+        }
         times.sort();
         last.push(times[times.len() - 1]);
         all.extend(times);
