@@ -39,8 +39,8 @@
 //!
 //! Everything that comes in was written by somebody who may be lying, and for each kind of lie there is one mechanism:
 //!
-//! - *It is not theirs.* [`protocol::verify`]: only a verified signature makes evidence, only evidence for everyone who has
-//!   to sign makes a [`protocol::VerifiedPdu`], and only that gets into a room, in the very form that was judged.
+//! - *It is not theirs.* [`protocol::signatures::verify`]: only a verified signature makes evidence, only evidence for everyone
+//!   who has to sign makes a [`protocol::VerifiedPdu`], and only that gets into a room, in the very form that was judged.
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
 //!   budget by its length. Everything else stays text until somebody needs it.
 //! - *There is too much of it.* `src/store/bounds.rs`: who fills each table, with whose share, and what cleans it. Knocks have
@@ -75,14 +75,14 @@
 //! | what an account may not: locked, suspended, a guest | `check_standing` in `src/http/route.rs`, `service/accounts/moderation.rs`, `service/guests.rs` |
 //! | the state of a membership in a room that we are not in | [`protocol::remote_membership`] |
 //! | the authorisation rules, by their numbers | [`protocol::event_auth`]; state resolution: [`protocol::state_res`] |
-//! | signatures | [`protocol::verify`], `service/keys/` |
+//! | signatures | [`protocol::signatures::verify`], `service/keys/` |
 //! | the checks on receipt, in order | the head of `service/events/mod.rs` |
 //! | what arrives by `PUT /send` | `service/incoming/` |
-//! | the server ACL | read and asked: `service/events/server_acl.rs`; matched: [`protocol::server_acl`] |
+//! | the server ACL | read and asked: `service/events/server_acl.rs`; matched: [`protocol::rooms::server_acl`] |
 //! | history fetched, and given | `service/events/fetch/backfill.rs`, `service/events/serve/` |
 //! | what leaves by it | `service/outgoing/`: a cursor for each server |
 //! | `/sync` | `service/sync/`; who waits for news: `service/background/notifier.rs` |
-//! | threads, edits, reactions: what relates to an event | [`protocol::relations`], `store/rooms/relations.rs`; told with it: `service/rooms/bundles.rs` |
+//! | threads, edits, reactions: what relates to an event | [`protocol::rooms::relations`], `store/rooms/relations.rs`; told with it: `service/rooms/bundles.rs` |
 //! | push rules, and what they make of an event | [`protocol::push_rules`]; asked in the transaction that accepts it: `store/push/evaluate.rs` |
 //! | what is unread | `store/push/unread.rs`: a sum of rows; what was told last is remembered: `service/sync/unread.rs` |
 //! | sliding sync, by the numbers of its rules | `service/sync/sliding/` |

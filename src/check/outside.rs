@@ -17,7 +17,7 @@ use crate::federation::discovery::HostPort;
 use crate::federation::inspect::{Page, TlsProbe};
 use crate::federation::{Client, ClientSettings};
 use crate::protocol::ServerName;
-use crate::protocol::sign::SigningKey;
+use crate::protocol::signatures::sign::SigningKey;
 use crate::random;
 use crate::service::keys::ring::read_statement;
 

@@ -19,7 +19,7 @@ use crate::federation::Names;
 use crate::protocol::ServerName;
 use crate::protocol::certificates::acme::is_certifiable;
 use crate::protocol::room_version::RoomVersion;
-use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::rooms::server_acl::ServerAcl;
 
 pub use settings::{Settings, nearest};
 pub use table::{Check, Kind, SETTINGS, Setting, Usual};

@@ -17,10 +17,10 @@ use ureq::{Agent, http};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result, reason};
-use crate::federation::address_guard::AddressGuard;
-use crate::federation::agent::{self, WebResolver, base_config, roots};
+use crate::federation::client::agent::{self, WebResolver, base_config, roots};
 use crate::federation::connections::Connections;
-use crate::federation::names::Names;
+use crate::federation::discovery::address_guard::AddressGuard;
+use crate::federation::discovery::names::Names;
 use crate::protocol::certificates::acme::{retry_after, text, told_problem};
 use crate::protocol::json::parse_object;
 

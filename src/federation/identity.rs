@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use ureq::http;
 
-use super::calls::enc;
 use crate::federation::answer_memory::HeldMemory;
 use crate::federation::call_error::{CallError, CallResult};
+use crate::federation::calls::enc;
 use crate::federation::client::{Client, ExchangeFailure, Response, read_answer};
 use crate::protocol::json::{base64_url, read_object};
 use crate::protocol::{ServerName, UserId};

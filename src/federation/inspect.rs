@@ -16,11 +16,11 @@ use rustls::{
 };
 use ureq::http;
 
-use super::call_error::{CallError, CallResult};
-use super::client::{Client, ExchangeFailure};
-use super::discovery::{HostPort, SRV_SERVICES};
 use crate::error::{Error, Result, reason};
-use crate::federation::dns::Srv;
+use crate::federation::call_error::{CallError, CallResult};
+use crate::federation::client::{Client, ExchangeFailure};
+use crate::federation::discovery::dns::Srv;
+use crate::federation::discovery::{HostPort, SRV_SERVICES};
 use crate::locks::lock;
 use crate::protocol::certificates::CertificateFacts;
 use crate::protocol::certificates::calendar::http_date;

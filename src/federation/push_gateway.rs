@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use ureq::http;
 
-use crate::federation::address_guard::AddressGuard;
 use crate::federation::answer_memory::HeldMemory;
 use crate::federation::call_error::{CallError, CallResult};
 use crate::federation::client::{Client, ExchangeFailure, read_answer};
 use crate::federation::discovery::HostPort;
+use crate::federation::discovery::address_guard::AddressGuard;
 use crate::protocol::json::read_object;
 
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(15);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use ureq::http;
 
-use super::call_error::{CallError, CallResult};
-use super::client::{Client, ExchangeFailure};
+use crate::federation::call_error::{CallError, CallResult};
+use crate::federation::client::{Client, ExchangeFailure};
 use crate::protocol::media::web_url::WebUrl;
 
 /// Most redirects that are followed.

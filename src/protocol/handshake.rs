@@ -9,8 +9,8 @@ use crate::protocol::ids::{EventId, RoomId, ServerName, UserId};
 use crate::protocol::json;
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
-use crate::protocol::sign::{SigningKey, seal, signatures_of};
-use crate::protocol::verify::VerifiedPdu;
+use crate::protocol::signatures::sign::{SigningKey, seal, signatures_of};
+use crate::protocol::signatures::verify::VerifiedPdu;
 
 /// Checks what `make_join`, `make_knock` or `make_leave` answered, before anything of it is signed: it must be about
 /// this room, this user, this membership. Errors: `M_INVALID_PARAM`, naming the field.
@@ -165,8 +165,8 @@ mod tests {
 
     use super::*;
     use crate::protocol::room_version::all;
+    use crate::protocol::signatures::verify::{check_received, verify_event, verify_event_by};
     use crate::protocol::test_events::{key, known, member, object, pdu, room, server, version};
-    use crate::protocol::verify::{check_received, verify_event, verify_event_by};
 
     const ALICE: &str = "@alice:a.example";
 

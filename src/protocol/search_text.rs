@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use crate::error::{Error, Result};
 use crate::protocol::EventId;
 use crate::protocol::json::read;
-use crate::protocol::relations::{REPLACE, relation_in};
+use crate::protocol::rooms::relations::{REPLACE, relation_in};
 
 /// So much of a text is looked at, in bytes: what one message may cost the index.
 pub const TEXT_BYTES_MAX: usize = 16 * 1024;

@@ -3,10 +3,11 @@
 use serde_json::{Map, Value, json};
 
 use crate::protocol::ids::ServerName;
+use crate::protocol::json as matrix_json;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
-use crate::protocol::sign::{KeyAt, SigningKey, sign_event};
-use crate::protocol::{hash, json as matrix_json};
+use crate::protocol::signatures::hash;
+use crate::protocol::signatures::sign::{KeyAt, SigningKey, sign_event};
 
 /// The rules of a version that is known to exist.
 pub fn version(id: &str) -> RoomVersion {

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use crate::protocol::ids::{EventId, ServerName, UserId};
 use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
-use crate::protocol::verify;
+use crate::protocol::signatures::verify;
 
 /// What is seen. Nothing of it has been checked.
 #[derive(Debug, Deserialize)]
@@ -120,8 +120,9 @@ fn server_of(user: &str) -> Option<ServerName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Pdu;
     use crate::protocol::room_version::room_version;
-    use crate::protocol::{Pdu, verify};
+    use crate::protocol::signatures::verify;
     use serde_json::json;
 
     #[test]

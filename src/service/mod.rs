@@ -47,7 +47,7 @@ use crate::error::Result;
 use crate::federation;
 use crate::locks::KeyedLock;
 use crate::metrics::{Ending, Endings, Metrics};
-use crate::protocol::sign::SigningKey;
+use crate::protocol::signatures::sign::SigningKey;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::{Location, Options, Store};
 

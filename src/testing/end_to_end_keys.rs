@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::TestUser;
 use crate::protocol::json::{base64, canonical_object};
-use crate::protocol::sign::SigningKey;
+use crate::protocol::signatures::sign::SigningKey;
 use crate::random;
 
 fn secret() -> SigningKey {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use doorstep::internals::Reply;
-use doorstep::protocol::sign::{self, SigningKey};
+use doorstep::protocol::signatures::sign::{self, SigningKey};
 use doorstep::protocol::{Pdu, ServerName, UserId, handshake};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};

@@ -19,7 +19,7 @@ use doorstep::internals::{
 use doorstep::internals::{CallError, Client, ClientSettings, PeerRequest};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
-use doorstep::protocol::sign::{self, SigningKey};
+use doorstep::protocol::signatures::sign::{self, SigningKey};
 use doorstep::protocol::{EventId, Pdu, RoomId, ServerName, UserId, handshake};
 use doorstep::testing::{TestUser, certificates, segment};
 use serde_json::{Map, Value, json};

@@ -11,7 +11,7 @@ use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
 use doorstep::internals::Draft;
 use doorstep::internals::ImportedRoom;
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::protocol::{RoomId, ServerName, UserId, VerifiedPdu, room_version};
 use doorstep::testing::temporary_folder;
 use serde_json::{Map, Value, json};

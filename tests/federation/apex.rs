@@ -12,7 +12,7 @@ use doorstep::clock::Clock;
 use doorstep::config::{Config, TlsFiles};
 use doorstep::internals::{Client, ClientSettings, Detour, Names};
 use doorstep::protocol::ServerName;
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::testing::certificates;
 use serde_json::Value;
 

@@ -7,7 +7,7 @@ use crate::common::scene::{bob_at, edus_at};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::protocol::UserId;
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::testing::{TestSigningKeys, TestUser, segment};
 use serde_json::{Value, json};
 

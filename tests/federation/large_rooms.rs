@@ -12,7 +12,7 @@ use doorstep::TestServer;
 use doorstep::internals::Reply;
 use doorstep::protocol::pdu::Membership;
 use doorstep::protocol::room_version::room_version;
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::protocol::{Pdu, handshake};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};

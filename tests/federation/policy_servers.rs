@@ -11,7 +11,7 @@ use doorstep::TestServer;
 use doorstep::internals::Reply;
 use doorstep::internals::{Place, Status};
 use doorstep::protocol::room_version::room_version;
-use doorstep::protocol::sign::{self, SigningKey};
+use doorstep::protocol::signatures::sign::{self, SigningKey};
 use doorstep::protocol::{EventId, Pdu, RoomVersion, ServerName, UserId};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Map, Value, json};

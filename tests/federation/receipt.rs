@@ -15,8 +15,9 @@ use doorstep::TestServer;
 use doorstep::internals::NewPendingEvent;
 use doorstep::internals::Reply;
 use doorstep::internals::Status;
-use doorstep::protocol::sign::{KeyAt, SigningKey};
-use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu, verify};
+use doorstep::protocol::signatures::sign::{KeyAt, SigningKey};
+use doorstep::protocol::signatures::verify;
+use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 

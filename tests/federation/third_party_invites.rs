@@ -6,7 +6,7 @@ use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::internals::Reply;
 use doorstep::protocol::json::base64_url;
-use doorstep::protocol::sign::{self, SigningKey};
+use doorstep::protocol::signatures::sign::{self, SigningKey};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use doorstep::protocol::event_auth::{self, AuthChecker};
 use doorstep::protocol::room_version::{RoomVersion, room_version};
-use doorstep::protocol::sign::{self, KeyAt, SigningKey};
+use doorstep::protocol::signatures::sign::{self, KeyAt, SigningKey};
+use doorstep::protocol::signatures::verify;
 use doorstep::protocol::state_res::{self, StateMap};
 use doorstep::protocol::unchecked_event::UncheckedEvent;
-use doorstep::protocol::{EventId, Pdu, ServerName, verify};
+use doorstep::protocol::{EventId, Pdu, ServerName};
 use serde_json::{Value, json};
 
 const CREATOR: &str = "@creator:one.example";

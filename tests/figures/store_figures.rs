@@ -13,7 +13,7 @@ use doorstep::config::{Config, Data};
 use doorstep::internals::CreateRoom;
 use doorstep::internals::Draft;
 use doorstep::internals::ImportedRoom;
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::protocol::{EventId, RoomId, ServerName, UserId, VerifiedPdu, room_version};
 use doorstep::testing::temporary_folder;
 use serde_json::{Map, Value, json};

@@ -16,8 +16,9 @@ use crate::common::media::{UPLOAD, begin, download_path};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::wait_until;
 use doorstep::internals::Reply;
+use doorstep::protocol::ServerName;
 use doorstep::protocol::json::parse_object;
-use doorstep::protocol::{ServerName, x_matrix};
+use doorstep::protocol::signatures::x_matrix;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Map, Value, json};
 
@@ -419,7 +420,7 @@ fn what_a_notary_is_told_and_repeats_weighs_its_bytes() {
         };
         let key = peer.signing_key();
         let statement = of_peer.as_object().expect("an object");
-        doorstep::protocol::sign::verify_json(
+        doorstep::protocol::signatures::sign::verify_json(
             statement,
             peer.name().as_str(),
             key.key_id(),

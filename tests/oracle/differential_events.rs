@@ -5,9 +5,10 @@
 
 use doorstep::protocol::json::CanonicalObject;
 use doorstep::protocol::room_version::{RoomVersion, all};
-use doorstep::protocol::sign::{self, KeyAt, SigningKey};
-use doorstep::protocol::verify;
-use doorstep::protocol::{Pdu, ServerName, hash, json, redact};
+use doorstep::protocol::signatures::hash;
+use doorstep::protocol::signatures::sign::{self, KeyAt, SigningKey};
+use doorstep::protocol::signatures::verify;
+use doorstep::protocol::{Pdu, ServerName, json, redact};
 use ruma_common::room_version_rules::RoomVersionRules;
 use ruma_common::{CanonicalJsonObject, RoomVersionId, canonical_json, serde::Base64};
 use ruma_signatures::{Ed25519KeyPair, PublicKeyMap, PublicKeySet, Verified};

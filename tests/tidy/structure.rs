@@ -149,10 +149,9 @@ const WALLS: &[Wall] = &[
     Wall {
         folder: "src/federation/calls",
         forbidden: &[
-            "crate::federation::agent",
+            "crate::federation::client::agent",
             "crate::federation::connections",
             "crate::federation::discovery",
-            "crate::federation::dns",
         ],
         why: "calls go through the client, which knows how servers are reached",
     },
@@ -228,7 +227,7 @@ const EVIDENCE: &[(&str, &str)] = &[
     ("VerifiedPdu::unchecked(", "nowhere"),
     // A row that was not stored is made by facts, or by what the room's last state says.
     ("RemoteMembership::from_store(", "src/store/"),
-    ("SignedBy(", "src/protocol/verify.rs"),
+    ("SignedBy(", "src/protocol/signatures/verify.rs"),
 ];
 
 #[test]
@@ -335,7 +334,7 @@ const UNWEIGHED: &[(&str, &str)] = &[
     ("src/protocol/event_auth/power_content.rs", "the same"),
     ("src/store", "what is stored was weighed when it came, and has to be read again whatever it weighs"),
     ("src/commands/ask.rs", "what this very server answers its operator"),
-    ("src/federation/scripted_peer.rs", "it is for tests"),
+    ("src/federation/client/scripted_peer.rs", "it is for tests"),
     ("src/testing", "it is for tests"),
 ];
 

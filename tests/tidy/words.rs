@@ -138,7 +138,7 @@ const GIVEN_UP: &[(&str, &[(&str, &str)])] = &[
             ("StandIn", "ScriptedConnector"),
         ],
     ),
-    ("src/federation/discovery.rs", &[("Delegation", "KnownDelegation")]),
+    ("src/federation/discovery/mod.rs", &[("Delegation", "KnownDelegation")]),
     (
         "src/http",
         &[
@@ -233,7 +233,7 @@ const GIVEN_UP: &[(&str, &[(&str, &str)])] = &[
             ("StateKey", "StateTuple"),
         ],
     ),
-    ("src/protocol/verify.rs", &[("Keys", "KeyLookup")]),
+    ("src/protocol/signatures/verify.rs", &[("Keys", "KeyLookup")]),
     (
         "src/service",
         &[

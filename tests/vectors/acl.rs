@@ -1,6 +1,6 @@
 //! `acl.jsonl`: server access control lists.
 
-use doorstep::protocol::server_acl::ServerAcl;
+use doorstep::protocol::rooms::server_acl::ServerAcl;
 use serde_json::Value;
 
 use crate::{object, same, text};

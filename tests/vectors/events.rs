@@ -5,7 +5,8 @@
 
 use doorstep::protocol::json::CanonicalObject;
 use doorstep::protocol::room_version::room_version;
-use doorstep::protocol::{Pdu, hash, json, redact, sign, verify};
+use doorstep::protocol::signatures::{hash, sign, verify};
+use doorstep::protocol::{Pdu, json, redact};
 use serde_json::Value;
 
 use crate::keys::Keys;

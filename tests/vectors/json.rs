@@ -1,7 +1,8 @@
 //! `json.jsonl`: canonical JSON, signed objects, signed requests.
 
-use doorstep::protocol::x_matrix::{self, SignedRequest};
-use doorstep::protocol::{ServerName, json, sign};
+use doorstep::protocol::signatures::sign;
+use doorstep::protocol::signatures::x_matrix::{self, SignedRequest};
+use doorstep::protocol::{ServerName, json};
 use serde_json::Value;
 
 use crate::keys::Keys;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use doorstep::protocol::sign::{KeyAt, SigningKey};
-use doorstep::protocol::verify::verify_event;
+use doorstep::protocol::signatures::sign::{KeyAt, SigningKey};
+use doorstep::protocol::signatures::verify::verify_event;
 use doorstep::protocol::{Pdu, ServerName, json};
 use serde_json::Value;
 

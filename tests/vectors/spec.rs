@@ -1,8 +1,9 @@
 //! `spec.json`: the specification's own vectors, made into rows `spec/<section>/<number>`.
 
 use doorstep::protocol::room_version::room_version;
-use doorstep::protocol::sign::SigningKey;
-use doorstep::protocol::{ServerName, hash, json, sign};
+use doorstep::protocol::signatures::sign::SigningKey;
+use doorstep::protocol::signatures::{hash, sign};
+use doorstep::protocol::{ServerName, json};
 use serde_json::{Value, json};
 
 use crate::{object, same, text};

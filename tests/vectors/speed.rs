@@ -4,8 +4,9 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use doorstep::protocol::Pdu;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
-use doorstep::protocol::{Pdu, verify};
+use doorstep::protocol::signatures::verify;
 use serde_json::Value;
 
 use crate::keys::Keys;

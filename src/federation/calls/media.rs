@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::enc;
 use crate::federation::call_error::{CallError, CallResult};
+use crate::federation::client::streams::{StreamedAnswer, redirected};
 use crate::federation::client::{Client, PeerRequest};
-use crate::federation::streams::{StreamedAnswer, redirected};
 use crate::protocol::ServerName;
 use crate::protocol::media::header_values::name_in_disposition;
 use crate::protocol::media::multipart::{Malformed, MultipartReader, PartHead};

@@ -8,9 +8,9 @@ use serde_json::json;
 use super::*;
 use crate::clock::Clock;
 use crate::federation::ClientSettings;
-use crate::federation::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
+use crate::federation::client::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::protocol::media::multipart::envelope;
-use crate::protocol::sign::SigningKey;
+use crate::protocol::signatures::sign::SigningKey;
 use crate::testing::certificates;
 
 const SIGNED: &str = "/_matrix/federation/v1/media/download/";

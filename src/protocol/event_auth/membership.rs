@@ -52,7 +52,7 @@ impl EventCheck<'_> {
         };
 
         // 5.2 (from version 8 on), the signature of the authorising user's server, is checked with the others:
-        // see `protocol::sign::required_signers`.
+        // see `protocol::signatures::verify::required_signers`.
 
         let first_join = membership == Membership::Join && self.is_creators_first_join(target);
         // Synapse holds the target to rule 4 as well as the sender: nobody of another server is invited into a

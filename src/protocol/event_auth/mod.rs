@@ -6,7 +6,7 @@
 //! 2. [`check_auth_events`]: the rules that look only at the event and at the events it cites.
 //! 3. [`check`]: the rules against a state: that of its auth events, that before it, the current one.
 //!
-//! Signatures are checked before (`protocol::sign`), except those inside third-party invites, which are a rule.
+//! Signatures are checked before (`protocol::signatures::verify`), except those inside third-party invites, which are a rule.
 //!
 //! Comments number the rules as room version 12 does. Versions 1–5 have one more at the top level (aliases), 12
 //! another (the room id), and inner lists moved too: [`AuthError`] says the number in the event's own version.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::protocol::room_version::room_version;
-use crate::protocol::sign::{SigningKey, sign_json};
+use crate::protocol::signatures::sign::{SigningKey, sign_json};
 use crate::protocol::{ServerName, json as canonical};
 
 const CREATOR: &str = "@creator:one.example";

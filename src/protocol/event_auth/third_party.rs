@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::StateLookup;
 use crate::protocol::json;
 use crate::protocol::pdu::Pdu;
-use crate::protocol::sign::VerifyKey;
+use crate::protocol::signatures::sign::VerifyKey;
 
 pub(super) enum ThirdPartyCheck {
     Allowed,

@@ -9,7 +9,7 @@ use crate::protocol::keys::device::{
     ED25519, IDENTITY_KEYS_BYTES_MAX, KeySignature, SignedObject, invalid_signature, signatures_in,
     signatures_of, too_large,
 };
-use crate::protocol::sign::VerifyKey;
+use crate::protocol::signatures::sign::VerifyKey;
 
 /// Uses that a key names.
 const USAGES_MAX: usize = 10;
@@ -179,7 +179,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::protocol::sign::SigningKey;
+    use crate::protocol::signatures::sign::SigningKey;
 
     fn alice() -> UserId {
         UserId::parse("@alice:example.org").expect("an id")

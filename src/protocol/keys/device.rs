@@ -14,7 +14,7 @@ use crate::protocol::json::{
     AtMost, CanonicalObject, base64_decode, canonical_string, member_of, members_of, read, read_object,
     string,
 };
-use crate::protocol::sign::VerifyKey;
+use crate::protocol::signatures::sign::VerifyKey;
 
 /// The algorithm of the keys that sign.
 pub const ED25519: &str = "ed25519";
@@ -342,7 +342,7 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
-    use crate::protocol::sign::SigningKey;
+    use crate::protocol::signatures::sign::SigningKey;
 
     fn user(name: &str) -> UserId {
         UserId::parse(&format!("@{name}:example.org")).expect("an id")

@@ -3,7 +3,7 @@
 use super::Admin;
 use crate::error::{Error, Result};
 use crate::protocol::json::{base64, base64_decode};
-use crate::protocol::sign::SigningKey;
+use crate::protocol::signatures::sign::SigningKey;
 
 impl Admin<'_> {
     /// The key in use with its secret half: `ed25519`, its version, and the seed in unpadded base64.

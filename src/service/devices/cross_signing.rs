@@ -12,7 +12,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::keys::cross_signing::{CrossSigningKey, KeyUsage, NewlySigned};
 use crate::protocol::keys::device::{ED25519, KeySignature, SignedObject, signatures_in};
-use crate::protocol::sign::VerifyKey;
+use crate::protocol::signatures::sign::VerifyKey;
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::device_lists::{tell_of_device, tell_of_signing_keys};
 use crate::service::devices::keys::WantedDevices;

@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth;
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
-use crate::protocol::server_acl::ServerAcl;
-use crate::protocol::sign::SigningKey;
+use crate::protocol::rooms::server_acl::ServerAcl;
+use crate::protocol::signatures::sign::SigningKey;
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, json as matrix_json,
 };

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::protocol::json::read;
 use crate::protocol::pdu::Membership;
-use crate::protocol::visibility::HistoryVisibility;
+use crate::protocol::rooms::visibility::HistoryVisibility;
 use crate::protocol::{Pdu, ServerName, UserId};
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, StoredEvent};
 

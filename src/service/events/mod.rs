@@ -12,8 +12,8 @@
 //! 2. *The room's server ACL lets the sending server take part*, otherwise it is refused (`server_acl.rs`).
 //! 3. Check 1 of the specification: *is a valid event*, otherwise it is **dropped** (`protocol/pdu.rs`).
 //! 4. Check 2: *passes signature checks*, otherwise it is **dropped**; if nobody could be asked for a key, it is
-//!    **pending** until somebody can (`keys/verify.rs`, `protocol/verify.rs`).
-//! 5. Check 3: *passes hash checks*, otherwise it is **redacted** and goes on in that form (`protocol/verify.rs`).
+//!    **pending** until somebody can (`keys/verify.rs`, `protocol/signatures/verify.rs`).
+//! 5. Check 3: *passes hash checks*, otherwise it is **redacted** and goes on in that form (`protocol/signatures/verify.rs`).
 //!    Then a knock, or its withdrawal, of a server that is not in the room is counted, and **refused** beyond the budget
 //!    (`limits/knock_budget.rs`).
 //! 6. *What it refers to is here*: its auth events, and its previous events or the state before it. Otherwise they are

@@ -23,7 +23,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::{CallError, PeerError};
 use crate::locks::{self, lock};
 use crate::protocol::event_auth::AuthError;
-use crate::protocol::policy_server::{self, PolicyServer};
+use crate::protocol::rooms::policy_server::{self, PolicyServer};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu};
 use crate::service::events::Events;
 use crate::store::{Db, Room};

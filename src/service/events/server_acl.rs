@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::protocol::ServerName;
-use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::rooms::server_acl::ServerAcl;
 use crate::store::{Db, Room};
 
 /// The server ACL of a room as it is now.

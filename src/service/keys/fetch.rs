@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::CanonicalObject;
-use crate::protocol::sign::{KeyAt, VerifyKey};
+use crate::protocol::signatures::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::service::keys::Keys;
 use crate::service::keys::attempts::{

@@ -12,7 +12,7 @@ use crate::clock::{Clock, Millis};
 use crate::error::{Error, Result};
 use crate::locks::{lock, read, write};
 use crate::protocol::json::CanonicalObject;
-use crate::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
+use crate::protocol::signatures::sign::{self, KeyAt, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::random;
 use crate::service::keys::Keys;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Config;
-use crate::federation::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
+use crate::federation::client::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::protocol::UserId;
 use crate::protocol::media::MediaId;
 use crate::protocol::media::multipart::envelope;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::{Membership, ParsedPdu};
-use crate::protocol::verify::{self, SignedBy};
+use crate::protocol::signatures::verify::{self, SignedBy};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake};
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;

@@ -17,9 +17,11 @@ use crate::federation::CallError;
 use crate::protocol::limits::fair_share::ServerStanding;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
+use crate::protocol::rooms::stripped_state;
+use crate::protocol::signatures::verify;
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, handshake, json,
-    limits::fair_share, stripped_state, verify,
+    limits::fair_share,
 };
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;

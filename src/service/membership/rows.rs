@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
-use crate::protocol::stripped_state::{self, STRIPPED_TYPES};
+use crate::protocol::rooms::stripped_state::{self, STRIPPED_TYPES};
 use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
 use crate::service::events::build::check_not_closed;
 use crate::service::membership::Memberships;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Config, Data};
-use crate::federation::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
+use crate::federation::client::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::locks::lock;
 use crate::service::outgoing::queue::Lane;
 use crate::testing::{certificates, temporary_folder};

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::protocol::filter::EventFormat;
 use crate::protocol::json::JsonList;
 use crate::protocol::pdu::Membership;
-use crate::protocol::relations::{REFERENCE, THREAD, is_edit_of, may_be_edited, may_be_thread_root};
+use crate::protocol::rooms::relations::{REFERENCE, THREAD, is_edit_of, may_be_edited, may_be_thread_root};
 use crate::protocol::{EventId, UserId};
 use crate::service::rooms::client_format::{self, Beside, ClientFormat, Json};
 use crate::service::rooms::timeline::TimelineEvent;

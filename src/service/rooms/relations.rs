@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::protocol::EventId;
 use crate::protocol::RoomId;
-use crate::protocol::relations::RELATION_HOPS_MAX;
+use crate::protocol::rooms::relations::RELATION_HOPS_MAX;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::{self, write_with_bundles};
 use crate::service::rooms::client_format::{ClientFormat, Json};

@@ -11,7 +11,7 @@ use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::{JoinRule, JoinRules};
 use crate::protocol::json::{First, ObjectText, read, read_object};
 use crate::protocol::pdu::Membership;
-use crate::protocol::visibility::HistoryVisibility;
+use crate::protocol::rooms::visibility::HistoryVisibility;
 use crate::protocol::{Pdu, RoomId, ServerName, UserId};
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::membership::JoinTarget;

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::protocol::relations::may_be_thread_root;
+use crate::protocol::rooms::relations::may_be_thread_root;
 use crate::protocol::{EventId, RoomId};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::{latest_reply, write_with_bundles};

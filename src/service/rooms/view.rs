@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::visibility::{self, EventView, HistoryVisibility};
+use crate::protocol::rooms::visibility::{self, EventView, HistoryVisibility};
 use crate::protocol::{Pdu, RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::events::erasure::Erasure;

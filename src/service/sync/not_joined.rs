@@ -17,7 +17,7 @@ use crate::protocol::filter::EventFilter;
 use crate::protocol::json::JsonList;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
-use crate::protocol::stripped_state::strip;
+use crate::protocol::rooms::stripped_state::strip;
 use crate::protocol::{Pdu, RoomId};
 use crate::service::membership::stripped_state_for_client;
 use crate::service::rooms::client_format;

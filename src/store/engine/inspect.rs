@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::{folder, migrate};
 use crate::error::Result;
 use crate::protocol::ServerName;
-use crate::protocol::sign::SigningKey;
+use crate::protocol::signatures::sign::SigningKey;
 use crate::store::Store;
 use crate::store::engine::open::{refusal, unusable};
 

@@ -5,7 +5,9 @@
 use rusqlite::{OptionalExtension, Row, params};
 
 use crate::error::{Error, Result};
-use crate::protocol::relations::{ANNOTATION, RELATION_HOPS_MAX, REPLACE, Relation, THREAD, relation_of};
+use crate::protocol::rooms::relations::{
+    ANNOTATION, RELATION_HOPS_MAX, REPLACE, Relation, THREAD, relation_of,
+};
 use crate::protocol::{EventId, Pdu};
 use crate::store::rooms::events::TimelineRange;
 use crate::store::{Db, EventKey, Place, RoomKey, Tx};

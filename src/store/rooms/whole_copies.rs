@@ -7,7 +7,7 @@ use rusqlite::params;
 
 use crate::error::Result;
 use crate::protocol::event_auth::{AuthError, check_auth_events};
-use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::rooms::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::Room;
 use crate::store::rooms::events::StoredEvent;

@@ -8,7 +8,7 @@ use doorstep::clock::Clock as WallClock;
 use doorstep::config::{Config, Data};
 use doorstep::internals::Draft;
 use doorstep::internals::ImportedRoom;
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::protocol::{ServerName, UserId, VerifiedPdu, room_version};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use doorstep::protocol::json::{base64, canonical_object};
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use serde_json::{Map, Value, json};
 
 use crate::clock::Clock;

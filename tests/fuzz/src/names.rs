@@ -1,7 +1,7 @@
 //! Identifiers, server names, and the globs of server access control lists.
 
 use doorstep::protocol::glob::Glob;
-use doorstep::protocol::server_acl::ServerAcl;
+use doorstep::protocol::rooms::server_acl::ServerAcl;
 use doorstep::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 use serde_json::{Value, json};
 

@@ -5,8 +5,8 @@ use doorstep::protocol::json::{CanonicalObject, canonical_event, parse_object};
 use doorstep::protocol::pdu::EVENT_BYTES_MAX;
 use doorstep::protocol::redact::redact;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, all};
-use doorstep::protocol::stripped_state::strip;
-use doorstep::protocol::verify::{check_parsed, required_signers, wanted_keys};
+use doorstep::protocol::rooms::stripped_state::strip;
+use doorstep::protocol::signatures::verify::{check_parsed, required_signers, wanted_keys};
 use serde_json::{Value, json};
 
 /// One byte for the room version, then an event's JSON.

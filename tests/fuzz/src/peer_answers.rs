@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use doorstep::internals::{AnswerScript, ScriptedRequest};
 use doorstep::protocol::UserId;
-use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::testing::segment;
 use serde_json::{Map, Value, json};
 use tiny_http::Method;

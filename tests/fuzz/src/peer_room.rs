@@ -6,7 +6,7 @@ use doorstep::internals::ScriptedRequest;
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
-use doorstep::protocol::sign::{SigningKey, sign_event, sign_json};
+use doorstep::protocol::signatures::sign::{SigningKey, sign_event, sign_json};
 use doorstep::protocol::{EventId, Pdu, ServerName};
 use serde_json::{Map, Value, json};
 

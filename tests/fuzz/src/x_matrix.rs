@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use doorstep::protocol::ServerName;
 use doorstep::protocol::json::parse_object;
-use doorstep::protocol::sign::SigningKey;
-use doorstep::protocol::x_matrix::{Authorization, SignedRequest, build, parse};
+use doorstep::protocol::signatures::sign::SigningKey;
+use doorstep::protocol::signatures::x_matrix::{Authorization, SignedRequest, build, parse};
 
 use super::source::Source;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::common::random::Random;
 use doorstep::protocol::event_auth;
 use doorstep::protocol::room_version::RoomVersion;
-use doorstep::protocol::sign::{SigningKey, sign_json};
+use doorstep::protocol::signatures::sign::{SigningKey, sign_json};
 use doorstep::protocol::state_res::StateMap;
 use doorstep::protocol::{EventId, Pdu, ServerName};
 use serde_json::{Map, Value, json};

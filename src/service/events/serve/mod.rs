@@ -7,8 +7,8 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
+use crate::protocol::rooms::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::unchecked_event;
-use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::service::events::Events;
 use crate::service::events::erasure::Erasure;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use doorstep::config::TlsFiles;
 use doorstep::protocol::Pdu;
 use doorstep::protocol::json::canonical_event;
-use doorstep::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
-use doorstep::protocol::verify;
+use doorstep::protocol::signatures::sign::{self, KeyAt, SigningKey, VerifyKey};
+use doorstep::protocol::signatures::verify;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 

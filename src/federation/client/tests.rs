@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
-use super::super::calls::HandshakeKind;
-use super::super::dns::Srv;
-use super::super::scripted_peer::{ScriptedAnswer, ScriptedPeer};
+use crate::federation::calls::HandshakeKind;
+use crate::federation::client::scripted_peer::{ScriptedAnswer, ScriptedPeer};
+use crate::federation::discovery::dns::Srv;
 use std::net::IpAddr;
 
 use super::*;

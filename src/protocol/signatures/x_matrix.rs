@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::ServerName;
 use crate::protocol::json;
-use crate::protocol::sign::{SigningKey, VerifyKey};
+use crate::protocol::signatures::sign::{SigningKey, VerifyKey};
 
 /// The parameters of an `Authorization: X-Matrix …` header.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::HostPort;
+use super::dns;
 use crate::federation::connections::Connections;
-use crate::federation::discovery::HostPort;
-use crate::federation::dns;
 
 /// Connections to this host and port go to that address instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,20 +43,20 @@ impl Names {
     }
 
     /// Where a connection to this host and port goes instead, if it does.
-    pub(super) fn detour(&self, host: &str, port: u16) -> Option<SocketAddr> {
+    pub fn detour(&self, host: &str, port: u16) -> Option<SocketAddr> {
         let found =
             self.detours.iter().find(|detour| detour.port == port && detour.host.eq_ignore_ascii_case(host));
         found.map(|detour| detour.to)
     }
 
     /// The same for `host[:port]` of a homeserver.
-    pub(super) fn detour_of(&self, authority: &str) -> Option<SocketAddr> {
+    pub fn detour_of(&self, authority: &str) -> Option<SocketAddr> {
         let name = HostPort::parse(authority).filter(|_| !self.detours.is_empty())?;
-        self.detour(name.host, name.port.unwrap_or(super::discovery::DEFAULT_PORT))
+        self.detour(name.host, name.port.unwrap_or(super::DEFAULT_PORT))
     }
 
     /// The addresses of a host.
-    pub(super) fn addresses(
+    pub fn addresses(
         &self,
         connections: &Connections,
         host: &str,
@@ -70,7 +70,7 @@ impl Names {
     }
 
     /// The SRV records of a name.
-    pub(super) fn srv(
+    pub fn srv(
         &self,
         connections: &Connections,
         name: &str,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::room_version::all;
-use crate::protocol::sign;
+use crate::protocol::signatures::sign;
 use crate::protocol::test_events::{key, known, member, object, pdu, server, signed, version};
 
 const A: &str = "a.example";

@@ -74,7 +74,7 @@ impl CanonicalObject {
 }
 
 /// Writes the content hash into a tree, in place of any `hashes` that it had: for who makes an event step by step, as the
-/// tests do that forge one. What this server makes itself is hashed and signed by [`crate::protocol::sign::seal`].
+/// tests do that forge one. What this server makes itself is hashed and signed by [`crate::protocol::signatures::sign::seal`].
 pub fn add_content_hash(event: &mut Map<String, Value>) {
     let hash = CanonicalObject::of(event).content_hash();
     event.insert("hashes".to_owned(), Value::Object(Map::from_iter([("sha256".to_owned(), hash.into())])));

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Millis;
 use crate::protocol::ServerName;
-use crate::protocol::sign::{self, SigningKey};
+use crate::protocol::signatures::sign::{self, SigningKey};
 
 /// A request as it came in.
 #[derive(Debug, Clone)]

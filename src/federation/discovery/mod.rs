@@ -5,14 +5,21 @@
 //! says which name the request, its `Host` header and the certificate speak of. `socket_addresses` is the DNS half:
 //! SRV records and addresses of that name. The first is asked before a request is made, the second by the HTTP
 //! client's resolver whenever it needs a connection. Both remember what they learned, within bounds.
+//!
+//! - `dns`: the queries; `address_guard`: which addresses are allowed; `names`: where names lead, if the system is not to
+//!   say so.
+
+pub(super) mod address_guard;
+pub(super) mod dns;
+pub(super) mod names;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::address_guard::AddressGuard;
-use super::dns::{self, Srv};
+use self::address_guard::AddressGuard;
+use self::dns::Srv;
 use crate::backoff::Backoff;
 use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
@@ -390,5 +397,4 @@ pub fn max_age(cache_control: Option<&str>, expires: Option<&str>, now: Millis) 
 }
 
 #[cfg(test)]
-#[path = "discovery_tests.rs"]
 mod tests;

@@ -1,5 +1,17 @@
 //! The signed request. One `Client` for the whole server: it keeps connections open, and bounds what a peer can do
 //! to us: time in all, size of head and body, where its name may lead.
+//!
+//! - `agent`: the ways of web requests, TLS; `streams`: answers that are read as they come.
+//! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody; `scripted_peer`: a
+//!   server that answers unit tests over TLS; `neighbours`: servers of one process that need no name server to find each other.
+
+pub(super) mod agent;
+pub(super) mod neighbours;
+mod offline;
+pub(super) mod scripted;
+#[cfg(test)]
+pub(crate) mod scripted_peer;
+pub(super) mod streams;
 
 use std::fmt;
 use std::io::{self, Read as _};
@@ -16,23 +28,23 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Timeout};
 
-use super::address_guard::AddressGuard;
-use super::agent;
-use super::discovery::{Discovery, Lookups, NoRoute};
-use super::neighbours::{NeighbourLookups, Neighbours};
-use super::scripted::{AnswerScript, ScriptedConnector, ScriptedLookups, ScriptedResolver};
+use self::agent::{SystemLookups, WebResolver, base_config, no_route, roots, within};
+use self::neighbours::{NeighbourLookups, Neighbours};
+use self::offline::Offline;
+use self::scripted::{AnswerScript, ScriptedConnector, ScriptedLookups, ScriptedResolver};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Result};
-use crate::federation::agent::{SystemLookups, WebResolver, base_config, no_route, roots, within};
 use crate::federation::answer_memory::{AnswerMemory, HeldMemory};
 use crate::federation::call_error::{CallError, CallResult, PeerError};
 use crate::federation::connections::Connections;
-use crate::federation::names::Names;
-use crate::federation::offline::Offline;
+use crate::federation::discovery::address_guard::AddressGuard;
+use crate::federation::discovery::names::Names;
+use crate::federation::discovery::{Discovery, Lookups, NoRoute};
+use crate::protocol::ServerName;
 use crate::protocol::json::parse_object;
-use crate::protocol::server_acl::ServerAcl;
-use crate::protocol::sign::SigningKey;
-use crate::protocol::{ServerName, x_matrix};
+use crate::protocol::rooms::server_acl::ServerAcl;
+use crate::protocol::signatures::sign::SigningKey;
+use crate::protocol::signatures::x_matrix;
 
 /// Time for a well-known answer, redirects and all.
 const WELL_KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -590,5 +602,4 @@ impl Resolver for MatrixResolver {
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
 mod tests;

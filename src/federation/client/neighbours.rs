@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::discovery::{Lookups, WellKnown};
-use super::dns::Srv;
-use crate::federation::agent::SystemLookups;
+use super::agent::SystemLookups;
+use crate::federation::discovery::dns::Srv;
+use crate::federation::discovery::{Lookups, WellKnown};
 use crate::locks::lock;
 
 /// Which names delegate to where, as `/.well-known/matrix/server` would. Clones are the same names.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use ureq::http;
 use ureq::http::Uri;
 
-use super::answer_memory::HeldMemory;
-use super::call_error::{CallError, CallResult};
-use super::client::{Client, ExchangeFailure, PeerRequest, Repeat, read_error, request_head, with_body};
+use super::{Client, ExchangeFailure, PeerRequest, Repeat, read_error, request_head, with_body};
+use crate::federation::answer_memory::HeldMemory;
+use crate::federation::call_error::{CallError, CallResult};
 use crate::protocol::media::multipart::text_of;
 
 /// Time for an answer's head, and for each piece of what follows.
@@ -20,22 +20,22 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 const URL_BYTES_MAX: usize = 4 << 10;
 
 /// An answer whose body is still to be read. Its status is 200, or a redirect that says where to.
-pub(super) struct StreamedAnswer {
+pub struct StreamedAnswer {
     /// The `Location` of a redirect.
-    pub(super) redirect: Option<String>,
+    pub redirect: Option<String>,
     /// The header's value, whatever it is.
-    pub(super) content_type: Option<String>,
-    pub(super) disposition: Option<String>,
+    pub content_type: Option<String>,
+    pub disposition: Option<String>,
     /// How long the body says it is.
-    pub(super) length: Option<u64>,
+    pub length: Option<u64>,
     /// Whether the body ends before the connection does.
-    pub(super) is_framed: bool,
+    pub is_framed: bool,
     body: ureq::BodyReader<'static>,
 }
 
 impl StreamedAnswer {
     /// Reads on. Errors: the answer broke off.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> CallResult<usize> {
+    pub fn read(&mut self, buffer: &mut [u8]) -> CallResult<usize> {
         loop {
             match self.body.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -52,7 +52,7 @@ impl StreamedAnswer {
 impl Client {
     /// Makes a `GET` to a server, signed or not, whose answer is read as it comes. The request's own bound is not looked
     /// at.
-    pub(super) fn stream(&self, request: &PeerRequest<'_>, is_signed: bool) -> CallResult<StreamedAnswer> {
+    pub fn stream(&self, request: &PeerRequest<'_>, is_signed: bool) -> CallResult<StreamedAnswer> {
         let authorization = if is_signed {
             Some(self.authorization(request)?)
         } else {
@@ -71,7 +71,7 @@ impl Client {
 
     /// Makes a `GET` to a web server that another server named: by `https` only, to no address of our own network, and
     /// with nothing in it that says who asks.
-    pub(super) fn stream_from_web(&self, url: &str, within: Duration) -> CallResult<StreamedAnswer> {
+    pub fn stream_from_web(&self, url: &str, within: Duration) -> CallResult<StreamedAnswer> {
         let uri = web_address(url).ok_or_else(|| CallError::bad("a Location that is no https address"))?;
         let request = http::Request::get(uri).header("Accept", "*/*");
         let request = with_body(request, ()).map_err(ExchangeFailure::into_call_error)?;
@@ -114,7 +114,7 @@ fn web_address(url: &str) -> Option<Uri> {
 }
 
 /// Where a redirect leads from an address: to another, or to another path of the same server.
-pub(super) fn redirected(from: &str, to: &str) -> Option<String> {
+pub fn redirected(from: &str, to: &str) -> Option<String> {
     match web_address(to) {
         Some(_) => Some(to.to_owned()),
         None if to.starts_with('/') && !to.starts_with("//") => {

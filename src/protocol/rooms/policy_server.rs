@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::protocol::ids::ServerName;
 use crate::protocol::pdu::Pdu;
-use crate::protocol::sign::{POLICY_KEY_ID, VerifyKey};
-use crate::protocol::verify::VerifiedPdu;
+use crate::protocol::signatures::sign::{POLICY_KEY_ID, VerifyKey};
+use crate::protocol::signatures::verify::VerifiedPdu;
 
 /// The event type of the setting.
 pub const POLICY_EVENT_TYPE: &str = "m.room.policy";
@@ -64,7 +64,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::room_version::all;
-    use crate::protocol::sign::SigningKey;
+    use crate::protocol::signatures::sign::SigningKey;
     use crate::protocol::test_events::{member, pdu};
 
     fn content(value: Value) -> Map<String, Value> {

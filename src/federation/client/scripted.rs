@@ -14,9 +14,9 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
-use super::discovery::{Lookups, WellKnown};
-use super::dns::Srv;
-use crate::federation::agent::SystemLookups;
+use super::agent::SystemLookups;
+use crate::federation::discovery::dns::Srv;
+use crate::federation::discovery::{Lookups, WellKnown};
 
 /// A request to another server, or to a web server on the way there.
 #[derive(Debug, Clone)]

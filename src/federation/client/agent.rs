@@ -15,18 +15,18 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Connector as _, NextTimeout, RustlsConnector};
 
-use super::discovery;
-use super::dns;
 use crate::clock::Clock;
 use crate::error::{Error, Result, reason};
-use crate::federation::address_guard::AddressGuard;
 use crate::federation::connections::Connections;
+use crate::federation::discovery;
+use crate::federation::discovery::address_guard::AddressGuard;
+use crate::federation::discovery::dns;
+use crate::federation::discovery::names::Names;
 use crate::federation::discovery::{HostPort, Lookups, NoRoute, WellKnown};
-use crate::federation::names::Names;
 use crate::protocol::json::read_object;
 
 /// Time for a name to become addresses.
-pub(super) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -37,7 +37,7 @@ const WELL_KNOWN_REDIRECTS_MAX: u32 = 10;
 const BUFFER_BYTES: usize = 16 * 1024;
 
 /// What both agents have in common: TLS only, no proxy from the environment, errors are answers, small buffers.
-pub(super) fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
+pub fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
     Config::builder()
         .https_only(true)
         .http_status_as_error(false)
@@ -52,12 +52,12 @@ pub(super) fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq:
 }
 
 /// An agent whose connections can be cut.
-pub(super) fn agent(config: Config, connections: &Connections, resolver: impl Resolver) -> Agent {
+pub fn agent(config: Config, connections: &Connections, resolver: impl Resolver) -> Agent {
     Agent::with_parts(config, connections.clone().chain(RustlsConnector::default()), resolver)
 }
 
 /// Mozilla's roots, those of the files, which this flag names, and one more in PEM.
-pub(super) fn roots(flag: &str, files: &[PathBuf], more: Option<&str>) -> Result<RootCerts> {
+pub fn roots(flag: &str, files: &[PathBuf], more: Option<&str>) -> Result<RootCerts> {
     let mut all: Vec<Certificate<'static>> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
         .iter()
         .map(|der| Certificate::from_der(der.as_ref()))
@@ -81,20 +81,20 @@ pub(super) fn roots(flag: &str, files: &[PathBuf], more: Option<&str>) -> Result
     Ok(RootCerts::Specific(Arc::new(all)))
 }
 
-pub(super) fn within(timeout: NextTimeout) -> Duration {
+pub fn within(timeout: NextTimeout) -> Duration {
     timeout.not_zero().map_or(RESOLVE_TIMEOUT, |t| *t).min(RESOLVE_TIMEOUT)
 }
 
-pub(super) fn no_route(no: NoRoute) -> ureq::Error {
+pub fn no_route(no: NoRoute) -> ureq::Error {
     ureq::Error::Io(io::Error::other(no.0))
 }
 
 /// Ordinary addresses of web servers: for the well-known page and wherever it redirects to, for pages that are previewed.
 #[derive(Debug)]
-pub(super) struct WebResolver {
-    pub(super) guard: AddressGuard,
-    pub(super) names: Names,
-    pub(super) connections: Connections,
+pub struct WebResolver {
+    pub guard: AddressGuard,
+    pub names: Names,
+    pub connections: Connections,
 }
 
 impl Resolver for WebResolver {
@@ -126,17 +126,17 @@ impl Resolver for WebResolver {
 }
 
 /// The world as it is.
-pub(super) struct SystemLookups {
+pub struct SystemLookups {
     agent: Agent,
     clock: Clock,
     names: Names,
     connections: Connections,
     /// Where web servers listen; the tests have theirs elsewhere.
-    pub(super) https_port: u16,
+    pub https_port: u16,
 }
 
 impl SystemLookups {
-    pub(super) fn new(roots: RootCerts, guard: AddressGuard, names: &Names, clock: Clock) -> Self {
+    pub fn new(roots: RootCerts, guard: AddressGuard, names: &Names, clock: Clock) -> Self {
         let config = base_config(roots)
             // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
             .max_redirects(WELL_KNOWN_REDIRECTS_MAX)
@@ -151,7 +151,7 @@ impl SystemLookups {
     }
 
     /// These look-ups by another agent.
-    pub(super) fn by(self, agent: impl FnOnce(&Config) -> Agent) -> Self {
+    pub fn by(self, agent: impl FnOnce(&Config) -> Agent) -> Self {
         Self { agent: agent(self.agent.config()), ..self }
     }
 }

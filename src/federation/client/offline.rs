@@ -9,8 +9,8 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
+use crate::federation::discovery::dns::Srv;
 use crate::federation::discovery::{Lookups, WellKnown};
-use crate::federation::dns::Srv;
 
 /// A world in which nobody has an address.
 #[derive(Debug, Clone, Copy)]

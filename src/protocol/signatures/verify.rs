@@ -14,7 +14,7 @@ use crate::protocol::ids::{ServerName, UserId};
 use crate::protocol::json::{self, CanonicalObject};
 use crate::protocol::pdu::{Membership, ParsedPdu, Pdu};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
-use crate::protocol::sign::{KeyAt, POLICY_KEY_ID, SigningKey, seal};
+use crate::protocol::signatures::sign::{KeyAt, POLICY_KEY_ID, SigningKey, seal};
 
 /// Evidence that a server has signed an event: only a verified signature makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]

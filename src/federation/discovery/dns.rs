@@ -60,7 +60,7 @@ impl Drop for LookupUnderWay {
 
 /// The addresses of a host name, asked of the system, within the time given. IP literals (without brackets) are
 /// answered at once. Errors: `NotFound`, `TimedOut`, `Interrupted`, `WouldBlock` when too many look-ups hang.
-pub(super) fn addresses(connections: &Connections, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
+pub fn addresses(connections: &Connections, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![ip]);
     }
@@ -91,13 +91,13 @@ pub fn srv(name: &str, within: Duration) -> io::Result<Vec<Srv>> {
 }
 
 /// The SRV records of a name, asked of these servers.
-pub(super) fn ask(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<Srv>> {
+pub fn ask(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<Srv>> {
     let records = ask_for(TYPE::SRV, name, servers, within)?;
     Ok(records.into_iter().filter_map(Record::into_srv).collect())
 }
 
 /// The addresses of a name by these servers, and not by the system. Errors: `NotFound`; nobody could say.
-pub(super) fn ask_addresses(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<IpAddr>> {
+pub fn ask_addresses(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<IpAddr>> {
     let mut found = Vec::new();
     for kind in [TYPE::AAAA, TYPE::A] {
         let records = ask_for(kind, name, servers, within / 2)?;
