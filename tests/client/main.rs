@@ -19,8 +19,7 @@
 //! - `push`: pushers, what gateways are sent, the list of notifications, the bell.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `search`: events by their words.
-//! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
-//!   `sliding_accepted`: in the form in which it was accepted.
+//! - `sliding_sync`: the same for clients that look at some of their rooms at a time.
 //! - `test_users`: what a test holds its users by.
 //! - `thumbnails`, `url_previews`: pictures made smaller, and what pages say of themselves.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
@@ -51,8 +50,6 @@ mod page;
 mod push;
 mod relations;
 mod search;
-mod sliding_accepted;
-mod sliding_extensions;
 mod sliding_sync;
 mod sync;
 mod test_users;

@@ -2,9 +2,9 @@
 //! and time stay bounded.
 //!
 //! - `acme`: certificates from an authority; `authority`: one that a test holds in its hand.
-//! - `http_crowds`: servers with hardly any room for connections still let each other in.
-//! - `http_hostile`: hostile bytes, slowness and floods on the connection layer alone.
-//! - `http_tls`: HTTPS listeners, certificates that change, strangers who speak no TLS.
+//! - `crowds`: servers with hardly any room for connections still let each other in.
+//! - `hostile`: hostile bytes, slowness and floods on the connection layer alone.
+//! - `tls`: HTTPS listeners, certificates that change, strangers who speak no TLS.
 //! - `page`: the page at `/` before those who mean no good.
 //! - `metrics`: numbers for who watches a server.
 //! - `strangers`: those who make us ask servers that never answer.
@@ -16,11 +16,11 @@ pub mod common;
 
 mod acme;
 mod authority;
-mod http_crowds;
-mod http_hostile;
-mod http_tls;
+mod crowds;
+mod hostile;
 mod metrics;
 mod page;
 mod strangers;
 mod text_in_text;
+mod tls;
 mod weight;

@@ -70,12 +70,7 @@ impl Names {
     }
 
     /// The SRV records of a name.
-    pub fn srv(
-        &self,
-        connections: &Connections,
-        name: &str,
-        within: Duration,
-    ) -> io::Result<Vec<dns::Srv>> {
+    pub fn srv(&self, connections: &Connections, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
         let (name, server) = (name.to_owned(), self.name_server);
         connections.wait_for(within, move || match server {
             Some(server) => dns::ask(&name, &[server], within),

@@ -1,0 +1,219 @@
+//! Invites, knocks, and rooms that end for a user.
+
+use super::*;
+
+#[test]
+fn rule_11_an_invite_comes_with_its_stripped_state_and_the_own_member_event() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "private_chat", "name": "Secret" }));
+    alice.send(&room, "not for bob yet");
+    let body = one_list(20, 10, &json!([["m.room.member", "$ME"]]));
+    let first = slide(&bob, None, &body);
+    alice.invite(&room, bob.id());
+    let invited = slide(&bob, Some(&first), &body);
+    let told = &invited["rooms"][&room];
+    let stripped = events(told, "invite_state");
+    assert!(stripped.iter().any(|e| e["type"] == "m.room.name" && e["content"]["name"] == "Secret"));
+    let own = stripped.iter().find(|e| e["state_key"] == bob.id()).expect("the own member event");
+    assert_eq!(own["content"]["membership"], "invite");
+    assert_eq!(told["initial"], true);
+    assert!(
+        told["bump_stamp"].is_i64() && told.get("timeline").is_none() && told.get("required_state").is_none()
+    );
+    assert_eq!(invited["lists"]["all"]["count"], 1);
+    // Nothing that happens inside is told before the user is in.
+    alice.send(&room, "still not");
+    assert_eq!(room_ids(&slide(&bob, Some(&invited), &body)), [""; 0]);
+    // A joined room is told as a new one.
+    bob.join(&room);
+    let joined = slide(&bob, Some(&invited), &body);
+    let told = &joined["rooms"][&room];
+    assert_eq!(told["initial"], true);
+    assert!(told.get("invite_state").is_none());
+    assert_eq!(members(told), [bob.id()]);
+}
+
+#[test]
+fn rule_11_a_knock_is_told_as_an_invite_is() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "name": "Door", "initial_state": [
+        { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }] }));
+    let body = one_list(20, 1, &json!([]));
+    let first = slide(&bob, None, &body);
+    bob.knock_via(&room, &[]);
+    let second = slide(&bob, Some(&first), &body);
+    let stripped = events(&second["rooms"][&room], "invite_state");
+    let own = stripped.iter().find(|e| e["state_key"] == bob.id()).expect("the own member event");
+    assert_eq!(own["content"]["membership"], "knock");
+    // The answer to a knock is a new invite, and bumps the room.
+    alice.invite(&room, bob.id());
+    let third = slide(&bob, Some(&second), &body);
+    let told = &third["rooms"][&room];
+    assert!(told["bump_stamp"].as_i64() > second["rooms"][&room]["bump_stamp"].as_i64());
+    let own = events(told, "invite_state").into_iter().find(|e| e["state_key"] == bob.id()).unwrap();
+    assert_eq!(own["content"]["membership"], "invite");
+}
+
+#[test]
+fn rule_11_a_room_that_the_user_left_is_told_once_and_no_more_after_that() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let body = one_list(20, 5, &json!([]));
+    let first = slide(&bob, None, &body);
+    bob.leave(&room);
+    let second = slide(&bob, Some(&first), &body);
+    let own = &events(&second["rooms"][&room], "required_state");
+    assert_eq!(own.len(), 1);
+    assert_eq!((&own[0]["state_key"], &own[0]["content"]["membership"]), (&json!(bob.id()), &json!("leave")));
+    assert_eq!(second["lists"]["all"]["count"], 0);
+    alice.send(&room, "behind your back");
+    let third = slide(&bob, Some(&second), &body);
+    assert_eq!(room_ids(&third), [""; 0]);
+    // Who logs in now is not told of it.
+    let mut fresh = body.clone();
+    fresh["conn_id"] = json!("fresh");
+    assert_eq!(room_ids(&slide(&bob, None, &fresh)), [""; 0]);
+    // Back in, the room is a new one, on this connection and for a fresh login.
+    let third = slide(&bob, Some(&third), &body);
+    bob.join(&room);
+    let fourth = slide(&bob, Some(&third), &body);
+    assert_eq!(fourth["rooms"][&room]["initial"], true);
+    assert_eq!(room_ids(&slide(&bob, None, &fresh)), [room.as_str()]);
+}
+
+#[test]
+fn rule_11_and_14_who_is_kicked_or_banned_is_told_so_always_and_nothing_behind_it() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let body = one_list(20, 5, &json!([["m.room.member", "$ME"], ["m.room.topic", ""]]));
+    let first = slide(&bob, None, &body);
+    alice.send(&room, "before");
+    alice.act_on("kick", &room, bob.id());
+    alice.send(&room, "after");
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "after" }));
+    let second = slide(&bob, Some(&first), &body);
+    let told = &second["rooms"][&room];
+    assert_eq!(bodies(told), ["before"]);
+    assert_eq!(tuples(told), [("m.room.member".to_owned(), bob.id().to_owned())]);
+    assert_eq!(told["required_state"][0]["content"]["membership"], "leave");
+    assert_eq!(room_ids(&slide(&bob, Some(&second), &body)), [""; 0], "once");
+    // A fresh login is told as well.
+    let mut other = body.clone();
+    other["conn_id"] = json!("fresh");
+    let fresh = slide(&bob, None, &other);
+    assert_eq!(room_ids(&fresh), [room.as_str()]);
+    assert_eq!(bodies(&fresh["rooms"][&room]), ["before"]);
+    assert!(!fresh.to_string().contains("after"));
+    alice.act_on("ban", &room, bob.id());
+    let third = slide(&bob, Some(&second), &body);
+    assert_eq!(third["rooms"][&room]["required_state"][0]["content"]["membership"], "ban");
+    assert_eq!(
+        (events(&third["rooms"][&room], "timeline").len(), &third["lists"]["all"]["count"]),
+        (0, &json!(1))
+    );
+    // Forgotten, it is in no list.
+    bob.post(&room_path(&room, "forget"), json!({}));
+    assert_eq!(slide(&bob, Some(&third), &body)["lists"]["all"]["count"], 0);
+}
+
+#[test]
+fn rule_11_a_room_that_was_left_and_forgotten_is_told_to_the_clients_that_have_it() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let body = one_list(20, 5, &json!([["m.room.topic", ""]]));
+    for verb in ["leave", "kick", "ban", "decline"] {
+        let room = alice.create_room_with(json!({ "preset": "public_chat", "invite": [bob.id()] }));
+        if verb != "decline" {
+            bob.join(&room);
+        }
+        let first = slide(&bob, None, &body);
+        assert!(room_ids(&first).contains(&room.as_str()));
+        if verb != "decline" {
+            alice.send(&room, "not to be read any more");
+        }
+        match verb {
+            "leave" | "decline" => bob.leave(&room),
+            _ => alice.act_on(verb, &room, bob.id()),
+        }
+        bob.post(&room_path(&room, "forget"), json!({}));
+        let second = slide(&bob, Some(&first), &body);
+        let told = &second["rooms"][&room];
+        assert_eq!(tuples(told), [("m.room.member".to_owned(), bob.id().to_owned())], "{verb}");
+        let membership = if verb == "ban" { "ban" } else { "leave" };
+        assert_eq!(told["required_state"][0]["content"]["membership"], membership);
+        assert!(told.get("timeline").is_none() && told.get("initial").is_none(), "{verb}");
+        assert_eq!(room_ids(&slide(&bob, Some(&second), &body)), [""; 0], "once");
+        let mut fresh = body.clone();
+        fresh["conn_id"] = json!("fresh");
+        assert_eq!(room_ids(&slide(&bob, None, &fresh)), [""; 0], "and to nobody else");
+    }
+}
+
+#[test]
+fn rule_11_the_invite_of_another_server_that_was_declined_and_forgotten_is_taken_back() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "private_chat" }));
+    alice.invite(&room, bob.id());
+    bob.wait_for_room("invite", &room);
+    let body = one_list(20, 1, &json!([]));
+    let first = slide(&bob, None, &body);
+    assert!(first["rooms"][&room]["invite_state"].is_array());
+    bob.leave(&room);
+    bob.post(&room_path(&room, "forget"), json!({}));
+    let second = slide(&bob, Some(&first), &body);
+    let own = &second["rooms"][&room]["required_state"][0];
+    assert_eq!((&own["state_key"], &own["content"]["membership"]), (&json!(bob.id()), &json!("leave")));
+    assert_eq!(room_ids(&slide(&bob, Some(&second), &body)), [""; 0], "once");
+}
+
+#[test]
+fn rule_11_rooms_of_other_servers_are_told_by_what_these_show_of_them() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "name": "Far", "preset": "private_chat" }));
+    let body = one_list(20, 1, &json!([["m.room.member", "$ME"]]));
+    let mut secret = body.clone();
+    secret["lists"]["all"]["filters"] = json!({ "is_encrypted": true });
+    let first = slide(&bob, None, &body);
+    let invited = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| bob.post(&sliding_path(Some(&first), 60_000), body.clone()));
+        alice.invite(&room, bob.id());
+        waiting.join().unwrap()
+    });
+    let told = &invited["rooms"][&room];
+    let stripped = events(told, "invite_state");
+    assert!(stripped.iter().any(|e| e["type"] == "m.room.name" && e["content"]["name"] == "Far"));
+    assert!(stripped.iter().any(|e| e["state_key"] == bob.id() && e["content"]["membership"] == "invite"));
+    secret["conn_id"] = json!("secret");
+    assert_eq!(
+        slide(&bob, None, &secret)["lists"]["all"]["count"],
+        0,
+        "an unknown value matches neither (rule 15)"
+    );
+    // The invite is declined: that is told once, with the own member event.
+    bob.leave(&room);
+    let declined = slide(&bob, Some(&invited), &body);
+    let own = &events(&declined["rooms"][&room], "required_state");
+    assert_eq!((&own[0]["state_key"], &own[0]["content"]["membership"]), (&json!(bob.id()), &json!("leave")));
+    assert_eq!(declined["lists"]["all"]["count"], 0);
+    assert_eq!(room_ids(&slide(&bob, Some(&declined), &body)), [""; 0]);
+    // Invited again, and in this time (rsdk clients take a room to be joined without an `invite_state`).
+    alice.invite(&room, bob.id());
+    bob.wait_for_room("invite", &room);
+    let again = slide(&bob, Some(&declined), &body);
+    assert!(again["rooms"][&room]["invite_state"].is_array());
+    bob.join_via(&room, &[here.name()]);
+    let joined = slide(&bob, Some(&again), &body);
+    assert_eq!(
+        (&joined["rooms"][&room]["initial"], &joined["rooms"][&room]["name"]),
+        (&json!(true), &json!("Far"))
+    );
+    assert_eq!(members(&joined["rooms"][&room]), [bob.id()]);
+}

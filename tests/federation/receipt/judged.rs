@@ -1,0 +1,86 @@
+//! What is rejected, soft-failed, and judged again.
+
+use super::*;
+
+#[test]
+fn an_outlier_is_judged_again_when_its_place_is_known() {
+    for allowed in [true, false] {
+        let mut scene = Scene::new("10");
+        let user = scene.peer.user("late");
+        let (start, id) = (scene.last.clone(), user.as_str().to_owned());
+        let join = |scene: &mut Scene, prev: &EventId| {
+            scene.event(&[prev], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }))
+        };
+        // Its auth events allow it (4) either way; the state before it (5) not if it follows a ban.
+        let creator = scene.room.creator.clone();
+        let ban =
+            scene.event(&[&start], &creator, ("m.room.member", Some(&id)), json!({ "membership": "ban" }));
+        let outlier = join(&mut scene, if allowed { &start } else { ban.event_id() });
+        scene.room.state.insert(("m.room.member".into(), id.clone()), outlier.clone());
+        let citing = scene.message_after(&[&start], &user, "hello");
+        let all: Vec<Pdu> = scene.room.state.values().cloned().collect();
+        scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&all) }));
+        scene.send("1", &[&citing]);
+        assert!(stored(&scene.server, outlier.event_id()).expect("it was fetched").is_outlier());
+        let said = if allowed { scene.send("2", &[&outlier]) } else { scene.send("2", &[&ban, &outlier]) };
+        assert_eq!(said[outlier.event_id().as_str()] == json!({}), allowed, "{said}");
+        let event = stored(&scene.server, outlier.event_id()).expect("it is stored");
+        assert_eq!((event.is_outlier(), event.place.is_some()), (false, allowed));
+        assert_eq!(event.status == Status::Accepted, allowed);
+        let membership = if allowed { "join" } else { "ban" };
+        assert_eq!(
+            scene.state_content("m.room.member", &id).expect("a membership")["membership"],
+            membership
+        );
+    }
+}
+
+#[test]
+fn steps_4_to_6_reject_and_soft_fail_and_what_follows_such_events_is_judged_without_them() {
+    let mut scene = Scene::new("12");
+    let (user, creator) = (scene.peer.user("member"), scene.room.creator.clone());
+    let (start, id) = (scene.last.clone(), user.as_str().to_owned());
+    let join = scene.event(&[&start], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
+    scene.room.state.insert(("m.room.member".into(), id.clone()), join.clone());
+    let ban = scene.event(
+        &[join.event_id()],
+        &creator,
+        ("m.room.member", Some(&id)),
+        json!({ "membership": "ban" }),
+    );
+    // 6: allowed where it says it was said, not by the state that the room has now.
+    let evading = scene.message_after(&[join.event_id()], &user, "evading");
+    // 5: forbidden where it says it was said, though its auth events (4) allow it.
+    let banned = scene.message_after(&[ban.event_id()], &user, "banned");
+    let said = scene.send("1", &[&join, &ban, &evading, &banned]);
+    assert_eq!(said[evading.event_id().as_str()], json!({}), "a soft failure is not told: {said}");
+    assert!(said[banned.event_id().as_str()]["error"].is_string(), "{said}");
+    assert_eq!(
+        (scene.status(&evading), scene.status(&banned)),
+        (Some(Status::SoftFailed), Some(Status::Rejected))
+    );
+    assert_eq!(heads(&scene.server, &scene.room), [ban.event_id().clone()]);
+    // Both may be followed.
+    let on_evading = scene.message_after(&[evading.event_id()], &creator, "a");
+    let on_banned = scene.message_after(&[banned.event_id()], &creator, "b");
+    scene.send("2", &[&on_evading, &on_banned]);
+    assert!(accepted(&scene, &on_evading) && accepted(&scene, &on_banned));
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), ["a", "b"]);
+    assert_eq!(scene.membership(&user).as_deref(), Some("ban"));
+    assert!(scene.peer.asked("/get_missing_events/").is_empty());
+}
+
+#[test]
+fn a_redaction_that_waited_acts_on_a_target_that_came_before_it_could_be_judged() {
+    let mut scene = Scene::new("11");
+    let target = scene.message("secret");
+    let between = scene.message("between");
+    let (last, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let content = json!({ "redacts": target.event_id() });
+    let redaction = scene.event(&[&last], &creator, ("m.room.redaction", None), content);
+    assert_eq!(scene.send("1", &[&redaction])[redaction.event_id().as_str()], json!({}));
+    scene.send("2", &[&target, &between]);
+    wait_until("it is redacted", || {
+        stored(&scene.server, target.event_id()).is_some_and(|event| event.pdu.content().is_empty())
+    });
+}

@@ -1,0 +1,200 @@
+//! Waiting requests, and what each address and crowd has of the server.
+
+use super::*;
+
+#[test]
+fn a_panic_in_a_handler_is_a_500_and_the_connection_lives() {
+    let (_server, address) = serve(ConnectionLimits::default());
+    let mut client = Client::connect(address);
+    for _ in 0..20 {
+        client.send("GET /panic HTTP/1.1\r\nHost: x\r\n\r\n");
+        let answer = client.read();
+        assert_eq!((answer.status, answer.errcode().as_str()), (500, "M_UNKNOWN"));
+    }
+    client.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.read().body, b"hello");
+}
+
+#[test]
+fn requests_behind_a_waiting_one_are_served_after_it_and_others_at_once() {
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, ConnectionLimits::default());
+    let address = server.local_addrs()[0];
+    let mut client = Client::connect(address);
+    client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n".repeat(4));
+    until("the request waits", || house.waiting.load(Ordering::SeqCst) == 1);
+    for _ in 0..8 {
+        assert_serves(address);
+    }
+    assert_eq!(get(address, "/wake").status, 200);
+    assert_eq!(client.read().body, b"news");
+    for _ in 0..4 {
+        assert_eq!(client.read().body, b"hello");
+    }
+}
+
+#[test]
+fn a_client_that_went_away_frees_its_waiting_thread() {
+    let house = Arc::new(House::default());
+    let limits =
+        ConnectionLimits { hang_up_check_interval: Duration::from_millis(50), ..ConnectionLimits::default() };
+    let server = serve_house(&house, limits);
+    let address = server.local_addrs()[0];
+    let clients: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = Client::connect(address);
+            client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\nGET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
+            client
+        })
+        .collect();
+    until("all wait", || house.waiting.load(Ordering::SeqCst) == 20);
+    drop(clients);
+    until("nobody waits", || server.connections() == 0);
+    // Who only closed the sending half gets an answer early.
+    let mut client = Client::connect(address);
+    client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read().body, b"nothing");
+}
+
+#[test]
+fn stopping_answers_who_waits_and_is_quick() {
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, ConnectionLimits::default());
+    let address = server.local_addrs()[0];
+    let mut waiting = Client::connect(address);
+    waiting.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut idle = Client::connect(address);
+    idle.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").read();
+    let mut unfinished = Client::connect(address);
+    unfinished.send("GET /he");
+    until("the request waits", || house.waiting.load(Ordering::SeqCst) == 1);
+    server.stop();
+    assert_eq!(server.connections(), 0);
+    assert_eq!(waiting.read().body, b"nothing");
+    assert!(idle.is_closed() && unfinished.is_closed());
+    assert!(TcpStream::connect(address).is_err() || Client::connect(address).is_closed());
+}
+
+#[test]
+fn at_the_cap_the_longest_idle_connection_makes_room_and_no_working_one() {
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, ConnectionLimits { connections: 8, ..ConnectionLimits::default() });
+    let address = server.local_addrs()[0];
+    let mut working = Client::connect(address);
+    working.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    until("the request waits", || house.waiting.load(Ordering::SeqCst) == 1);
+    let mut idle: Vec<Client> = Vec::new();
+    for _ in 0..40 {
+        let mut client = Client::connect(address);
+        client.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(client.read().body, b"hello");
+        idle.push(client);
+    }
+    assert!(server.connections() <= 8);
+    assert!(idle[0].is_closed());
+    get(address, "/wake");
+    assert_eq!(working.read().body, b"news");
+}
+
+/// A connection that the server takes for one from this address.
+fn connect_from(server: &Server, from: &str) -> Client {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Client::connect(listener.local_addr().unwrap());
+    server
+        .serve_connection(listener.accept().unwrap().0, SocketAddr::new(from.parse().unwrap(), 4711))
+        .unwrap();
+    client
+}
+
+#[test]
+fn an_address_has_its_share_of_connections_and_a_proxy_on_this_machine_has_no_limit() {
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, ConnectionLimits { per_address: 4, ..ConnectionLimits::default() });
+    let wait = |from: &str| {
+        let mut client = connect_from(&server, from);
+        // It may be closed already.
+        let _ = client.stream.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+        client
+    };
+    // Of a /64 each: that is one host.
+    let mut working: Vec<Client> = (1..5).map(|n| wait(&format!("2001:db8::{n}"))).collect();
+    until("its share waits", || house.waiting.load(Ordering::SeqCst) == 4);
+    assert!(wait("2001:db8::5").is_closed());
+    // Every test of this file comes from loopback, and so do all the users of a reverse proxy.
+    for from in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+        working.extend((0..20).map(|_| wait(from)));
+    }
+    working.push(wait("192.0.2.1"));
+    until("the others wait", || house.waiting.load(Ordering::SeqCst) == working.len());
+    get(server.local_addrs()[0], "/wake");
+    for client in &mut working {
+        assert_eq!(client.read().body, b"news");
+    }
+}
+
+#[test]
+fn two_servers_that_ask_each_other_do_not_lock_each_other_up() {
+    let limits = ConnectionLimits { in_flight: 1, quota_timeout: PATIENCE, ..ConnectionLimits::default() };
+    let houses = [Arc::new(House::default()), Arc::new(House::default())];
+    let servers = [serve_house(&houses[0], limits.clone()), serve_house(&houses[1], limits)];
+    let [a, b] = [servers[0].local_addrs()[0], servers[1].local_addrs()[0]];
+    *houses[0].neighbour.lock().unwrap() = Some(b);
+    *houses[1].neighbour.lock().unwrap() = Some(a);
+    thread::scope(|scope| {
+        for n in 0..8 {
+            let address = if n % 2 == 0 { a } else { b };
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    assert_eq!(get(address, "/ask").body, b"hello");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_crowd_whose_share_is_full_is_told_so_and_the_other_crowd_is_served() {
+    let house = Arc::new(House::default());
+    let limits = ConnectionLimits {
+        in_flight: 2,
+        quota_timeout: Duration::from_millis(20),
+        ..ConnectionLimits::default()
+    };
+    let server = serve_house(&house, limits);
+    let address = server.local_addrs()[0];
+    *house.neighbour.lock().unwrap() = Some(address);
+    let mut waiting = [Client::connect(address), Client::connect(address)];
+    for client in &mut waiting {
+        client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    until("both wait", || house.waiting.load(Ordering::SeqCst) == 2);
+    let answer = get(address, "/hello");
+    assert_eq!((answer.status, answer.headers["retry-after"].as_str()), (503, "1"));
+    assert_eq!(answer.errcode(), "M_LIMIT_EXCEEDED");
+    assert_eq!(get(address, "/server").body, b"hello");
+}
+
+#[test]
+fn large_bodies_beyond_their_memory_are_told_to_come_back() {
+    let limits = ConnectionLimits { body_memory: 2 * MIB, ..ConnectionLimits::default() };
+    let (server, address) = serve(limits);
+    let mut first = Client::connect(address);
+    first.send(post("/echo", "Content-Length: 2000000\r\n", &"a".repeat(1_900_000)));
+    let mut second = Client::connect(address);
+    until("the memory is nearly used up", || server.body_bytes() >= 1_900_000);
+    let mut refused = Client::connect(address);
+    // The rest of it may find the connection closed already.
+    let _ = refused.stream.write_all(&post("/echo", "Content-Length: 500000\r\n", &"a".repeat(500_000)));
+    let answer = refused.read();
+    assert_eq!((answer.status, answer.errcode().as_str()), (503, "M_LIMIT_EXCEEDED"));
+    // Small bodies have nothing to do with it, and a finished large one gives its memory back.
+    second.send(post("/echo", "Content-Length: 3\r\n", "abc"));
+    assert_eq!(second.read().body, b"abc");
+    first.send("a".repeat(100_000));
+    assert_eq!(first.read().body.len(), 2_000_000);
+    until("the memory is given back", || server.body_bytes() == 0);
+    second.send(post("/echo", "Content-Length: 500000\r\n", &"a".repeat(500_000)));
+    assert_eq!(second.read().body.len(), 500_000);
+}
