@@ -171,7 +171,8 @@ fn code_under(folder: &str) -> Vec<(PathBuf, String)> {
     paths.into_iter().map(read).collect()
 }
 
-/// The files that this one declares as modules for its tests: `mod name;` below `#[cfg(test)]`.
+/// The files that this one declares as modules for its tests, `mod name;` below `#[cfg(test)]`, or all files of a folder of
+/// that name.
 fn test_files_of(path: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(path).unwrap();
     let folder = match path.file_name().and_then(|n| n.to_str()) {
@@ -179,14 +180,19 @@ fn test_files_of(path: &Path) -> Vec<PathBuf> {
         _ => path.with_extension(""),
     };
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let below = (0..lines.len()).filter(|n| lines[*n] == "#[cfg(test)]").filter_map(|n| {
+    let below = (0..lines.len()).filter(|n| lines[*n] == "#[cfg(test)]").flat_map(|n| {
         // An attribute in between may name the file.
         let named = lines[n + 1].strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]"));
         if let Some(file) = named {
-            return Some(path.parent().unwrap().join(file));
+            return vec![path.parent().unwrap().join(file)];
         }
-        let module = lines[n + 1].split("mod ").nth(1)?.strip_suffix(';')?;
-        Some(folder.join(format!("{module}.rs")))
+        let module = lines[n + 1].split("mod ").nth(1).and_then(|rest| rest.strip_suffix(';'));
+        let Some(module) = module else { return Vec::new() };
+        let mut files = vec![folder.join(format!("{module}.rs"))];
+        if folder.join(module).is_dir() {
+            rust_files(&folder.join(module), &mut files);
+        }
+        files
     });
     below.collect()
 }

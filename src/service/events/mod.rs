@@ -68,8 +68,6 @@ pub mod fetch;
 pub mod late_extremities;
 pub(super) mod merge_forks;
 pub mod nearest_event;
-#[cfg(test)]
-mod newcomer_tests;
 pub mod policy_server;
 pub(super) mod power_levels;
 pub(super) mod resolve;

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::tests::{
+use super::{
     Other, alice, assert_consistent, draft, homeserver, membership, only_extremity, room, there, user,
 };
 use crate::protocol::pdu::Membership;
