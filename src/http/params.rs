@@ -12,7 +12,7 @@ use crate::service::media::no_such_media;
 use crate::service::media::thumbnail::{Method, ThumbnailRequest};
 use crate::service::media::thumbnails::WantedThumbnail;
 use crate::service::rooms::directory::PublicRoomsRequest;
-use crate::service::rooms::timeline::PaginationToken;
+use crate::service::rooms::pagination_token::PaginationToken;
 
 /// Longest transaction id of a client, in bytes.
 const TXN_ID_BYTES_MAX: usize = 255;

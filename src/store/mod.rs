@@ -60,9 +60,11 @@ use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
 
 pub use engine::commit_feed::Changes;
+pub use engine::connection::Options;
 pub use engine::copy::DatabaseCopy;
 pub use engine::migrate::VERSION as SCHEMA_VERSION;
-pub use engine::open::{Location, Options, sweep_memory};
+pub use engine::open::Location;
+pub use engine::scratch::sweep_memory;
 pub use rooms::Room;
 pub use rooms::events::{Place, Status, StoredEvent};
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::clients::clients;
 use super::html::Html;
-use super::start::clients;
 use super::visit::Visit;
 use super::{Question, Tab, ask, begin_form, hidden, outcome, page, see};
 use crate::clock::Millis;

@@ -3,10 +3,11 @@
 //!
 //! - `visit`: who stands before it, by which cookie and with which form; `html`: how it is written.
 //! - here: what every page has around it, and what a browser is told of each.
-//! - `start`: the first account, logging in and out, clients; `door`: rooms, knocks and invites; `sessions`: one's own.
+//! - `start`: the first account, logging in and out; `clients` to go on with; `door`: rooms, knocks and invites; `sessions`: one's own.
 //! - `accounts`, `rooms`, `tokens`, `server` with `storage`: for administrators.
 
 pub mod accounts;
+mod clients;
 pub mod door;
 pub mod html;
 pub mod rooms;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::clients::client_address;
 use super::door::more;
 use super::html::Html;
-use super::start::client_address;
 use super::visit::Visit;
 use super::{Question, Tab, ask, begin_form, hidden, outcome, page, see};
 use crate::clock::Millis;

@@ -16,12 +16,13 @@ use rustls::ServerConfig;
 use crate::error::{ErrCode, Error};
 use crate::http::transport::body::BodyBytes;
 use crate::http::transport::bounds::{BodyMemory, Permit, Quota};
+use crate::http::transport::failure::failure;
 use crate::http::transport::framing::{
     BodyFraming, ReplyFraming, RequestError, RequestHead, UNREAD_REQUEST, bad_request, parse_head, refused,
     too_large,
 };
 use crate::http::transport::head::{BodyEnd, has_body, reply_head};
-use crate::http::transport::reply::{Exactly, Reply, ReplyBody, failure};
+use crate::http::transport::reply::{Exactly, Reply, ReplyBody};
 use crate::http::transport::request::Request;
 use crate::http::transport::server::ConnectionSlot;
 use crate::http::transport::service::{BodyUse, Call, Outcome, Poll, WakeTurn};

@@ -8,11 +8,13 @@
 //! - `pool`: the threads that work and those that wait.
 //! - `bounds`: how much of everything there may be, apart for clients and other servers.
 //! - `socket`: reads and writes that end by a deadline; `tls`: certificates.
-//! - `request`, `reply`: what handlers are given and give back; `head`: a reply's head as bytes.
+//! - `request`, `reply`: what handlers are given and give back; `head`: a reply's head as bytes;
+//!   `failure`: what is answered where something of ours failed.
 
 pub(super) mod body;
 pub(super) mod bounds;
 pub(super) mod connection;
+pub(super) mod failure;
 pub(super) mod framing;
 pub(super) mod head;
 pub mod listeners;

@@ -1,15 +1,10 @@
 //! What a handler answers: a status, headers, and a body that is bytes or a stream.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
 use crate::error::{ErrCode, Error};
-use crate::http::transport::request::Request;
-
-/// Numbers the 500s, so that a user's report can be found in the log.
-static FAILURES: AtomicU64 = AtomicU64::new(1);
 
 /// A header of a reply: its name and its value.
 pub(super) type ReplyHeader = (&'static str, String);
@@ -166,19 +161,6 @@ impl From<&Error> for Reply {
     fn from(error: &Error) -> Self {
         Self::error(error)
     }
-}
-
-/// A 500 whose number is in the log with the cause.
-pub(in crate::http) fn failure(request: &Request, cause: &dyn std::fmt::Display) -> Reply {
-    Reply::error(&numbered_failure(request, cause))
-}
-
-/// The error of a 500 whose number is in the log with the cause.
-pub(in crate::http) fn numbered_failure(request: &Request, cause: &dyn std::fmt::Display) -> Error {
-    let number = FAILURES.fetch_add(1, Ordering::Relaxed);
-    log::error!("request {number}: {} {}: {cause}", request.method(), request.path());
-    let message = format!("Internal server error (request {number} in the server's log)");
-    Error::new(ErrCode::Unknown, message)
 }
 
 /// A reader of a known length; ending early is an error, because the length is already on the wire.

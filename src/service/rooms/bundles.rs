@@ -12,7 +12,6 @@ use serde_json::value::to_raw_value;
 use crate::error::{Error, Result};
 use crate::protocol::filter::EventFormat;
 use crate::protocol::json::JsonList;
-use crate::protocol::pdu::Membership;
 use crate::protocol::rooms::relations::{REFERENCE, THREAD, is_edit_of, may_be_edited, may_be_thread_root};
 use crate::protocol::{EventId, UserId};
 use crate::service::rooms::client_format::{self, Beside, ClientFormat, Json};
@@ -316,7 +315,7 @@ impl<'b> Bundler<'b> {
         {
             return Ok(true);
         }
-        Ok(visible(view, row, &mut self.looks_left)?.is_some())
+        Ok(view.visible_related(row, &mut self.looks_left)?.is_some())
     }
 
     /// The last before a place that relate to an event in this way.
@@ -331,23 +330,6 @@ impl<'b> Bundler<'b> {
     }
 }
 
-/// The event of a row with what the reader was at it, if they may see it. Looks at no more than `looks_left`.
-pub(super) fn visible(
-    view: &RoomView<'_>,
-    row: &RelatedEvent,
-    looks_left: &mut usize,
-) -> Result<Option<(StoredEvent, Membership)>> {
-    if view.ignored().has(&row.sender) || *looks_left == 0 {
-        return Ok(None);
-    }
-    *looks_left -= 1;
-    let event = view.db().event_by_key(row.key)?;
-    let access = view.look(&event)?;
-    // What was erased is to this reader as if it were redacted, and that relates to nothing.
-    let is_shown = access.visible && !view.erasure.hides(&event)?;
-    Ok(is_shown.then_some((event, access.membership)))
-}
-
 /// "The most recent event … in the thread sent by an un-ignored user", as far as the reader may see it.
 pub(super) fn latest_reply(
     view: &RoomView<'_>,
@@ -360,7 +342,7 @@ pub(super) fn latest_reply(
     while passed_over < REPLIES_LOOKED_AT_MAX && *looks_left > 0 {
         let rows = view.db().related_to(view.room.key, root, Some(THREAD), range)?;
         for row in &rows {
-            if let Some((event, membership)) = visible(view, row, looks_left)? {
+            if let Some((event, membership)) = view.visible_related(row, looks_left)? {
                 return Ok(Some(TimelineEvent { event, membership }));
             }
         }

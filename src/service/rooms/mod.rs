@@ -3,7 +3,7 @@
 //! - `create/`: `POST /createRoom`, from what is asked for to the events that make the room.
 //! - `upgrade/`: a room replaced by one of another version, and the members' own settings that follow it.
 //! - `send`: messages, state and redactions. `messages`: one event, a page of history, the state, the members.
-//! - `view`: what one user may see of a room. `timeline`: which events a page has. `client_format`: an event as
+//! - `view`: what one user may see of a room. `timeline`: which events a page has, from one `pagination_token` to another. `client_format`: an event as
 //!   clients get it.
 //! - `relations`: the events that relate to one; `threads`: those of a room; `bundles`: what is told of them with an event.
 //! - `notifications`: what users were notified of, page by page.
@@ -22,6 +22,7 @@ pub mod directory;
 pub mod hierarchy;
 pub mod messages;
 pub mod notifications;
+pub mod pagination_token;
 mod preview;
 #[cfg(test)]
 mod relation_tests;

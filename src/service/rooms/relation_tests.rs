@@ -11,9 +11,9 @@ use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::rooms::client_format::ClientFormat;
 use crate::service::rooms::create::CreateRoom;
+use crate::service::rooms::pagination_token::PaginationToken;
 use crate::service::rooms::relations::RelationsRequest;
 use crate::service::rooms::threads::ThreadsRequest;
-use crate::service::rooms::timeline::PaginationToken;
 use crate::store::rooms::events::NewEvent;
 use crate::store::{Place, Status};
 

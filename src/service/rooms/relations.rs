@@ -7,10 +7,11 @@ use crate::protocol::EventId;
 use crate::protocol::RoomId;
 use crate::protocol::rooms::relations::RELATION_HOPS_MAX;
 use crate::service::rooms::Rooms;
-use crate::service::rooms::bundles::{self, write_with_bundles};
+use crate::service::rooms::bundles::write_with_bundles;
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::messages::{ReadableRange, found_or_not, visible_event};
-use crate::service::rooms::timeline::{PaginationToken, SCANNED_MAX, TimelineEvent, token_behind};
+use crate::service::rooms::pagination_token::PaginationToken;
+use crate::service::rooms::timeline::{SCANNED_MAX, TimelineEvent, token_behind};
 use crate::service::rooms::view::RoomView;
 use crate::store::rooms::events::TimelineRange;
 use crate::store::rooms::relations::{RelatedEvent, RelationFilter};
@@ -106,7 +107,7 @@ fn page(
         let exhausted = rows.len() < range.limit;
         for row in rows {
             if filter.event_type.is_none_or(|event_type| event_type == row.event_type)
-                && let Some((event, membership)) = bundles::visible(view, &row, &mut looks_left)?
+                && let Some((event, membership)) = view.visible_related(&row, &mut looks_left)?
             {
                 if events.len() == limit {
                     return Ok((events, Some(token_behind(range))));

@@ -12,7 +12,8 @@ use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::{latest_reply, write_with_bundles};
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::messages::visible_event;
-use crate::service::rooms::timeline::{PaginationToken, TimelineEvent};
+use crate::service::rooms::pagination_token::PaginationToken;
+use crate::service::rooms::timeline::TimelineEvent;
 use crate::service::rooms::view::{RoomView, readable_room};
 use crate::store::Place;
 

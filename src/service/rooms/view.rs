@@ -10,7 +10,8 @@ use crate::protocol::rooms::visibility::{self, EventView, HistoryVisibility};
 use crate::protocol::{Pdu, RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::events::erasure::Erasure;
-use crate::service::rooms::timeline::PaginationToken;
+use crate::service::rooms::pagination_token::PaginationToken;
+use crate::store::rooms::relations::RelatedEvent;
 use crate::store::{Db, EventKey, Place, Room, SnapshotId, StoredEvent};
 
 /// What somebody is to a room.
@@ -139,6 +140,24 @@ impl<'v> RoomView<'v> {
     /// Errors unless the user is joined now: 403 `M_FORBIDDEN`.
     pub fn require_joined(&self) -> Result<()> {
         if matches!(self.access, Access::Joined { .. }) { Ok(()) } else { Err(Error::not_in_room()) }
+    }
+
+    /// An event that relates to another, with what the reader was at it, if they may see it. Looks at no more than
+    /// `looks_left`.
+    pub fn visible_related(
+        &self,
+        row: &RelatedEvent,
+        looks_left: &mut usize,
+    ) -> Result<Option<(StoredEvent, Membership)>> {
+        if self.ignored.has(&row.sender) || *looks_left == 0 {
+            return Ok(None);
+        }
+        *looks_left -= 1;
+        let event = self.db.event_by_key(row.key)?;
+        let access = self.look(&event)?;
+        // What was erased is to this reader as if it were redacted, and that relates to nothing.
+        let is_shown = access.visible && !self.erasure.hides(&event)?;
+        Ok(is_shown.then_some((event, access.membership)))
     }
 
     /// How an event looks to the user, by the rules of "Room history visibility" in the state at that event.

@@ -25,7 +25,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::rooms::client_format::{self, ClientFormat, Json};
-use crate::service::rooms::timeline::PaginationToken;
+use crate::service::rooms::pagination_token::PaginationToken;
 use crate::service::rooms::view::everybody_sees_what_comes;
 use crate::store::cache::news::RoomNews;
 use crate::store::push::unread::{NotifyingEvent, UnreadCounts};

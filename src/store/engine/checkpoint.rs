@@ -20,8 +20,8 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::error::Result;
 use crate::locks::{lock, wait_timeout_while};
+use crate::store::engine::connection::configure;
 use crate::store::engine::gate::Gate;
-use crate::store::engine::open::configure;
 use crate::store::engine::sqlite_error::disk_failure;
 
 /// The log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are written again

@@ -23,7 +23,7 @@ use rusqlite::{Connection, OpenFlags};
 use crate::durable::{SyncPace, forget_cached, leave_to_others};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::store::engine::open::configure;
+use crate::store::engine::connection::configure;
 use crate::store::engine::restored::blobs_after;
 use crate::store::engine::writer::Writer;
 use crate::store::media::BlobHash;

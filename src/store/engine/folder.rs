@@ -17,7 +17,7 @@ use super::migrate;
 use crate::durable::put_in_place;
 use crate::error::{Error, IN_USE, Result, reason};
 use crate::protocol::ServerName;
-use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
+use crate::store::engine::connection::{Options, open_for_writing, refusal, unusable};
 use crate::store::engine::template;
 
 /// The database.

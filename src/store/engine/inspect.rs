@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::protocol::ServerName;
 use crate::protocol::signatures::sign::SigningKey;
 use crate::store::Store;
-use crate::store::engine::open::{refusal, unusable};
+use crate::store::engine::connection::{refusal, unusable};
 
 /// Steps of SQLite between two looks at the time.
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;

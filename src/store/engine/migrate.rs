@@ -6,7 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::error::Result;
 use crate::protocol::ServerName;
-use crate::store::engine::open::{refusal, unusable};
+use crate::store::engine::connection::{refusal, unusable};
 
 /// The present schema.
 pub const SCHEMA: &str = include_str!("../../../schema.sql");

@@ -1,7 +1,7 @@
 //! What a commit is, and how a database is opened.
 //!
-//! - `open`: opening it, and what every connection is told; `folder`: the data folder and its lock; `migrate`: its
-//!   schema;
+//! - `open`: opening it, in a `folder` with its lock, or in a `scratch` folder; `connection`: what every connection is told;
+//!   `migrate`: its schema;
 //! - `writer`: the thread that writes, and its group commit; `commit_feed`: who is told of commits;
 //! - `readers`: the connections that read; `gate`: what keeps new ones out now and then;
 //! - `statements`: how most statements are run;
@@ -17,6 +17,7 @@
 pub(super) mod backlogs;
 pub(super) mod checkpoint;
 pub(super) mod commit_feed;
+pub(super) mod connection;
 pub(super) mod copy;
 pub(super) mod folder;
 pub(super) mod gate;
@@ -26,6 +27,7 @@ pub(super) mod open;
 pub(super) mod readers;
 pub mod restored;
 pub mod restoring;
+pub(super) mod scratch;
 pub mod space;
 pub(super) mod sqlite_error;
 pub(super) mod statements;

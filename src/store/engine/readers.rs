@@ -9,10 +9,10 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::error::{Error, Result};
 use crate::locks::{lock, wait};
-use crate::store::engine::gate::Gate;
-use crate::store::engine::open::{
+use crate::store::engine::connection::{
     Options, USUAL_CACHE_KIB, configure, keep_few_pages, look_at, set_nothing_aside,
 };
+use crate::store::engine::gate::Gate;
 use crate::store::{Db, StoreState};
 
 /// After so many steps of SQLite's machine, some hundreds of microseconds, it is asked whether time is up.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::durable::{put_in_place, sync_folder};
 use crate::error::Result;
 use crate::protocol::ServerName;
+use crate::store::engine::connection::refusal;
 use crate::store::engine::folder::{FILE, beside, cannot, lock, note, owned_by};
-use crate::store::engine::open::refusal;
 
 /// What the lock tells meanwhile: a kill leaves no folder in which a new server would be begun.
 const BEGUN: &[u8] = b"doorstep.db is being restored, or was not restored whole\n";

@@ -16,9 +16,9 @@ use rusqlite::Connection;
 use crate::durable::put_in_place;
 use crate::error::{Error, Result};
 use crate::locks::lock;
+use crate::store::engine::connection::{Options, open_for_writing, refusal, unusable};
 use crate::store::engine::folder::{self, FILE, beside, cannot};
 use crate::store::engine::migrate;
-use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
 use crate::store::sizes::count;
 use crate::store::{Db, Store};
 

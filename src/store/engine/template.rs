@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::Result;
+use crate::store::engine::connection::{Options, open_for_writing, unusable};
 use crate::store::engine::folder::{FILE, cannot};
 use crate::store::engine::migrate;
-use crate::store::engine::open::{Options, ScratchFolder, open_for_writing, unusable};
+use crate::store::engine::scratch::ScratchFolder;
 
 /// Writes such a database to this path, where there is no file or an empty one. It belongs to no server before
 /// [`migrate::pin`].

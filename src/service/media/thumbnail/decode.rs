@@ -11,7 +11,8 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::header::{Format, Picture, SIDE_MAX};
-use super::resize::{Pixels, Resizer};
+use super::pixels::Pixels;
+use super::resize::Resizer;
 use super::size::Plan;
 use super::{Source, ThumbnailError};
 

@@ -5,7 +5,7 @@ use std::slice::ChunksExact;
 
 use jpeg_encoder::{ImageBuffer, JpegColorType, rgb_to_ycbcr};
 
-use super::resize::Pixels;
+use super::pixels::Pixels;
 use super::{MadeThumbnail, ThumbnailError};
 
 /// As Synapse has it.

@@ -1,6 +1,6 @@
 //! The one thing in a picture's metadata that a thumbnail has to know: how the camera was held.
 
-use super::resize::Pixels;
+use super::pixels::Pixels;
 
 /// The `Orientation` of Exif (tag 0x0112), 1 to 8: what is at the top and what is at the left of the stored picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 //!
 //! - `header`: what a file says of itself before anything is decoded, and what decoding it would cost.
 //! - `size`: which of the few sizes that are made answers a request. - `exif`: how a picture is to be turned.
-//! - `decode`: the formats, each a row at a time where its crate allows. - `resize`: rows in, mean values out, in memory bounded by
-//!   the size of the thumbnail. - `encode`: the result as PNG where something shines through, else as JPEG, without any metadata.
+//! - `decode`: the formats, each a row at a time where its crate allows; `vp8l`: what lossless WebP would have it keep.
+//! - `resize`: rows in, mean values out, in memory bounded by the size of the thumbnail, whose `pixels` they become.
+//! - `encode`: the result as PNG where something shines through, else as JPEG, without any metadata.
 //!
 //! The pictures come from strangers. What decoding may take is bounded by the header (pixels, memory, passes over the
 //! picture), by the length of the file and by a deadline; a panic of a decoder is an error like any other.
@@ -13,6 +14,7 @@ mod decode;
 mod encode;
 mod exif;
 mod header;
+mod pixels;
 mod resize;
 mod size;
 #[cfg(test)]

@@ -1,19 +1,8 @@
 //! Makes pictures smaller, by mean values: each pixel of the thumbnail is the mean of the part of the picture that it covers, to 256ths of a
 //! pixel. Rows come in from the top and are added up, so that the picture itself need never be in memory.
 
+use super::pixels::Pixels;
 use super::size::Plan;
-
-/// A picture in memory.
-pub struct Pixels {
-    /// In pixels.
-    pub width: u32,
-    /// In pixels.
-    pub height: u32,
-    /// Bytes of a pixel: 3 (red, green, blue) or 4 (and opacity).
-    pub channels: usize,
-    /// Row by row from the top.
-    pub bytes: Vec<u8>,
-}
 
 /// Parts of a pixel.
 const UNIT: u64 = 256;
