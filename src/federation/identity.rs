@@ -12,7 +12,8 @@ use ureq::http;
 use crate::federation::answer_memory::HeldMemory;
 use crate::federation::call_error::{CallError, CallResult};
 use crate::federation::calls::enc;
-use crate::federation::client::{Client, ExchangeFailure, Response, read_answer};
+use crate::federation::client::exchange::{ExchangeFailure, read_answer};
+use crate::federation::client::{Client, Response};
 use crate::protocol::json::{base64_url, read_object};
 use crate::protocol::{ServerName, UserId};
 

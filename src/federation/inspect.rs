@@ -18,7 +18,8 @@ use ureq::http;
 
 use crate::error::{Error, Result, reason};
 use crate::federation::call_error::{CallError, CallResult};
-use crate::federation::client::{Client, ExchangeFailure};
+use crate::federation::client::Client;
+use crate::federation::client::exchange::ExchangeFailure;
 use crate::federation::discovery::dns::Srv;
 use crate::federation::discovery::{HostPort, SRV_SERVICES};
 use crate::locks::lock;

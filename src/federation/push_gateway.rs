@@ -8,7 +8,8 @@ use ureq::http;
 
 use crate::federation::answer_memory::HeldMemory;
 use crate::federation::call_error::{CallError, CallResult};
-use crate::federation::client::{Client, ExchangeFailure, read_answer};
+use crate::federation::client::Client;
+use crate::federation::client::exchange::{ExchangeFailure, read_answer};
 use crate::federation::discovery::HostPort;
 use crate::federation::discovery::address_guard::AddressGuard;
 use crate::protocol::json::read_object;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use ureq::http;
 
 use crate::federation::call_error::{CallError, CallResult};
-use crate::federation::client::{Client, ExchangeFailure};
+use crate::federation::client::Client;
+use crate::federation::client::exchange::ExchangeFailure;
 use crate::protocol::media::web_url::WebUrl;
 
 /// Most redirects that are followed.

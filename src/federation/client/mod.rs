@@ -1,11 +1,12 @@
 //! The signed request. One `Client` for the whole server: it keeps connections open, and bounds what a peer can do
 //! to us: time in all, size of head and body, where its name may lead.
 //!
-//! - `agent`: the ways of web requests, TLS; `streams`: answers that are read as they come.
+//! - `agent`: the ways of web requests, TLS; `exchange`: what came of one; `streams`: answers that are read as they come.
 //! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody; `scripted_peer`: a
 //!   server that answers unit tests over TLS; `neighbours`: servers of one process that need no name server to find each other.
 
 pub(super) mod agent;
+pub(super) mod exchange;
 pub(super) mod neighbours;
 mod offline;
 pub(super) mod scripted;
@@ -14,21 +15,21 @@ pub(crate) mod scripted_peer;
 pub(super) mod streams;
 
 use std::fmt;
-use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use serde_json::{Map, Value};
+use serde_json::Map;
+use ureq::Agent;
 use ureq::config::Config;
 use ureq::http;
 use ureq::tls::RootCerts;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
-use ureq::{Agent, Timeout};
 
 use self::agent::{SystemLookups, WebResolver, base_config, no_route, roots, within};
+use self::exchange::{ExchangeFailure, read_answer};
 use self::neighbours::{NeighbourLookups, Neighbours};
 use self::offline::Offline;
 use self::scripted::{AnswerScript, ScriptedConnector, ScriptedLookups, ScriptedResolver};
@@ -41,24 +42,17 @@ use crate::federation::discovery::address_guard::AddressGuard;
 use crate::federation::discovery::names::Names;
 use crate::federation::discovery::{Discovery, Lookups, NoRoute};
 use crate::protocol::ServerName;
-use crate::protocol::json::parse_object;
 use crate::protocol::rooms::server_acl::ServerAcl;
 use crate::protocol::signatures::sign::SigningKey;
 use crate::protocol::signatures::x_matrix;
 
 /// Time for a well-known answer, redirects and all.
 const WELL_KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of an answer that is an error, this much is read, and for so long.
-const ERROR_BODY_BYTES_MAX: u64 = 64 * 1024;
-const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of a peer's error message, this much is passed on.
-const ERROR_MESSAGE_MAX: usize = 500;
+
 /// Idle connections kept, in all and to one server, and for how long.
 const IDLE_CONNECTIONS_MAX: usize = 32;
 const IDLE_CONNECTIONS_PER_SERVER_MAX: usize = 4;
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(50);
-/// So much of an answer is read before it is accounted for.
-const READ_BYTES: u64 = 64 * 1024;
 /// What all answers together may hold in memory: one of the largest, and some ordinary ones.
 const ANSWERS_BYTES_MAX: usize = 384 << 20;
 
@@ -418,155 +412,6 @@ pub(super) fn with_body<B>(
 
 fn unroutable(no: NoRoute) -> CallError {
     CallError::Unreachable(no.0)
-}
-
-/// How an exchange failed, as far as the decision to repeat it needs to know.
-pub(super) enum ExchangeFailure {
-    /// The connection ended where an answer should have been.
-    Disconnected(String),
-    /// No usable connection, or not in time.
-    NotConnected(String),
-    Answered(CallError),
-    /// One of these, in the middle of an answer that began with a 2xx status.
-    AfterSuccess(Box<ExchangeFailure>),
-}
-
-impl ExchangeFailure {
-    fn ours(e: &http::Error) -> Self {
-        Self::Answered(CallError::bad(format!("our own request is not valid HTTP: {e}")))
-    }
-
-    /// The failure for those who do not repeat.
-    pub(super) fn into_call_error(self) -> CallError {
-        match self {
-            Self::Disconnected(why) | Self::NotConnected(why) => CallError::Unreachable(why),
-            Self::Answered(error) => error,
-            Self::AfterSuccess(failure) => failure.into_call_error().after_success(),
-        }
-    }
-
-    fn is_after_success(&self) -> bool {
-        matches!(self, Self::AfterSuccess(_))
-    }
-
-    fn after_success(self) -> Self {
-        if self.is_after_success() { self } else { Self::AfterSuccess(Box::new(self)) }
-    }
-
-    /// Whether the way there is in doubt, and not what is at its end.
-    fn is_of_connection(&self) -> bool {
-        match self {
-            Self::Disconnected(_) | Self::NotConnected(_) => true,
-            Self::AfterSuccess(failure) => failure.is_of_connection(),
-            Self::Answered(_) => false,
-        }
-    }
-
-    fn is_disconnect(&self) -> bool {
-        match self {
-            Self::Disconnected(_) => true,
-            Self::AfterSuccess(failure) => failure.is_disconnect(),
-            Self::NotConnected(_) | Self::Answered(_) => false,
-        }
-    }
-
-    pub(super) fn from_ureq(e: ureq::Error) -> Self {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        match e {
-            ureq::Error::Io(e) => {
-                let dropped =
-                    matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
-                // The resolver's reason travels inside an I/O error.
-                let why = e.to_string();
-                if dropped { Self::Disconnected(why) } else { Self::NotConnected(why) }
-            }
-            ureq::Error::Timeout(Timeout::Global) => Self::NotConnected("no answer in time".into()),
-            ureq::Error::Timeout(phase) => Self::NotConnected(format!("no answer in time ({phase})")),
-            e @ (ureq::Error::HostNotFound
-            | ureq::Error::ConnectionFailed
-            | ureq::Error::Tls(_)
-            | ureq::Error::Rustls(_)) => Self::NotConnected(e.to_string()),
-            ureq::Error::BodyExceedsLimit(n) => {
-                Self::Answered(CallError::bad(format!("longer than {n} bytes")))
-            }
-            e => Self::Answered(CallError::bad(e.to_string())),
-        }
-    }
-}
-
-/// Reads the body within its bound and tells answers from errors.
-pub(super) fn read_answer(
-    answer: http::Response<ureq::Body>,
-    max_bytes: u64,
-    held: HeldMemory,
-) -> Result<Response, ExchangeFailure> {
-    let status = answer.status().as_u16();
-    if answer.status().is_redirection() {
-        let e = CallError::bad(format!("a redirect ({status}), which has no place between servers"));
-        return Err(ExchangeFailure::Answered(e));
-    }
-    let length =
-        answer.headers().get("content-length").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    let ok = answer.status().is_success();
-    if ok && length.is_some_and(|n: u64| n > max_bytes) {
-        return Err(ExchangeFailure::Answered(CallError::bad(format!("longer than {max_bytes} bytes")))
-            .after_success());
-    }
-    if !ok {
-        return Err(read_error(answer, held));
-    }
-    let read = read_body(answer.into_body().into_with_config().limit(max_bytes).reader(), held);
-    read.map(|(body, held)| Response { status, body, held }).map_err(ExchangeFailure::after_success)
-}
-
-/// What an answer says that is an error.
-pub(super) fn read_error(answer: http::Response<ureq::Body>, held: HeldMemory) -> ExchangeFailure {
-    let status = answer.status().as_u16();
-    let reader = answer.into_body().into_with_config().limit(ERROR_BODY_BYTES_MAX).reader();
-    let read = read_body(ReadUntil { reader, until: Instant::now() + ERROR_BODY_TIMEOUT }, held);
-    // Of an error, the status says enough if the body does not.
-    let body = read.ok().map(|(body, _)| body).and_then(|b| parse_object(&b).ok()).unwrap_or_default();
-    let errcode = body.get("errcode").and_then(Value::as_str).map(str::to_owned);
-    if errcode.is_none() && matches!(status, 502..=504) {
-        return ExchangeFailure::Answered(CallError::Unreachable(format!(
-            "a proxy answered with status {status}"
-        )));
-    }
-    let message = body.get("error").and_then(Value::as_str).unwrap_or_default();
-    let message: String = message.chars().filter(|c| !c.is_control()).take(ERROR_MESSAGE_MAX).collect();
-    ExchangeFailure::Answered(CallError::Refused(Box::new(PeerError { status, errcode, message, body })))
-}
-
-/// Reads until then: who lets a body trickle has less time than the request.
-struct ReadUntil<R> {
-    reader: R,
-    until: Instant,
-}
-
-impl<R: io::Read> io::Read for ReadUntil<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if Instant::now() >= self.until { Err(io::ErrorKind::TimedOut.into()) } else { self.reader.read(buf) }
-    }
-}
-
-/// Reads a body to its end, accounting for it as it grows.
-fn read_body(
-    mut reader: impl io::Read,
-    mut held: HeldMemory,
-) -> Result<(Vec<u8>, HeldMemory), ExchangeFailure> {
-    let mut body = Vec::new();
-    loop {
-        let before = body.len();
-        let read = reader.by_ref().take(READ_BYTES).read_to_end(&mut body);
-        read.map_err(|e| ExchangeFailure::from_ureq(ureq::Error::from(e)))?;
-        if body.len() == before {
-            return Ok((body, held));
-        }
-        if !held.grow_to(body.len()) {
-            let busy = "there is no memory left for its answer beside those of others".to_owned();
-            return Err(ExchangeFailure::Answered(CallError::Unreachable(busy)));
-        }
-    }
 }
 
 /// Gives ureq the addresses of a Matrix authority: discovery and the address guard in one place, so that what was

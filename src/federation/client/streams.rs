@@ -8,7 +8,8 @@ use std::time::Duration;
 use ureq::http;
 use ureq::http::Uri;
 
-use super::{Client, ExchangeFailure, PeerRequest, Repeat, read_error, request_head, with_body};
+use super::exchange::{ExchangeFailure, read_error};
+use super::{Client, PeerRequest, Repeat, request_head, with_body};
 use crate::federation::answer_memory::HeldMemory;
 use crate::federation::call_error::{CallError, CallResult};
 use crate::protocol::media::multipart::text_of;

@@ -1,17 +1,16 @@
 //! The client against a peer on a real socket that does what peers should not do.
 
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
-use crate::federation::calls::HandshakeKind;
-use crate::federation::client::scripted_peer::{ScriptedAnswer, ScriptedPeer};
-use crate::federation::discovery::dns::Srv;
-use std::net::IpAddr;
-
+use super::scripted_peer::{ScriptedAnswer, ScriptedPeer};
 use super::*;
+use crate::federation::calls::HandshakeKind;
 use crate::federation::discovery::WellKnown;
+use crate::federation::discovery::dns::Srv;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::testing::certificates;
 

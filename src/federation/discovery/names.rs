@@ -56,7 +56,7 @@ impl Names {
     }
 
     /// The addresses of a host.
-    pub fn addresses(
+    pub(in crate::federation) fn addresses(
         &self,
         connections: &Connections,
         host: &str,
@@ -70,7 +70,12 @@ impl Names {
     }
 
     /// The SRV records of a name.
-    pub fn srv(&self, connections: &Connections, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
+    pub(in crate::federation) fn srv(
+        &self,
+        connections: &Connections,
+        name: &str,
+        within: Duration,
+    ) -> io::Result<Vec<dns::Srv>> {
         let (name, server) = (name.to_owned(), self.name_server);
         connections.wait_for(within, move || match server {
             Some(server) => dns::ask(&name, &[server], within),

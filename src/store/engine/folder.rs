@@ -159,7 +159,7 @@ fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Opt
     owned.map_err(|e| cannot(folder, e))?;
     if !in_place && !options.durable {
         // Who opens it next gives it its name.
-        template::write_to(at)?;
+        fs::write(at, template::bytes()?).map_err(|e| cannot(folder, e))?;
     } else {
         let mut connection = open_for_writing(at, options)?;
         migrate::prepare(&mut connection, at, server_name, true)?;

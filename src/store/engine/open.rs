@@ -1,5 +1,6 @@
 //! Opening a database, in a folder or in memory.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::store::engine::commit_feed::OnCommit;
 use crate::store::engine::connection::{
     Options, WRITER_CACHE_KIB, keep_few_pages, open_for_writing, refusal, unusable,
 };
-use crate::store::engine::folder::{self, FILE};
+use crate::store::engine::folder::{self, FILE, cannot};
 use crate::store::engine::migrate;
 use crate::store::engine::readers::Readers;
 use crate::store::engine::scratch::ScratchFolder;
@@ -51,7 +52,8 @@ impl Store {
             Location::Folder(folder) => (folder, None),
             Location::Memory => {
                 let scratch = Arc::new(ScratchFolder::new()?);
-                template::write_to(&scratch.path().join(FILE))?;
+                let made = fs::write(scratch.path().join(FILE), template::bytes()?);
+                made.map_err(|e| cannot(scratch.path(), e))?;
                 (scratch.path().to_owned(), Some(scratch))
             }
             Location::MemoryAgain(scratch) => (scratch.path().to_owned(), Some(scratch)),

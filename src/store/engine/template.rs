@@ -2,22 +2,15 @@
 //! hundred servers of a test would compile the same SQL again, and keep the pages that it wrote in its cache.
 
 use std::fs;
-use std::path::Path;
 use std::sync::OnceLock;
 
-use crate::error::Result;
-use crate::store::engine::connection::{Options, open_for_writing, unusable};
-use crate::store::engine::folder::{FILE, cannot};
+use crate::error::{Result, reason};
+use crate::store::engine::connection::{Options, open_for_writing, refusal, unusable};
 use crate::store::engine::migrate;
 use crate::store::engine::scratch::ScratchFolder;
 
-/// Writes such a database to this path, where there is no file or an empty one. It belongs to no server before
-/// [`migrate::pin`].
-pub(super) fn write_to(path: &Path) -> Result<()> {
-    fs::write(path, bytes()?).map_err(|e| cannot(path, e))
-}
-
-fn bytes() -> Result<&'static [u8]> {
+/// The bytes of one. It belongs to no server before [`migrate::pin`].
+pub(super) fn bytes() -> Result<&'static [u8]> {
     static MADE: OnceLock<Vec<u8>> = OnceLock::new();
     match MADE.get() {
         Some(made) => Ok(made),
@@ -28,10 +21,10 @@ fn bytes() -> Result<&'static [u8]> {
 
 fn make() -> Result<Vec<u8>> {
     let scratch = ScratchFolder::new()?;
-    let path = scratch.path().join(FILE);
+    let path = scratch.path().join("template.db");
     let mut connection = open_for_writing(&path, &Options { durable: false, ..Options::default() })?;
     migrate::lay_out(&mut connection, &path)?;
     // The last to close folds the log into the database.
     connection.close().map_err(|(_, e)| unusable(&path, &e))?;
-    fs::read(&path).map_err(|e| cannot(&path, e))
+    fs::read(&path).map_err(|e| refusal(format!("{} cannot be read: {}", path.display(), reason(&e))))
 }

@@ -139,68 +139,6 @@ fn a_server_without_file_descriptors_recovers_when_there_are_some_again() {
     assert_serves(house.address);
 }
 
-struct ChildHouse {
-    child: Child,
-    address: SocketAddr,
-    lines: BufReader<std::process::ChildStdout>,
-}
-
-impl ChildHouse {
-    fn start(descriptors: Option<u32>) -> Self {
-        let limit = descriptors.map_or(String::new(), |n| format!("ulimit -n {n}; "));
-        let script = format!(
-            "{limit}exec \"$0\" --exact hostile::storms::the_house_of_the_storms --ignored --nocapture"
-        );
-        let mut child = Command::new("sh")
-            .args(["-c", &script])
-            .arg(std::env::current_exe().unwrap())
-            .env("DOORSTEP_TEST_HOUSE", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let mut house = Self { child, address: ([127, 0, 0, 1], 0).into(), lines };
-        house.address = house.answer("listening on ").parse().unwrap();
-        house
-    }
-
-    /// The rest of the next line that has this text in it.
-    fn answer(&mut self, text: &str) -> String {
-        let mut line = String::new();
-        while self.lines.read_line(&mut line).unwrap() > 0 {
-            if let Some((_, rest)) = line.split_once(text) {
-                return rest.trim().to_owned();
-            }
-            line.clear();
-        }
-        panic!("the house ended without {text:?}");
-    }
-
-    fn command(&mut self, command: &str) {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
-        self.answer("done ");
-    }
-
-    fn status(&self, field: &str) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    /// Bytes of memory that are the process's own. (The pages of the test program itself are not counted.)
-    fn resident(&self) -> usize {
-        self.status("RssAnon:") * 1024
-    }
-}
-
-impl Drop for ChildHouse {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 #[ignore = "no test: what `ChildHouse` runs"]
 fn the_house_of_the_storms() {
