@@ -182,9 +182,14 @@ impl Db<'_> {
         snapshot: SnapshotId,
         last: StateTupleId,
     ) -> Result<BTreeMap<StateTupleId, EventKey>> {
-        let mut state = BTreeMap::new();
-        for snapshot in self.snapshot_path(snapshot)?.into_iter().rev() {
+        let (mut path, mut next) = (Vec::new(), Some(snapshot));
+        while let Some(snapshot) = next {
             let row = self.snapshot_row(snapshot)?;
+            next = row.parent;
+            path.push(row);
+        }
+        let mut state = BTreeMap::new();
+        for row in path.into_iter().rev() {
             for (tuple_id, event) in self.entries_upto(&row, last)? {
                 match event {
                     Some(event) => state.insert(tuple_id, event),

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::protocol::Pdu;
 use crate::service::Homeserver;
 use crate::store::{Db, EventKey};
 
@@ -21,14 +22,16 @@ pub struct LargeAnswer {
 
 enum AnswerPiece {
     Text(Vec<u8>),
-    /// A JSON array of the bytes that events are kept in.
+    /// Events as they are kept, with commas between them: those that are held, as readers remember them.
+    Held(Vec<Pdu>),
+    /// The same, of events that are read when it is their turn.
     Events(Vec<EventKey>),
 }
 
 /// Events that are read at once.
 const EVENTS_READ_AT_ONCE: usize = 64;
 
-/// Of how many events the text is held, and how many bytes: a room that is no larger is asked for often while it
+/// How many events are held, and how many bytes: a room that is no larger is asked for often while it
 /// fills, and its events stay in the readers' cache.
 pub(super) const EVENTS_HELD_MAX: usize = 512;
 const BYTES_HELD_MAX: usize = 256 * 1024;
@@ -44,24 +47,27 @@ impl LargeAnswer {
         }
     }
 
-    /// Goes on with events as they are kept, with commas between them: with their text while that is little.
+    /// Goes on with events as they are kept, with commas between them: holding them while they are little.
     fn kept_events(&mut self, db: &Db<'_>, events: &[EventKey]) -> Result<()> {
-        let mut text = Vec::new();
-        let mut rest = events;
+        let (mut held, mut rest) = (Vec::new(), events);
         while let Some((key, others)) = rest.split_first()
             && events.len() <= EVENTS_HELD_MAX
             && self.held < BYTES_HELD_MAX
         {
             let event = db.pdu_by_key(*key)?;
             self.held += event.json().len();
-            text.extend_from_slice(event.json());
-            if !others.is_empty() {
-                text.push(b',');
-            }
+            self.length += event.json().len() as u64;
+            held.push(event);
             rest = others;
         }
-        self.text(text);
+        if !held.is_empty() {
+            self.length += (held.len() - 1) as u64;
+            self.pieces.push(AnswerPiece::Held(held));
+        }
         if !rest.is_empty() {
+            if rest.len() < events.len() {
+                self.text(",");
+            }
             self.length += db.bytes_of_events(rest)? + (rest.len() - 1) as u64;
             self.pieces.push(AnswerPiece::Events(rest.to_vec()));
         }
@@ -113,8 +119,10 @@ impl LargeAnswer {
         AnswerReader {
             hs,
             pieces: self.pieces.into_iter(),
+            held: Vec::new().into_iter(),
+            is_between: false,
             events: Vec::new().into_iter(),
-            text: Vec::new(),
+            present: ReadText::Text(Vec::new()),
             at: 0,
         }
     }
@@ -123,29 +131,58 @@ impl LargeAnswer {
 struct AnswerReader {
     hs: Arc<Homeserver>,
     pieces: std::vec::IntoIter<AnswerPiece>,
-    /// Those of the present piece that are still to come, unless it is text.
+    /// Those of the present piece that are still to come, if it is one of events.
+    held: std::vec::IntoIter<Pdu>,
     events: std::vec::IntoIter<EventKey>,
-    text: Vec<u8>,
+    /// Whether a comma comes before the next event that is held.
+    is_between: bool,
+    /// What is being read.
+    present: ReadText,
     at: usize,
+}
+
+enum ReadText {
+    Text(Vec<u8>),
+    Event(Pdu),
+    Comma,
+}
+
+impl ReadText {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text,
+            Self::Event(event) => event.json(),
+            Self::Comma => b",",
+        }
+    }
 }
 
 impl AnswerReader {
     /// Has something to read. False: there is nothing more.
     fn refill(&mut self) -> Result<bool> {
         self.at = 0;
-        if self.events.len() == 0 {
+        if std::mem::take(&mut self.is_between) {
+            self.present = ReadText::Comma;
+        } else if let Some(event) = self.held.next() {
+            self.is_between = self.held.len() > 0;
+            self.present = ReadText::Event(event);
+        } else if self.events.len() > 0 {
+            self.present = ReadText::Text(self.next_events()?);
+        } else {
+            self.present = ReadText::Text(Vec::new());
             match self.pieces.next() {
                 None => return Ok(false),
-                Some(AnswerPiece::Text(text)) => self.text = text,
-                Some(AnswerPiece::Events(events)) => {
-                    self.text.clear();
-                    self.events = events.into_iter();
-                }
+                Some(AnswerPiece::Text(text)) => self.present = ReadText::Text(text),
+                Some(AnswerPiece::Held(events)) => self.held = events.into_iter(),
+                Some(AnswerPiece::Events(events)) => self.events = events.into_iter(),
             }
-            return Ok(true);
         }
-        self.text.clear();
-        let (text, next) = (&mut self.text, self.events.by_ref().take(EVENTS_READ_AT_ONCE));
+        Ok(true)
+    }
+
+    /// The text of a few events more, with a comma at its end unless they are the last.
+    fn next_events(&mut self) -> Result<Vec<u8>> {
+        let (mut text, next) = (Vec::new(), self.events.by_ref().take(EVENTS_READ_AT_ONCE));
         let next: Vec<EventKey> = next.collect();
         self.hs.store.read(|db| {
             db.each_event(next, |row| {
@@ -155,22 +192,29 @@ impl AnswerReader {
             })
         })?;
         if self.events.len() == 0 {
-            self.text.pop();
+            text.pop();
         }
-        Ok(true)
+        Ok(text)
     }
 }
 
 impl Read for AnswerReader {
+    /// As much as there is room for: what is written for each little piece would be a lot of writing.
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.text.len() {
-            if !self.refill().map_err(io::Error::other)? {
-                return Ok(0);
+        let mut count = 0;
+        while count < out.len() {
+            let rest = &self.present.bytes()[self.at..];
+            if rest.is_empty() {
+                if !self.refill().map_err(io::Error::other)? {
+                    break;
+                }
+                continue;
             }
+            let taken = rest.len().min(out.len() - count);
+            out[count..count + taken].copy_from_slice(&rest[..taken]);
+            self.at += taken;
+            count += taken;
         }
-        let count = out.len().min(self.text.len() - self.at);
-        out[..count].copy_from_slice(&self.text[self.at..self.at + count]);
-        self.at += count;
         Ok(count)
     }
 }

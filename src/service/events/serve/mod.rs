@@ -45,6 +45,7 @@ const HEROES_MAX: i64 = 5;
 fn auth_chain_keys(db: &Db<'_>, version: RoomVersion, of: &[EventKey]) -> Result<Vec<EventKey>> {
     let (mut seen, mut chain): (HashSet<Box<str>>, Vec<EventKey>) = (HashSet::new(), Vec::new());
     let mut found: Vec<Box<str>> = Vec::new();
+    let mut before: Option<Pdu> = None;
     let mut look = |keys: &[EventKey], found: &mut Vec<Box<str>>| {
         let mut cites = |id: &str| {
             if !seen.contains(id) {
@@ -54,7 +55,12 @@ fn auth_chain_keys(db: &Db<'_>, version: RoomVersion, of: &[EventKey]) -> Result
         };
         if of.len() <= EVENTS_HELD_MAX {
             for key in keys {
-                db.pdu_by_key(*key)?.auth_events().iter().for_each(|id| cites(id.as_str()));
+                let event = db.pdu_by_key(*key)?;
+                // Most events of a state cite, in the same places, what the one before them cites.
+                let known = before.as_ref().map_or(&[][..], Pdu::auth_events);
+                let cited = event.auth_events().iter().enumerate();
+                cited.filter(|(at, id)| known.get(*at) != Some(*id)).for_each(|(_, id)| cites(id.as_str()));
+                before = Some(event);
             }
             return Ok(());
         }
