@@ -24,6 +24,8 @@ pub(in crate::store) struct EventCache {
     ids: RefCell<AgingMap<EventKey, EventId>>,
     tuples: RefCell<AgingMap<StateTupleId, StateTuple>>,
     tuple_ids: RefCell<AgingMap<String, StateTupleId>>,
+    /// The tuple that was last found not to be there: a newcomer's, which is asked for again in a moment.
+    absent_tuple: RefCell<String>,
     rows: RefCell<AgingMap<SnapshotId, Arc<SnapshotRow>>>,
     steps: RefCell<AgingMap<SnapshotId, Arc<SnapshotStep>>>,
     states_after: RefCell<AgingMap<Box<[EventKey]>, SnapshotId>>,
@@ -37,6 +39,7 @@ impl Default for EventCache {
             ids: RefCell::new(AgingMap::new(512 << 10)),
             tuples: RefCell::new(AgingMap::new(512 << 10)),
             tuple_ids: RefCell::new(AgingMap::new(512 << 10)),
+            absent_tuple: RefCell::default(),
             rows: RefCell::new(AgingMap::new(1 << 20)),
             steps: RefCell::new(AgingMap::new(512 << 10)),
             states_after: RefCell::new(AgingMap::new(256 << 10)),
@@ -73,8 +76,25 @@ impl EventCache {
         self.tuples.borrow_mut().get(&tuple_id)
     }
 
-    pub(in crate::store) fn state_tuple_id(&self, event_type: &str, state_key: &str) -> Option<StateTupleId> {
-        self.tuple_ids.borrow_mut().get(&full_name(event_type, state_key))
+    /// The number of a tuple; none if there is no such tuple. The outer `None`: it is not remembered.
+    pub(in crate::store) fn state_tuple_id(
+        &self,
+        event_type: &str,
+        state_key: &str,
+    ) -> Option<Option<StateTupleId>> {
+        let name = full_name(event_type, state_key);
+        let known = self.tuple_ids.borrow_mut().get(&name);
+        known.map(Some).or_else(|| (*self.absent_tuple.borrow() == name).then_some(None))
+    }
+
+    /// There is no such tuple.
+    pub(in crate::store) fn keep_absent_tuple(&self, event_type: &str, state_key: &str) {
+        *self.absent_tuple.borrow_mut() = full_name(event_type, state_key);
+    }
+
+    /// There are some more tuples.
+    pub(in crate::store) fn forget_absent_tuple(&self) {
+        self.absent_tuple.borrow_mut().clear();
     }
 
     pub(in crate::store) fn keep_state_tuple(
@@ -84,6 +104,7 @@ impl EventCache {
         state_key: &str,
     ) {
         let size = 100 + event_type.len() + state_key.len();
+        self.forget_absent_tuple();
         self.tuples.borrow_mut().put(tuple_id, (event_type.into(), state_key.into()), size);
         self.tuple_ids.borrow_mut().put(full_name(event_type, state_key), tuple_id, size);
     }
@@ -137,6 +158,7 @@ impl EventCache {
         self.ids.borrow_mut().clear();
         self.tuples.borrow_mut().clear();
         self.tuple_ids.borrow_mut().clear();
+        self.forget_absent_tuple();
         self.rows.borrow_mut().clear();
         self.steps.borrow_mut().clear();
         self.states_after.borrow_mut().clear();

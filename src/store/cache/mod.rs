@@ -105,6 +105,15 @@ impl WriterCache {
         self.keys.borrow_mut().insert(room.room_id.clone(), room.key);
     }
 
+    /// The room's row has changed, in this way.
+    pub(super) fn change_room(&self, room: RoomKey, change: impl FnOnce(&mut Room)) {
+        self.forget(room, |about| {
+            if let Some(row) = &mut about.row {
+                change(row);
+            }
+        });
+    }
+
     /// The room's row has changed.
     pub(super) fn forget_room(&self, room: RoomKey) {
         self.forget(room, |about| about.row = None);

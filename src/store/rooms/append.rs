@@ -135,14 +135,14 @@ impl Tx<'_> {
                 {
                     self.remember_state_after(&extremities, current);
                 }
+                let before = self.recall(|cache| cache.extremities(room.key));
                 self.set_extremities(room.key, event.old_extremities, &extremities)?;
                 if extremities.len() > EXTREMITIES_WANTED_MAX && !event.outgoing {
                     self.room_is_forked(room.key);
                 }
-                if extremities.len() == 1 {
-                    let (event_id, depth) = (pdu.event_id().clone(), pdu.depth());
-                    self.remember_extremity(room.key, ForwardExtremity { key, event_id, depth, state_after });
-                }
+                let (event_id, depth) = (pdu.event_id().clone(), pdu.depth());
+                let new = ForwardExtremity { key, event_id, depth, state_after };
+                self.remember_extremities(room.key, new, (&event.kept_extremities, before));
             }
             if let Some(stream) = appended.stream.filter(|_| event.history.is_none()) {
                 self.notify(&PlacedEvent { room, pdu, key, stream, relates })?;

@@ -290,14 +290,27 @@ impl Tx<'_> {
 
     /// Sets which snapshot is the room's current state.
     pub(crate) fn set_room_state(&mut self, room: RoomKey, state: SnapshotId) -> Result<()> {
-        self.remember(|cache| cache.forget_room(room));
         self.execute("UPDATE rooms SET state = ?2 WHERE room_key = ?1", params![room, state])?;
+        self.remember(|cache| cache.change_room(room, |row| row.state = Some(state)));
         Ok(())
     }
 
-    /// Remembers the only forward extremity of a room, once it is stored.
-    pub(crate) fn remember_extremity(&self, room: RoomKey, extremity: ForwardExtremity) {
-        self.remember(|cache| cache.keep_extremities(room, Arc::new([extremity])));
+    /// Remembers the forward extremities of a room: a new one, and those of before that stay beside it, as far as it is
+    /// remembered what they were.
+    pub(crate) fn remember_extremities(
+        &self,
+        room: RoomKey,
+        new: ForwardExtremity,
+        (kept, before): (&[EventKey], Option<Arc<[ForwardExtremity]>>),
+    ) {
+        let stays = |old: &&ForwardExtremity| kept.contains(&old.key);
+        let mut all: Vec<ForwardExtremity> =
+            before.iter().flat_map(|before| before.iter()).filter(stays).cloned().collect();
+        if all.len() == kept.len() {
+            all.push(new);
+            all.sort_unstable_by_key(|extremity| extremity.key);
+            self.remember(|cache| cache.keep_extremities(room, all.into()));
+        }
     }
 
     /// Remembers the state after these forward extremities, all that a room has.
@@ -399,11 +412,16 @@ impl Tx<'_> {
     /// Counts the joined and invited members of the room.
     pub(crate) fn count_members(&mut self, room: RoomKey, joined: i64, invited: i64) -> Result<()> {
         if joined != 0 || invited != 0 {
-            self.remember(|cache| cache.forget_room(room));
             self.execute(
                 "UPDATE rooms SET joined = joined + ?2, invited = invited + ?3 WHERE room_key = ?1",
                 params![room, joined, invited],
             )?;
+            self.remember(|cache| {
+                cache.change_room(room, |row| {
+                    row.joined = row.joined.saturating_add_signed(joined);
+                    row.invited = row.invited.saturating_add_signed(invited);
+                });
+            });
         }
         Ok(())
     }

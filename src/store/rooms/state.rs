@@ -60,11 +60,12 @@ impl Db<'_> {
             .conn()
             .prepare_cached("SELECT tuple_id FROM state_tuples WHERE type = ?1 AND state_key = ?2")?;
         let tuple_id = statement.query_row([event_type, state_key], |r| r.get(0)).optional()?;
-        if let Some(tuple_id) = tuple_id {
-            self.remember(|cache| cache.events.keep_state_tuple(tuple_id, event_type, state_key));
-            if self.epoch.is_some() {
-                self.shared.tuple_ids.keep(event_type, state_key, tuple_id);
-            }
+        self.remember(|cache| match tuple_id {
+            Some(tuple_id) => cache.events.keep_state_tuple(tuple_id, event_type, state_key),
+            None => cache.events.keep_absent_tuple(event_type, state_key),
+        });
+        if let Some(tuple_id) = tuple_id.filter(|_| self.epoch.is_some()) {
+            self.shared.tuple_ids.keep(event_type, state_key, tuple_id);
         }
         Ok(tuple_id)
     }
@@ -273,6 +274,7 @@ impl Tx<'_> {
         let insert = "INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)
              ON CONFLICT (type, state_key) DO NOTHING";
         let inserted = self.execute(insert, params![tuple_id, event_type, state_key])?;
+        self.remember(|cache| cache.events.forget_absent_tuple());
         new.next_member = Some(tuple_id + i64::from(inserted == 1));
         if inserted == 1 { Ok(tuple_id) } else { self.make_state_tuple(event_type, state_key) }
     }
@@ -298,11 +300,18 @@ impl Tx<'_> {
     ) -> Result<Vec<UserId>> {
         let mut ours = Vec::new();
         for (tuple_id, event) in change {
-            let previous: Option<EventKey> = self
-                .conn()
-                .prepare_cached("SELECT event_key FROM current_state WHERE room_key = ?1 AND tuple_id = ?2")?
-                .query_row([room, *tuple_id], |r| r.get(0))
-                .optional()?;
+            let (event_type, state_key) = self.state_tuple(*tuple_id)?;
+            let known = self.recall(|cache| cache.state_event_key(room, &event_type, &state_key));
+            let previous: Option<EventKey> = match known {
+                Some(previous) => previous,
+                None => self
+                    .conn()
+                    .prepare_cached(
+                        "SELECT event_key FROM current_state WHERE room_key = ?1 AND tuple_id = ?2",
+                    )?
+                    .query_row([room, *tuple_id], |r| r.get(0))
+                    .optional()?,
+            };
             if previous == *event {
                 continue;
             }
@@ -324,13 +333,16 @@ impl Tx<'_> {
                     params![room, tuple_id, at, event, previous],
                 )?;
             }
-            let (event_type, state_key) = self.state_tuple(*tuple_id)?;
             self.remember(|cache| cache.forget_state_event(room, &event_type, &state_key));
             if &*event_type == "m.room.guest_access" && state_key.is_empty() {
                 self.guest_access_changed(room, *event)?;
             }
             if &*event_type == "m.room.member" {
-                let old = self.stored_membership(room, &state_key)?;
+                // Whom the state did not speak of had no membership.
+                let old = match previous {
+                    Some(_) => self.stored_membership(room, &state_key)?,
+                    None => None,
+                };
                 let new = match event {
                     Some(event) => {
                         // A member event without a valid membership is in no accepted state; if it were, nobody is a
