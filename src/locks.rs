@@ -125,6 +125,11 @@ impl<K: Clone + Eq + Hash> KeyedLock<K> {
 }
 
 impl<K: Eq + Hash> KeyedLock<K> {
+    /// Whether somebody holds this one.
+    pub fn is_held(&self, key: &K) -> bool {
+        lock(&self.state).held.contains_key(key)
+    }
+
     /// Waits for the end of the present hold, unless so many do already: they can hold no more threads by it. Whether
     /// somebody held it and that has ended in time.
     pub fn wait_for_end(&self, key: &K, until: Instant, most_onlookers: usize) -> bool {

@@ -33,7 +33,7 @@ pub(crate) mod rooms;
 pub(crate) mod servers;
 pub(crate) mod sizes;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -58,6 +58,7 @@ use crate::store::cache::sessions::SessionCache;
 use crate::store::cache::tuple_ids::TupleIds;
 use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
+use crate::store::rooms::state::ForeseenState;
 
 pub use engine::commit_feed::Changes;
 pub use engine::connection::Options;
@@ -248,16 +249,19 @@ pub struct Db<'c> {
     epoch: Option<u64>,
     /// How many events were looked at for verdicts.
     examined: Cell<usize>,
+    /// Of a reader: what was looked up for it at once.
+    foreseen: RefCell<Vec<ForeseenState>>,
 }
 
 impl<'c> Db<'c> {
     fn new(connection: &'c Connection, shared: &'c StoreState, cache: Option<&'c WriterCache>) -> Self {
-        Self { connection, shared, cache, epoch: None, examined: Cell::new(0) }
+        Self { connection, shared, cache, epoch: None, examined: Cell::new(0), foreseen: RefCell::default() }
     }
 
     /// For a reader, whose snapshot is not open yet.
     fn reader(connection: &'c Connection, shared: &'c StoreState) -> Self {
-        Self { connection, shared, cache: None, epoch: Some(shared.pdus.epoch()), examined: Cell::new(0) }
+        let epoch = Some(shared.pdus.epoch());
+        Self { epoch, ..Self::new(connection, shared, None) }
     }
 
     /// What the writer remembers, or nothing.

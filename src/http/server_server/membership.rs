@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::large;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Origin, Reply, Request};
-use crate::protocol::json::First;
+use crate::protocol::json::{First, JsonList};
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version;
 use crate::service::Homeserver;
@@ -79,19 +79,21 @@ pub fn send_join_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) ->
 
 /// `PUT /_matrix/federation/v1/send_knock/{roomId}/{eventId}`.
 pub fn send_knock(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    let state = hs.membership().receive_knock(
+    let room_state = hs.membership().receive_knock(
         &origin.0,
         &request.room_id()?,
         &request.event_id()?,
         request.body(),
     )?;
-    let body = serde_json::to_vec(&SendKnockReply { knock_room_state: state }).map_err(Error::internal)?;
+    let mut knock_room_state = JsonList::default();
+    room_state.iter().for_each(|event| knock_room_state.push(event.json_str()));
+    let body = serde_json::to_vec(&SendKnockReply { knock_room_state }).map_err(Error::internal)?;
     Ok(Reply::raw_json(body))
 }
 
 #[derive(serde::Serialize)]
 struct SendKnockReply {
-    knock_room_state: Vec<Box<RawValue>>,
+    knock_room_state: JsonList,
 }
 
 /// `PUT /_matrix/federation/v2/send_leave/{roomId}/{eventId}`.

@@ -115,11 +115,11 @@ struct BuiltEvent<T> {
 fn build<T>(
     db: &Db<'_>,
     now: Millis,
+    room: Room,
     draft: &Draft,
     budget: ResolutionBudget,
     write: impl FnOnce(Map<String, Value>, RoomVersion) -> Result<(T, Pdu)>,
 ) -> Result<Option<BuiltEvent<T>>> {
-    let room = db.known_room(&draft.room)?;
     check_speakable(db, &room)?;
     check_entry(db, draft)?;
     let mut prev_extremities = db.forward_extremities(room.key)?;
@@ -302,6 +302,24 @@ fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu>
     Pdu::from_object(object, version)
 }
 
+/// An event for others to sign, and the version of its room.
+pub(in crate::service) type UnsignedEvent = (Map<String, Value>, RoomVersion);
+
+/// [`Events::template`] within a look at the room. None if that is more work than wanted.
+pub(in crate::service) fn build_unsigned(
+    db: &Db<'_>,
+    now: Millis,
+    room: Room,
+    draft: &Draft,
+    budget: ResolutionBudget,
+) -> Result<Option<UnsignedEvent>> {
+    let built = build(db, now, room, draft, budget, |object, version| {
+        let pdu = provisional(&object, version)?;
+        Ok((object, pdu))
+    })?;
+    Ok(built.map(|built| (built.event, built.room.version)))
+}
+
 /// A draft as a signed event. None if that is more work than wanted.
 fn build_signed(
     db: &Db<'_>,
@@ -309,7 +327,7 @@ fn build_signed(
     draft: &Draft,
     budget: ResolutionBudget,
 ) -> Result<Option<BuiltEvent<VerifiedPdu>>> {
-    build(db, signer.now, draft, budget, |object, version| {
+    build(db, signer.now, db.known_room(&draft.room)?, draft, budget, |object, version| {
         let pdu = signer.write(object, version)?;
         Ok((pdu.clone(), pdu.into()))
     })
@@ -533,16 +551,13 @@ impl Events<'_> {
 
     /// An unsigned event for `make_join`, `make_knock` and `make_leave`, that would be accepted now. Errors as
     /// [`Events::send`].
-    pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
+    pub fn template(&self, draft: &Draft) -> Result<UnsignedEvent> {
         let now = self.clock.now_ms();
-        let built = self.read_in_turn(&draft.room, |db| {
-            let built = build(db, now, &draft, ResolutionBudget::Unlimited, |object, version| {
-                let pdu = provisional(&object, version)?;
-                Ok((object, pdu))
-            })?;
+        self.read_in_turn(&draft.room, |db| {
+            let room = db.known_room(&draft.room)?;
+            let built = build_unsigned(db, now, room, draft, ResolutionBudget::Unlimited)?;
             built.ok_or_else(|| Error::internal("nothing resolved"))
-        })?;
-        Ok((built.event, built.room.version))
+        })
     }
 }
 

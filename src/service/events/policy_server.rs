@@ -87,7 +87,7 @@ struct UnsignedEvent {
 }
 
 /// The policy server that a room uses: its current state names one that has a joined user in it.
-fn of_room(db: &Db<'_>, room: &Room) -> Result<Option<PolicyServer>> {
+pub(in crate::service) fn policy_server_of(db: &Db<'_>, room: &Room) -> Result<Option<PolicyServer>> {
     let Some(setting) = db.state_event(room.key, policy_server::POLICY_EVENT_TYPE, "")? else {
         return Ok(None);
     };
@@ -107,7 +107,7 @@ pub(in crate::service) fn policy_server_to_ask(
     if !policy_server::is_checked(event) {
         return Ok(None);
     }
-    Ok(of_room(db, room)?.filter(|policy| !policy.has_signed(event)))
+    Ok(policy_server_of(db, room)?.filter(|policy| !policy.has_signed(event)))
 }
 
 /// Check 7 on receipt: "Is validated by the Policy Server, if the room is using a Policy Server, otherwise
@@ -127,12 +127,24 @@ impl Events<'_> {
     /// one. Errors: what the policy server says; 502 and 504 if that is nothing of use.
     pub(in crate::service) fn with_policy_signature(&self, event: VerifiedPdu) -> Result<VerifiedPdu> {
         let policy = self.store.read(|db| match db.room(event.room_id())? {
-            Some(room) if !is_in_room(db, &event)? => policy_server_to_ask(db, &room, &event),
-            _ => Ok(None),
+            Some(room) => policy_server_of(db, &room),
+            None => Ok(None),
         })?;
-        match policy {
-            Some(policy) => self.ask_policy_server(&policy, &event),
-            None => Ok(event),
+        self.with_signature_of(policy.as_ref(), event)
+    }
+
+    /// [`Self::with_policy_signature`] for who knows which policy server the room uses.
+    pub(in crate::service) fn with_signature_of(
+        &self,
+        policy: Option<&PolicyServer>,
+        event: VerifiedPdu,
+    ) -> Result<VerifiedPdu> {
+        let lacks = |policy: &&PolicyServer| policy_server::is_checked(&event) && !policy.has_signed(&event);
+        match policy.filter(lacks) {
+            Some(policy) if !self.store.read(|db| is_in_room(db, &event))? => {
+                self.ask_policy_server(policy, &event)
+            }
+            _ => Ok(event),
         }
     }
 
@@ -276,7 +288,7 @@ struct PolicyQueue<'j> {
 fn lacking_signatures(db: &Db<'_>, rooms: &[(&Room, &mut [VerifiedPdu])]) -> Result<Vec<SignatureRequest>> {
     let mut requests = Vec::new();
     for (index, (room, events)) in rooms.iter().enumerate() {
-        let Some(policy) = of_room(db, room)? else { continue };
+        let Some(policy) = policy_server_of(db, room)? else { continue };
         for (number, event) in events.iter().enumerate() {
             if policy_server::is_checked(event) && !policy.has_signed(event) && !is_in_room(db, event)? {
                 requests.push(SignatureRequest { policy: policy.clone(), room: index, event: number });

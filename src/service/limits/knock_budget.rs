@@ -109,10 +109,15 @@ impl Drop for KnockPermit<'_> {
 }
 
 impl KnockBudget {
+    /// Whether there are any limits.
+    pub(in crate::service) fn counts_any(&self, hs: &Homeserver) -> bool {
+        limits_of(hs).are_any()
+    }
+
     /// Whether somebody may knock upon a room of this server, as far as the budget goes: what is asked before a knock
     /// is made. Errors: 429 (of another server: 403) `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(in crate::service) fn may_knock(&self, hs: &Homeserver, room: &Room, knocker: &UserId) -> Result<()> {
-        self.find_permit(hs, room, knocker, limits_of(hs), false).map(drop)
+        self.find_permit(hs, room, knocker, limits_of(hs), None).map(drop)
     }
 
     /// As [`KnockBudget::may_knock`], and a permit is taken for the knock that is about to be made. None if there are
@@ -128,21 +133,17 @@ impl KnockBudget {
         if !limits.are_any() {
             return Ok(None);
         }
-        if let Some(event) = event
-            && hs.store.read(|db| db.event_key(event))?.is_some()
-        {
-            return Ok(None);
-        }
-        self.find_permit(hs, room, knocker, limits, true)
+        self.find_permit(hs, room, knocker, limits, Some(event))
     }
 
+    /// `take`: whether a permit is taken; for which event, if there is one already.
     fn find_permit(
         &self,
         hs: &Homeserver,
         room: &Room,
         knocker: &UserId,
         limits: KnockLimits,
-        take: bool,
+        take: Option<Option<&EventId>>,
     ) -> Result<Option<KnockPermit<'_>>> {
         if !limits.are_any() {
             return Ok(None);
@@ -150,10 +151,16 @@ impl KnockBudget {
         let (now, scope) = (hs.clock.now_ms(), KnockScope::Room(room.room_id.clone()));
         // Held while the room is read: what is no longer under way is in its state.
         let mut log = lock(&self.log);
-        let (mut waiting, refused_at, standing) = hs.store.read(|db| {
+        let look = hs.store.read(|db| {
+            if let Some(Some(event)) = take
+                && db.event_key(event)?.is_some()
+            {
+                return Ok(None);
+            }
             let waiting = db.waiting_knocks(room.key, limits.waiting.saturating_mul(KNOCKERS_READ_FACTOR))?;
-            Ok((waiting, refused_at(db, room, knocker)?, standing(hs, db, room, knocker)?))
+            Ok(Some((waiting, refused_at(db, room, knocker)?, standing(hs, db, room, knocker)?)))
         })?;
+        let Some((mut waiting, refused_at, standing)) = look else { return Ok(None) };
         let knocks = log.of(&scope, now);
         let under_way = knocks.iter().filter(|knock| knock.under_way).map(|knock| knock.what.clone());
         waiting.extend(under_way);
@@ -166,7 +173,7 @@ impl KnockBudget {
         let facts = KnockFacts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
         let told = if hs.is_local(knocker) { limited } else { limited_at_peer };
         check_budget(limits, &facts).map_err(told)?;
-        if !take {
+        if take.is_none() {
             return Ok(None);
         }
         let number = log.add(&scope, knocker.as_str(), now);
@@ -227,7 +234,7 @@ impl KnockBudget {
             // Counted it would be at the cost of whoever is said to have knocked.
             return Err(limited(Wait { ms: HOUR_MS, why: "Nothing shows yet who this is" }));
         }
-        if let Some(permit) = self.find_permit(hs, room, user, limits, true)? {
+        if let Some(permit) = self.find_permit(hs, room, user, limits, Some(None))? {
             permit.keep();
         }
         Ok(())

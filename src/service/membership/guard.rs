@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::{Membership, ParsedPdu};
+use crate::protocol::rooms::policy_server::{POLICY_EVENT_TYPE, PolicyServer};
+use crate::protocol::rooms::stripped_state::STRIPPED_TYPES;
 use crate::protocol::signatures::verify::{self, SignedBy};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake};
+use crate::service::events::policy_server::policy_server_of;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::fetch::WantedKey;
@@ -36,6 +39,66 @@ pub(super) fn check_open(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
     }
 }
 
+/// What of a room's state is asked for on behalf of such a request: the server ACL, and for a template what an event
+/// rests on; for a signed event the policy server, and what who knocks is shown.
+fn asked_for(request: &HandshakeRequest<'_>) -> &'static [&'static str] {
+    const FOR_TEMPLATE: [&str; 4] =
+        ["m.room.server_acl", "m.room.create", "m.room.power_levels", "m.room.join_rules"];
+    const FOR_EVENT: [&str; 2 + STRIPPED_TYPES.len()] = {
+        let mut types = [POLICY_EVENT_TYPE; 2 + STRIPPED_TYPES.len()];
+        types[1] = "m.room.server_acl";
+        let mut at = 0;
+        while at < STRIPPED_TYPES.len() {
+            types[2 + at] = STRIPPED_TYPES[at];
+            at += 1;
+        }
+        types
+    };
+    match (request.user, request.membership) {
+        (Some(_), _) => &FOR_TEMPLATE,
+        (None, Membership::Knock) => &FOR_EVENT,
+        (None, _) => &FOR_EVENT[..2],
+    }
+}
+
+/// [`Memberships::admit`] within a look at the room.
+pub(super) fn admit(db: &Db<'_>, request: &HandshakeRequest<'_>) -> Result<Room> {
+    let room = db.resident_room(request.room_id)?.ok_or_else(not_resident)?;
+    db.foresee_state(room.key, asked_for(request))?;
+    RoomAcl::of(db, &room)?.check(request.origin)?;
+    if request.membership != Membership::Leave {
+        check_open(db, request.room_id)?;
+    }
+    if request.user.is_some_and(|user| user.server_name() != request.origin.as_str()) {
+        return Err(Error::forbidden("That user is not of the server that asks"));
+    }
+    if request.versions.is_some_and(|known| !known.contains(&room.version.id)) {
+        return Err(Error::new(
+            ErrCode::IncompatibleRoomVersion,
+            "Your homeserver does not support the features required to enter this room",
+        )
+        .with_field("room_version", room.version.id));
+    }
+    if request.membership == Membership::Knock && !room.version.knock {
+        return Err(Error::forbidden("Nobody can knock on a room of this version"));
+    }
+    Ok(room)
+}
+
+/// A room that a signed event may be handed in for.
+pub(super) struct AdmittedRoom {
+    pub room: Room,
+    /// The policy server that it uses.
+    pub policy: Option<PolicyServer>,
+}
+
+/// [`admit`] for who hands in a signed event.
+pub(super) fn admit_event(db: &Db<'_>, request: &HandshakeRequest<'_>) -> Result<AdmittedRoom> {
+    let room = admit(db, request)?;
+    let policy = policy_server_of(db, &room)?;
+    Ok(AdmittedRoom { room, policy })
+}
+
 impl Memberships<'_> {
     /// The one guard of `make_join`, `make_knock`, `make_leave`, `send_join`, `send_knock` and `send_leave`, in this
     /// order. Errors:
@@ -49,28 +112,7 @@ impl Memberships<'_> {
     ///
     /// What remains is up to the authorisation rules.
     pub(super) fn admit(&self, request: &HandshakeRequest<'_>) -> Result<Room> {
-        let room = self.store.read(|db| {
-            let room = db.resident_room(request.room_id)?.ok_or_else(not_resident)?;
-            RoomAcl::of(db, &room)?.check(request.origin)?;
-            if request.membership != Membership::Leave {
-                check_open(db, request.room_id)?;
-            }
-            Ok(room)
-        })?;
-        if request.user.is_some_and(|user| user.server_name() != request.origin.as_str()) {
-            return Err(Error::forbidden("That user is not of the server that asks"));
-        }
-        if request.versions.is_some_and(|known| !known.contains(&room.version.id)) {
-            return Err(Error::new(
-                ErrCode::IncompatibleRoomVersion,
-                "Your homeserver does not support the features required to enter this room",
-            )
-            .with_field("room_version", room.version.id));
-        }
-        if request.membership == Membership::Knock && !room.version.knock {
-            return Err(Error::forbidden("Nobody can knock on a room of this version"));
-        }
-        Ok(room)
+        self.store.read(|db| admit(db, request))
     }
 
     /// The one check of an event that another server hands in signed: `send_join`, `send_knock`, `send_leave` and
@@ -123,5 +165,57 @@ impl Memberships<'_> {
         let found = self.keys().gather_keys(&wanted, None, purpose, KEYS_TIMEOUT);
         let keys = |server: &str, key_id: &str| found.get(server, key_id);
         Ok(verify::verify_event_by(event, server, &keys)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::service::events::tests::{alice, draft, homeserver, room};
+
+    #[test]
+    fn what_is_foreseen_of_a_rooms_state_is_what_it_has() {
+        let hs = homeserver();
+        let (one, other) = (room(&hs, "11"), room(&hs, "12"));
+        let set = |room: &RoomId, event_type: &str, content| {
+            hs.events().send(draft(room, &alice(), event_type, Some(""), content)).expect("allowed");
+        };
+        set(&one, "m.room.name", json!({ "name": "one" }));
+        set(&one, "m.room.topic", json!({ "topic": "none" }));
+        set(&other, "m.room.avatar", json!({ "url": "mxc://a/b" }));
+        set(&one, "m.room.topic", json!({ "topic": "some" }));
+        let request = |user, membership| HandshakeRequest {
+            origin: hs.server_name(),
+            room_id: &one,
+            membership,
+            user,
+            versions: None,
+        };
+        let alice = alice();
+        let seen = |foreseen: Option<&HandshakeRequest<'_>>| {
+            let look = |db: &Db<'_>| {
+                let rooms = [db.known_room(&one)?.key, db.known_room(&other)?.key];
+                if let Some(request) = foreseen {
+                    db.foresee_state(rooms[0], asked_for(request))?;
+                }
+                let types = STRIPPED_TYPES.into_iter().chain(["m.room.server_acl", "m.room.power_levels"]);
+                let all = types.flat_map(|event_type| {
+                    rooms.map(|room| db.state_event_key(room, event_type, "")).into_iter()
+                });
+                Ok((all.collect::<Result<Vec<_>>>()?, db.state_event_key(rooms[0], "m.room.name", "x")?))
+            };
+            hs.store.read(look).expect("readable")
+        };
+        let plain = seen(None);
+        assert!(plain.0.iter().any(Option::is_none) && plain.0.iter().any(Option::is_some));
+        for request in [
+            request(Some(&alice), Membership::Join),
+            request(None, Membership::Knock),
+            request(None, Membership::Leave),
+        ] {
+            assert_eq!(seen(Some(&request)), plain);
+        }
     }
 }

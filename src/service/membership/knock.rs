@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{HandshakeRequest, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_open};
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::template::{INVITE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
@@ -200,7 +200,7 @@ fn still_stands(row: Option<&RemoteMembership>, knock: &Pdu) -> bool {
 // ----- another server's user knocks -----
 
 impl Memberships<'_> {
-    /// `PUT /send_knock`: takes the knock into the room and tells the other servers in it. Returns
+    /// `PUT /send_knock`: takes the knock into the room and tells the other servers in it. Returns the events of
     /// `knock_room_state`. A repeat gets the same answer and makes no second event. Errors: 429 `M_LIMIT_EXCEEDED`,
     /// as for the template.
     pub fn receive_knock(
@@ -209,7 +209,7 @@ impl Memberships<'_> {
         room_id: &RoomId,
         event_id: &EventId,
         body: &[u8],
-    ) -> Result<Vec<Box<RawValue>>> {
+    ) -> Result<Vec<Pdu>> {
         let received = self.receive_signed_knock(origin, room_id, event_id, body);
         self.count_ending(|metrics| &metrics.knocks_in, &received);
         received
@@ -221,17 +221,34 @@ impl Memberships<'_> {
         room_id: &RoomId,
         event_id: &EventId,
         body: &[u8],
-    ) -> Result<Vec<Box<RawValue>>> {
+    ) -> Result<Vec<Pdu>> {
         let request =
             HandshakeRequest { origin, room_id, membership: Membership::Knock, user: None, versions: None };
-        let room = self.admit(&request)?;
-        let knock = self.check_signed(body, room.version, &request, event_id)?;
-        self.handshake_locks.wait_for_end(room_id, knock.sender(), INVITE_TIMEOUT);
+        let (mut seen, mut room_state) = self.look_at_knocked(&request)?;
+        let knock = self.check_signed(body, seen.room.version, &request, event_id)?;
+        if self.handshake_locks.is_under_way(room_id, knock.sender()) {
+            self.handshake_locks.wait_for_end(room_id, knock.sender(), INVITE_TIMEOUT);
+            (seen, room_state) = self.look_at_knocked(&request)?;
+        }
+        let AdmittedRoom { room, policy } = seen;
         let permit = self.knock_budget.permit_knock(self, &room, knock.sender(), Some(knock.event_id()))?;
-        let knock = self.events().with_policy_signature(knock)?;
+        let knock = self.events().with_signature_of(policy.as_ref(), knock)?;
         self.events().accept_signed(knock, origin, Membership::Knock)?;
         permit.into_iter().for_each(KnockPermit::keep);
-        self.store.read(|db| stripped_state_for_servers(db, &room, None))
+        match policy {
+            // It may have taken its time.
+            Some(_) => self.store.read(|db| stripped_events(db, &room, None)),
+            None => Ok(room_state),
+        }
+    }
+
+    /// The room of a knock that is handed in, and what its knocker is shown of it: by one look at it.
+    fn look_at_knocked(&self, request: &HandshakeRequest<'_>) -> Result<(AdmittedRoom, Vec<Pdu>)> {
+        self.store.read(|db| {
+            let seen = admit_event(db, request)?;
+            let room_state = stripped_events(db, &seen.room, None)?;
+            Ok((seen, room_state))
+        })
     }
 }
 
@@ -242,6 +259,10 @@ pub(in crate::service) fn stripped_state_for_servers(
     room: &Room,
     inviter: Option<&UserId>,
 ) -> Result<Vec<Box<RawValue>>> {
+    Ok(stripped_state::for_federation(&stripped_events(db, room, inviter)?))
+}
+
+fn stripped_events(db: &Db<'_>, room: &Room, inviter: Option<&UserId>) -> Result<Vec<Pdu>> {
     let mut events = Vec::new();
     for event_type in stripped_state::STRIPPED_TYPES {
         events.extend(db.state_event(room.key, event_type, "")?);
@@ -249,7 +270,7 @@ pub(in crate::service) fn stripped_state_for_servers(
     if let Some(inviter) = inviter {
         events.extend(db.state_event(room.key, "m.room.member", inviter.as_str())?);
     }
-    Ok(stripped_state::for_federation(&events))
+    Ok(events)
 }
 
 /// The content of a member event that says nothing but the membership.

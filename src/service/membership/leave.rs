@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::HandshakeRequest;
+use super::guard::{AdmittedRoom, HandshakeRequest, admit_event};
 use super::rows::{check_not_resident, note, remote_membership_or_state, warn_if_given_up};
 use super::template::member_draft;
 use super::template_expectation::TemplateExpectation;
@@ -233,9 +233,9 @@ impl Memberships<'_> {
     ) -> Result<()> {
         let request =
             HandshakeRequest { origin, room_id, membership: Membership::Leave, user: None, versions: None };
-        let room = self.admit(&request)?;
+        let AdmittedRoom { room, policy } = self.store.read(|db| admit_event(db, &request))?;
         let leave = self.check_signed(body, room.version, &request, event_id)?;
-        let leave = self.events().with_policy_signature(leave)?;
+        let leave = self.events().with_signature_of(policy.as_ref(), leave)?;
         self.events().accept_signed(leave, origin, Membership::Leave).map(drop)
     }
 }

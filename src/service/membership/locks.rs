@@ -38,6 +38,11 @@ impl HandshakeLocks {
         self.0.lock_until((room.clone(), user.clone()), Instant::now() + within)
     }
 
+    /// Whether a handshake of the user's in the room is under way.
+    pub fn is_under_way(&self, room: &RoomId, user: &UserId) -> bool {
+        self.0.is_held(&(room.clone(), user.clone()))
+    }
+
     /// Waits for the end of the user's handshake in the room, so long at most. Whether there was one and it has ended.
     pub fn wait_for_end(&self, room: &RoomId, user: &UserId, within: Duration) -> bool {
         self.0.wait_for_end(&(room.clone(), user.clone()), Instant::now() + within, ONLOOKERS_MAX)

@@ -15,32 +15,30 @@ impl Memberships<'_> {
     /// let them in. None if the join needs no such name. Errors: 403 `M_FORBIDDEN` if the user fulfils no condition,
     /// 400 `M_UNABLE_TO_AUTHORISE_JOIN` if we cannot know, 400 `M_UNABLE_TO_GRANT_JOIN` if no local user may invite.
     pub(super) fn authoriser(&self, room: &Room, user: &UserId) -> Result<Option<UserId>> {
-        self.store.read(|db| {
-            let state =
-                |event_type: &str, key: &str| db.state_event(room.key, event_type, key).ok().flatten();
-            let rules = JoinRules::of(room.version, &state);
-            let present = db.membership(room.key, user)?;
-            if !rules.rule.is_restricted(room.version)
-                || matches!(present, Some(Membership::Invite | Membership::Join))
-            {
-                return Ok(None);
-            }
-            if present == Some(Membership::Ban) {
-                return Err(Error::forbidden("You are banned from this room"));
-            }
-            check_conditions(db, &rules.allowed_rooms, user)?;
-            let levels = PowerLevels::of(room.version, &state);
-            let mut ours = db.joined_local_users(room.key)?;
-            ours.retain(|one| levels.may_invite(one.as_str()));
-            let highest = ours.into_iter().max_by_key(|one| levels.user(one.as_str()));
-            highest.map(Some).ok_or_else(|| {
-                Error::new(
-                    ErrCode::UnableToGrantJoin,
-                    "Nobody on this server may let you in; try another server",
-                )
-            })
-        })
+        self.store.read(|db| authoriser(db, room, user))
     }
+}
+
+/// [`Memberships::authoriser`] within a look at the room.
+pub(super) fn authoriser(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<UserId>> {
+    let state = |event_type: &str, key: &str| db.state_event(room.key, event_type, key).ok().flatten();
+    let rules = JoinRules::of(room.version, &state);
+    if !rules.rule.is_restricted(room.version) {
+        return Ok(None);
+    }
+    match db.membership(room.key, user)? {
+        Some(Membership::Invite | Membership::Join) => return Ok(None),
+        Some(Membership::Ban) => return Err(Error::forbidden("You are banned from this room")),
+        Some(Membership::Knock | Membership::Leave) | None => {}
+    }
+    check_conditions(db, &rules.allowed_rooms, user)?;
+    let levels = PowerLevels::of(room.version, &state);
+    let mut ours = db.joined_local_users(room.key)?;
+    ours.retain(|one| levels.may_invite(one.as_str()));
+    let highest = ours.into_iter().max_by_key(|one| levels.user(one.as_str()));
+    highest.map(Some).ok_or_else(|| {
+        Error::new(ErrCode::UnableToGrantJoin, "Nobody on this server may let you in; try another server")
+    })
 }
 
 /// Whether the user is in one of the rooms whose members a restricted room lets in ("Restricted rooms").

@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::guard::HandshakeRequest;
-use super::restricted_join::AUTHORISER;
+use super::guard::{HandshakeRequest, admit};
+use super::knock::bare;
+use super::restricted_join::{AUTHORISER, authoriser};
 use crate::error::Result;
 use crate::federation::calls::{HandshakeKind, Template};
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, room_version};
-use crate::service::events::build::Draft;
+use crate::service::events::build::{Draft, UnsignedEvent, build_unsigned};
+use crate::service::events::resolve::ResolutionBudget;
 use crate::service::membership::Memberships;
-use crate::store::Room;
+use crate::store::{Db, Room};
 
 /// How long another server's user waits for the invite that is under way to them.
 pub(super) const INVITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,16 +35,24 @@ impl Memberships<'_> {
         membership: Membership,
         versions: Option<&[&str]>,
     ) -> Result<(Map<String, Value>, RoomVersion)> {
-        let room =
-            self.admit(&HandshakeRequest { origin, room_id, membership, user: Some(user), versions })?;
-        if membership == Membership::Knock {
-            self.knock_budget.may_knock(self, &room, user)?;
-        }
+        let request = HandshakeRequest { origin, room_id, membership, user: Some(user), versions };
         if membership == Membership::Join {
-            return self.after_their_invite(room_id, user, || self.template_of(&room, user, membership));
+            // Who is not admitted waits for no invite.
+            let mut first = Some(self.admitted_template(&request, user)?);
+            return self.after_their_invite(room_id, user, || match first.take() {
+                Some(made) => made,
+                None => self.admitted_template(&request, user)?,
+            });
         }
-        self.handshake_locks.wait_for_end(room_id, user, INVITE_TIMEOUT);
-        self.template_of(&room, user, membership)
+        let is_counted = membership == Membership::Knock && self.knock_budget.counts_any(self);
+        if is_counted || self.handshake_locks.is_under_way(room_id, user) {
+            let room = self.admit(&request)?;
+            if is_counted {
+                self.knock_budget.may_knock(self, &room, user)?;
+            }
+            self.handshake_locks.wait_for_end(room_id, user, INVITE_TIMEOUT);
+        }
+        self.admitted_template(&request, user)?
     }
 
     /// Does it, and if it is refused while an invite to this user of another server is under way, once more when that
@@ -51,7 +61,7 @@ impl Memberships<'_> {
         &self,
         room_id: &RoomId,
         user: &UserId,
-        ask: impl Fn() -> Result<T>,
+        mut ask: impl FnMut() -> Result<T>,
     ) -> Result<T> {
         match ask() {
             Err(e)
@@ -63,23 +73,39 @@ impl Memberships<'_> {
         }
     }
 
-    fn template_of(
+    /// The template for a request that is admitted, by one look at the room. The outer error: it is not admitted.
+    fn admitted_template(
         &self,
-        room: &Room,
+        request: &HandshakeRequest<'_>,
         user: &UserId,
-        membership: Membership,
-    ) -> Result<(Map<String, Value>, RoomVersion)> {
-        let room_id = &room.room_id;
-        let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
-        if membership == Membership::Join
-            && let Some(authoriser) = self.authoriser(room, user)?
-        {
-            content.insert(AUTHORISER.to_owned(), authoriser.as_str().into());
-        }
-        let (mut event, version) = self.events().template(member_draft(room_id, user, user, content))?;
-        event.insert("origin".to_owned(), self.server_name().as_str().into());
-        Ok((event, version))
+    ) -> Result<Result<UnsignedEvent>> {
+        let seen = self.store.read(|db| {
+            let room = admit(db, request)?;
+            Ok(template_draft(db, &room, user, request.membership).and_then(|draft| {
+                let made = build_unsigned(db, self.clock.now_ms(), room, &draft, ResolutionBudget::None)?;
+                Ok((draft, made))
+            }))
+        })?;
+        let made = seen.and_then(|(draft, made)| match made {
+            Some(made) => Ok(made),
+            None => self.events().template(&draft),
+        });
+        Ok(made.map(|(mut event, version)| {
+            event.insert("origin".to_owned(), self.server_name().as_str().into());
+            (event, version)
+        }))
     }
+}
+
+/// What a template is to be made of.
+fn template_draft(db: &Db<'_>, room: &Room, user: &UserId, membership: Membership) -> Result<Draft> {
+    let mut content = bare(membership);
+    if membership == Membership::Join
+        && let Some(authoriser) = authoriser(db, room, user)?
+    {
+        content.insert(AUTHORISER.to_owned(), authoriser.as_str().into());
+    }
+    Ok(member_draft(&room.room_id, user, user, content))
 }
 
 // ----- from other servers -----

@@ -103,7 +103,7 @@ impl Memberships<'_> {
         let server = invitee.server()?;
         // Before anybody is asked or gets mail: only who may invite can find out whose address it is.
         let room = self.resident_room(room_id)?.ok_or_else(Error::not_in_room)?;
-        self.events().template(issued_draft(room_id, sender, "token", Map::new()))?;
+        self.events().template(&issued_draft(room_id, sender, "token", Map::new()))?;
         // The user says who the identity server is.
         let _permit = self.request_permits.ask(&Asker::new(AskerId::User(sender.clone())))?;
         if let Some(user) = self.look_up_third_party(invitee)? {

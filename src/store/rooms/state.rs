@@ -45,12 +45,16 @@ pub struct StateChange {
 }
 
 const MEMBER: &str = "m.room.member";
+/// How many types [`Db::foresee_state`] asks for at most.
+const FORESEEN_TYPES_MAX: usize = 10;
+/// A room, an event type, and the event that the room's current state has of it under an empty state key.
+pub(in crate::store) type ForeseenState = (RoomKey, &'static str, Option<EventKey>);
 
 impl Db<'_> {
     /// The number of a (type, state key) tuple, if any state event ever had it.
     pub fn state_tuple_id(&self, event_type: &str, state_key: &str) -> Result<Option<StateTupleId>> {
-        if let Some(tuple_id) = self.recall(|cache| cache.events.state_tuple_id(event_type, state_key)) {
-            return Ok(Some(tuple_id));
+        if let Some(known) = self.recall(|cache| cache.events.state_tuple_id(event_type, state_key)) {
+            return Ok(known);
         }
         let known = self.epoch.and_then(|_| self.shared.tuple_ids.get(event_type, state_key));
         if known.is_some() {
@@ -89,7 +93,8 @@ impl Db<'_> {
         event_type: &str,
         state_key: &str,
     ) -> Result<Option<EventKey>> {
-        if let Some(known) = self.recall(|cache| cache.state_event_key(room, event_type, state_key)) {
+        let known = self.recall(|cache| cache.state_event_key(room, event_type, state_key));
+        if let Some(known) = known.or_else(|| self.foreseen_state(room, event_type, state_key)) {
             return Ok(known);
         }
         let event = match self.state_tuple_id(event_type, state_key)? {
@@ -107,6 +112,43 @@ impl Db<'_> {
     /// The event in the room's current state.
     pub fn state_event(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Option<Pdu>> {
         self.state_event_key(room, event_type, state_key)?.map(|key| self.pdu_by_key(key)).transpose()
+    }
+
+    /// Has a reader look up at once, by one question, what its snapshot has in the room's current state for these types, of
+    /// which there are ten at most, and an empty state key: it will be asked for them one by one.
+    pub fn foresee_state(&self, room: RoomKey, types: &[&'static str]) -> Result<()> {
+        debug_assert!(types.len() <= FORESEEN_TYPES_MAX, "more types than the question has room for");
+        if self.epoch.is_none() {
+            return Ok(());
+        }
+        let mut statement = self.conn().prepare_cached(
+            "SELECT s.type, c.event_key FROM state_tuples s
+               CROSS JOIN current_state c ON c.room_key = ?1 AND c.tuple_id = s.tuple_id
+             WHERE s.state_key = '' AND s.type IN (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        )?;
+        let name = |at: usize| types.get(at).copied();
+        let (a, b, c, d, e) = (name(0), name(1), name(2), name(3), name(4));
+        let (f, g, h, i, j) = (name(5), name(6), name(7), name(8), name(9));
+        let mut rows = statement.query(params![room, a, b, c, d, e, f, g, h, i, j])?;
+        let asked = types.iter().take(FORESEEN_TYPES_MAX);
+        let mut found: Vec<ForeseenState> = asked.map(|event_type| (room, *event_type, None)).collect();
+        while let Some(row) = rows.next()? {
+            let event_type = row.get_ref(0)?.as_str().map_err(Error::internal)?;
+            for entry in found.iter_mut().filter(|entry| entry.1 == event_type) {
+                entry.2 = Some(row.get(1)?);
+            }
+        }
+        self.foreseen.replace(found);
+        Ok(())
+    }
+
+    /// What was foreseen. The outer `None`: nothing.
+    fn foreseen_state(&self, room: RoomKey, event_type: &str, state_key: &str) -> Option<Option<EventKey>> {
+        if !state_key.is_empty() {
+            return None;
+        }
+        let foreseen = self.foreseen.borrow();
+        foreseen.iter().find(|entry| entry.0 == room && entry.1 == event_type).map(|entry| entry.2)
     }
 
     /// The event in a state.

@@ -30,7 +30,7 @@ use crate::service::events::build::Draft;
 use crate::service::rooms::create::CreateRoom;
 use crate::store::{EventKey, Status, StoredEvent};
 
-pub(super) fn homeserver() -> Arc<Homeserver> {
+pub(in crate::service) fn homeserver() -> Arc<Homeserver> {
     homeserver_named("here.example")
 }
 
@@ -43,7 +43,7 @@ fn user(id: &str) -> UserId {
     UserId::parse(id).unwrap()
 }
 
-pub(super) fn alice() -> UserId {
+pub(in crate::service) fn alice() -> UserId {
     user("@alice:here.example")
 }
 
@@ -63,7 +63,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 /// A public room of Alice's.
-pub(super) fn room(hs: &Homeserver, version: &str) -> RoomId {
+pub(in crate::service) fn room(hs: &Homeserver, version: &str) -> RoomId {
     let version = room_version::room_version(version).unwrap();
     let wishes: CreateRoom =
         serde_json::from_value(json!({ "preset": "public_chat", "name": "Kitchen" })).unwrap();
@@ -71,7 +71,7 @@ pub(super) fn room(hs: &Homeserver, version: &str) -> RoomId {
     hs.rooms().create_room_with(version, &alice(), &events, |_, _| Ok(())).unwrap()
 }
 
-pub(super) fn draft(
+pub(in crate::service) fn draft(
     room: &RoomId,
     sender: &UserId,
     event_type: &str,

@@ -96,7 +96,7 @@ fn a_template_is_judged_and_becomes_an_event_that_is_accepted() {
     let hs = homeserver();
     let room = room(&hs, "11");
     let wish = draft(&room, &bob(), "m.room.member", Some(bob().as_str()), json!({ "membership": "join" }));
-    let (template, version) = hs.events().template(wish).unwrap();
+    let (template, version) = hs.events().template(&wish).unwrap();
     assert!(!template.contains_key("hashes") && !template.contains_key("signatures"));
     let mut event = template;
     event.insert("signatures".into(), json!({}));
@@ -113,7 +113,7 @@ fn a_template_is_judged_and_becomes_an_event_that_is_accepted() {
         .send(draft(&room, &alice(), "m.room.member", Some(banned.as_str()), json!({ "membership": "ban" })))
         .unwrap();
     let wish = draft(&room, &banned, "m.room.member", Some(banned.as_str()), json!({ "membership": "join" }));
-    assert_eq!(hs.events().template(wish).unwrap_err().status(), 403);
+    assert_eq!(hs.events().template(&wish).unwrap_err().status(), 403);
 }
 
 #[test]

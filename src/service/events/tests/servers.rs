@@ -83,7 +83,7 @@ fn the_last_of_us_leaves_and_may_come_back_if_nobody_else_is_there() {
 /// Alice of `here` joins a room of `there` as if over the network. Returns the stream position before.
 fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId) -> i64 {
     let wish = draft(room, user, "m.room.member", Some(user.as_str()), json!({ "membership": "join" }));
-    let (mut event, version) = there.events().template(wish).unwrap();
+    let (mut event, version) = there.events().template(&wish).unwrap();
     event.insert("signatures".into(), json!({}));
     hash::add_content_hash(&mut event);
     let signer = here.events().signer();

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{HandshakeRequest, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_open};
 use super::guest_access::check_guest;
 use super::replaced_rooms::follow_upgrade;
 use super::restricted_join::AUTHORISER;
@@ -505,11 +505,11 @@ impl Memberships<'_> {
     ) -> Result<LargeAnswer> {
         let request =
             HandshakeRequest { origin, room_id, membership: Membership::Join, user: None, versions: None };
-        let room = self.admit(&request)?;
+        let AdmittedRoom { room, policy } = self.store.read(|db| admit_event(db, &request))?;
         let signed = self.countersign(&room, body)?;
         let join = self.check_signed_event(signed, &request, event_id)?;
         self.check_authoriser(&room, &join)?;
-        let join = self.events().with_policy_signature(join)?;
+        let join = self.events().with_signature_of(policy.as_ref(), join)?;
         let accept = || self.events().accept_signed(join.clone(), origin, Membership::Join);
         self.after_their_invite(room_id, join.sender(), accept)?;
         self.join_answer(&room, &join, may_omit_members)
