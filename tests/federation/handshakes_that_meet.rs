@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::common::peer::{Peer, now_ms};
 use doorstep::TestServer;
+use doorstep::protocol::room_version::room_version;
+use doorstep::protocol::{Pdu, UserId};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -412,4 +415,87 @@ fn an_invite_that_follows_a_rejection_at_once_is_an_invite() {
         lost.extend(scene.settle(Some(Some("invite"))).err());
     }
     assert!(lost.is_empty(), "{} of {TRIES} were lost: {lost:?}", lost.len());
+}
+
+/// A template for a user of the scripted server, signed.
+fn signed(peer: &Peer, server: &str, kind: &str, room: &str, user: &UserId) -> Pdu {
+    let path =
+        format!("/_matrix/federation/v1/make_{kind}/{}/{}?ver=11", segment(room), segment(user.as_str()));
+    let (status, made) = peer.ask(server, "GET", &path, None);
+    assert_eq!(status, 200, "make_{kind}: {made}");
+    let mut event = made["event"].as_object().expect("a template is an object").clone();
+    event.insert("origin_server_ts".into(), now_ms().into());
+    peer.sign(event, room_version("11").expect("a known version"))
+}
+
+fn send_knock(peer: &Peer, server: &str, knock: &Pdu) -> (u16, Value) {
+    peer.put_event(server, "v1/send_knock", knock.room_id(), knock, &Value::Object(knock.to_object()))
+}
+
+#[test]
+fn knocks_of_one_user_that_are_handed_in_at_the_same_moment_are_each_judged_once_and_shown_the_room() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    for number in 0..TRIES / 3 {
+        let scene = scene(&alice, server.user(&format!("bob{number}")), server.name(), "11");
+        let user = peer.user(&format!("u{number}"));
+        let mut knocks: Vec<Pdu> = (0..3)
+            .map(|_| {
+                std::thread::sleep(Duration::from_millis(2));
+                signed(&peer, server.name(), "knock", &scene.room, &user)
+            })
+            .collect();
+        // The same one twice, too.
+        knocks.push(knocks[0].clone());
+        let start = Barrier::new(knocks.len());
+        std::thread::scope(|scope| {
+            let handing_in = |knock| {
+                start.wait();
+                send_knock(&peer, server.name(), knock)
+            };
+            let all: Vec<_> = knocks.iter().map(|knock| scope.spawn(move || handing_in(knock))).collect();
+            for answer in all {
+                let (status, body) = answer.join().expect("no panic");
+                assert_eq!(status, 200, "{body}");
+                let shown = body["knock_room_state"].as_array().expect("a list").iter();
+                let kinds: Vec<_> = shown.map(|event| event["type"].as_str().expect("a type")).collect();
+                assert_eq!(kinds, ["m.room.create", "m.room.join_rules"]);
+            }
+        });
+        let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100", segment(&scene.room));
+        let messages = alice.get(&path);
+        let seen = messages["chunk"].as_array().expect("a list").iter();
+        let mut seen: Vec<_> =
+            seen.filter(|e| e["state_key"] == user.as_str()).map(|e| &e["event_id"]).collect();
+        let mut made: Vec<Value> = knocks[..3].iter().map(|knock| knock.event_id().as_str().into()).collect();
+        seen.sort_by_key(|id| id.to_string());
+        made.sort_by_key(Value::to_string);
+        assert_eq!(seen, made.iter().collect::<Vec<_>>());
+        assert_eq!(alice.membership_of(&scene.room, user.as_str()).as_deref(), Some("knock"));
+    }
+}
+
+#[test]
+fn who_is_banned_while_their_knock_is_handed_in_stays_banned() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    for number in 0..TRIES {
+        let scene = scene(&alice, server.user(&format!("bob{number}")), server.name(), "11");
+        let user = peer.user(&format!("u{number}"));
+        let knock = signed(&peer, server.name(), "knock", &scene.room, &user);
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let banning = scope.spawn(|| {
+                start.wait();
+                let path = format!("/_matrix/client/v3/rooms/{}/ban", segment(&scene.room));
+                alice.request("POST", &path, Some(json!({ "user_id": user.as_str() }))).0
+            });
+            start.wait();
+            let said = send_knock(&peer, server.name(), &knock).0;
+            assert!([200, 403].contains(&said), "{said}");
+            assert_eq!(banning.join().expect("no panic"), 200);
+            assert_eq!(send_knock(&peer, server.name(), &knock).0, said, "the same event once more");
+        });
+        assert_eq!(alice.membership_of(&scene.room, user.as_str()).as_deref(), Some("ban"), "{number}");
+    }
 }
