@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,13 +48,19 @@ impl NewFile {
     pub(crate) fn beside(path: &Path) -> io::Result<Self> {
         let Some(name) = path.file_name() else { return Err(ErrorKind::InvalidInput.into()) };
         remove_left(path);
-        let mut new = name.to_owned();
-        new.push(format!(".{}{NEW}", random::letters(RANDOM_LETTERS)));
-        let beside = path.with_file_name(new);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        // What cannot be locked there, on a file system that knows no locks, nobody takes away either.
-        is_left(&file);
-        Ok(Self { file, beside, path: path.to_owned() })
+        loop {
+            let mut new = name.to_owned();
+            new.push(format!(".{}{NEW}", random::letters(RANDOM_LETTERS)));
+            let beside = path.with_file_name(new);
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+            match try_lock(&file) {
+                // Before it was locked somebody else may have taken it for one that was left.
+                Ok(()) if file.metadata()?.nlink() == 0 => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                // What cannot be locked, on a file system that knows no locks, nobody takes away either.
+                _ => return Ok(Self { file, beside, path: path.to_owned() }),
+            }
+        }
     }
 
     /// Where its bytes go.
@@ -145,22 +151,33 @@ fn remove_left(path: &Path) {
     };
     let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_str().is_some_and(is_of_it)
-            && entry.file_type().is_ok_and(|found| found.is_file())
-            && OpenOptions::new().write(true).open(entry.path()).is_ok_and(|file| is_left(&file))
+        if !entry.file_name().to_str().is_some_and(is_of_it)
+            || !entry.file_type().is_ok_and(|found| found.is_file())
         {
-            match fs::remove_file(entry.path()) {
-                Ok(()) => log::info!("{} was left half written, and is deleted", entry.path().display()),
-                Err(e) => log::warn!("{} could not be deleted: {e}", entry.path().display()),
-            }
+            continue;
         }
+        let Ok(file) = OpenOptions::new().write(true).open(entry.path()) else { continue };
+        if try_lock(&file).is_err() {
+            continue;
+        }
+        match fs::remove_file(entry.path()) {
+            Ok(()) => log::info!("{} was left half written, and is deleted", entry.path().display()),
+            // It was just put in place.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => log::warn!("{} could not be deleted: {e}", entry.path().display()),
+        }
+        // Until now: whoever makes a file of this name and finds it locked makes another one.
+        drop(file);
     }
 }
 
-/// Whether nobody is writing a file. It is locked then, as long as it is open.
-fn is_left(file: &File) -> bool {
+/// Locks a file as long as it is open, as it is while somebody writes it.
+fn try_lock(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
-    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
@@ -197,6 +214,22 @@ mod tests {
         wanted.push("b.tar");
         wanted.sort_unstable();
         assert_eq!(names(), wanted);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn of_many_who_write_one_name_at_once_nobody_takes_the_file_of_another_away() {
+        let folder = temporary_folder("durable");
+        let path = folder.join("b.tar");
+        thread::scope(|scope| {
+            for n in 0..8_u8 {
+                let path = &path;
+                scope.spawn(move || (0..300).for_each(|_| replace_file(path, &[n; 100]).expect("written")));
+            }
+        });
+        let written = fs::read(&path).unwrap();
+        assert!(written.len() == 100 && written.iter().all(|byte| *byte == written[0]));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         fs::remove_dir_all(&folder).unwrap();
     }
 }
