@@ -82,6 +82,7 @@ pub use end_to_end_keys::{TestDeviceKeys, TestSigningKeys};
 pub use faults::SeenRequest;
 pub use folders::temporary_folder;
 pub use patience::patience;
+pub use ports::hold_port;
 pub use user::{TestUser, segment};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -406,7 +407,7 @@ impl TestServer {
         if self.config.data == Data::Memory {
             self.stopped = Some(running);
         }
-        let [plain, tls] = [self.config.listen[0], self.config.listen_tls[0]].map(ports::hold);
+        let [plain, tls] = [self.config.listen[0], self.config.listen_tls[0]].map(ports::hold_port);
         // Without them it is as everywhere: they are asked for again.
         self.held = plain.and_then(|plain| Ok([plain, tls?])).ok();
     }

@@ -6,16 +6,17 @@ use std::net::{SocketAddr, TcpListener};
 #[cfg(target_os = "linux")]
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// A socket with this address that does not listen. Whoever serves it has it listen.
+/// A socket with this address that does not listen. Whoever serves it has it listen, or listens beside it with another one.
+/// Errors: the system's, as of every way to get an address; elsewhere than on Linux there is none.
 #[cfg(target_os = "linux")]
-pub(super) fn hold(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn hold_port(address: SocketAddr) -> io::Result<TcpListener> {
     // Connections of the server that had the port may not be over yet.
     bound(address, true)
 }
 
 /// Nothing: addresses are written in another way there.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn hold(_: SocketAddr) -> io::Result<TcpListener> {
+pub fn hold_port(_: SocketAddr) -> io::Result<TcpListener> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -80,7 +81,7 @@ mod tests {
             let (accepted, _) = listener.accept().expect("a connection");
             drop((listener, accepted));
             assert!(bound(address, false).is_err(), "the old connection has it still");
-            let held = hold(address).expect("the port, although the connection is not over");
+            let held = hold_port(address).expect("the port, although the connection is not over");
             drop(client);
             assert_eq!(held.local_addr().expect("an address"), address);
             assert!(TcpStream::connect(address).is_err());

@@ -1,12 +1,12 @@
 //! A Doorstep of its own process, for tests that kill it: the real binary, real flags, a real folder.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use doorstep::testing::{TestUser, certificates, temporary_folder};
+use doorstep::testing::{TestUser, certificates, hold_port, temporary_folder};
 
 /// The binary as a child process. `kill` is SIGKILL: nothing of the process's memory survives.
 pub struct ProcessServer {
@@ -15,30 +15,28 @@ pub struct ProcessServer {
     name: String,
     plain: u16,
     tls: u16,
+    /// Its ports are nobody else's, from before it listens there until the end, whether it runs or not.
+    _held: [Option<TcpListener>; 2],
     extra: Vec<String>,
 }
 
 impl ProcessServer {
     /// Starts the binary on free ports with an empty folder.
     pub fn start(extra: &[&str]) -> Self {
-        let (plain, tls) = (free_port(), free_port());
-        let mut server = Self {
-            child: None,
-            folder: temporary_folder("process"),
-            name: format!("localhost:{tls}"),
-            plain,
-            tls,
-            extra: extra.iter().map(|&e| e.to_owned()).collect(),
-        };
-        server.resume();
+        let mut server = Self::new(temporary_folder("process"));
+        server.resume_with(extra);
         server
+    }
+
+    fn new(folder: PathBuf) -> Self {
+        let [(plain, held), (tls, also)] = [free_port(), free_port()];
+        let (name, _held) = (format!("localhost:{tls}"), [held, also]);
+        Self { child: None, folder, name, plain, tls, _held, extra: Vec::new() }
     }
 
     /// Starts the binary on free ports with its data in this folder, which is deleted with the server.
     pub fn start_in(folder: PathBuf) -> Self {
-        let (plain, tls) = (free_port(), free_port());
-        let name = format!("localhost:{tls}");
-        let mut server = Self { child: None, folder, name, plain, tls, extra: Vec::new() };
+        let mut server = Self::new(folder);
         server.resume();
         server
     }
@@ -187,9 +185,15 @@ impl Drop for ProcessServer {
     }
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+/// A free port, and what keeps it from being given to anybody else: the binary listens there beside this socket, which does not.
+/// Where there are no such sockets, a port that was free a moment ago has to do.
+pub fn free_port() -> (u16, Option<TcpListener>) {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let port = |bound: &TcpListener| bound.local_addr().expect("a bound socket has an address").port();
+    match hold_port(any) {
+        Ok(held) => (port(&held), Some(held)),
+        Err(_) => (port(&TcpListener::bind(any).expect("loopback has a free port")), None),
+    }
 }
 
 /// Processor time of the test's own process so far, in milliseconds.

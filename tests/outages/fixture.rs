@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use doorstep::testing::TestUser;
 use serde_json::{Value, json};
 
+use crate::common::process::free_port;
 use crate::terminal::{Scratch, doorstep, outcome};
 
 /// A fixture, with both ends of the pipe.
@@ -360,7 +361,7 @@ fn what_cannot_be_meant_is_said_and_a_port_that_is_taken_too() {
 #[test]
 fn a_homeserver_yaml_says_what_a_fixture_is() {
     let folder = Scratch::new();
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let (port, _held) = free_port();
     let file = folder.file(
         "homeserver.yaml",
         &format!(
