@@ -461,6 +461,13 @@ fn administrators_lock_suspend_close_and_promote_others_but_not_themselves() {
     let page = browser.submit("/page/accounts/change", &[("user", bob.id()), ("do", "deactivate")]);
     shows(&page, 200, &["Close this account for good?", "cannot be undone"]);
     assert!(!of(bob.id()).deactivated, "asked first");
+    assert!(page.text.contains("name=\"erase\" value=\"yes\">Hide"), "they may think of it now: {page:?}");
+    let page = browser
+        .submit("/page/accounts/change", &[("user", bob.id()), ("do", "deactivate"), ("erase", "yes")]);
+    assert!(
+        page.text.contains("name=\"erase\" value=\"yes\" checked>Hide"),
+        "what was ticked stays so: {page:?}"
+    );
     shows(
         &browser.submit_surely("/page/accounts/change", &[("user", bob.id()), ("do", "deactivate")]),
         200,

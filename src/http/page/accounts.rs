@@ -150,9 +150,16 @@ fn one(hs: &Arc<Homeserver>, visit: &Visit<'_>, admin: &Requester, user: &UserId
     }
     html.raw("</ul><h2>Close the account</h2>");
     begin_deed(&mut html, visit, user, "deactivate");
-    html.raw("<div class=\"card narrow\"><p><label><input type=\"checkbox\" name=\"erase\" value=\"yes\">Hide what they wrote from who comes later</label></p>");
+    html.raw("<div class=\"card narrow\">");
+    erase_box(&mut html, false);
     html.raw("<p><button class=\"grave\">Close it for good</button></p></div></form>");
     Ok(page(hs, visit.visitor, "Account", Some(Tab::Accounts), &html))
+}
+
+fn erase_box(html: &mut Html, is_ticked: bool) {
+    let ticked = if is_ticked { " checked" } else { "" };
+    html.raw("<p><label><input type=\"checkbox\" name=\"erase\" value=\"yes\"").raw(ticked);
+    html.raw(">Hide what they wrote from who comes later</label></p>");
 }
 
 /// What can be switched: the deed, its button, and what it means.
@@ -287,8 +294,10 @@ fn question(hs: &Homeserver, visit: &Visit<'_>, user: &UserId, deed: &str) -> Re
     let mut text = Html::new();
     text.raw("<p><code>").chosen(user.as_str()).raw("</code>").raw(means).raw("</p>");
     let mut fields = Html::new();
-    if deed == "password" {
-        password_field(&mut fields);
+    match deed {
+        "password" => password_field(&mut fields),
+        "deactivate" => erase_box(&mut fields, visit.field("erase") == "yes"),
+        _ => {}
     }
     let (action, back, fields) = ("/page/accounts/change", "/page/accounts", &fields);
     Ok(ask(hs, visit, Tab::Accounts, &Question { title, text: &text, yes, action, back, fields }))

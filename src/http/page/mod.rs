@@ -170,7 +170,7 @@ pub(super) struct Question<'q> {
     /// Where the form goes, and where who thinks better of it goes.
     pub action: &'static str,
     pub back: &'static str,
-    /// What else is asked for: more fields of the form.
+    /// What else is asked for: more fields of the form. `erase` is one of those, where there is one.
     pub fields: &'q Html,
 }
 
@@ -179,7 +179,7 @@ pub(super) fn ask(hs: &Homeserver, visit: &Visit<'_>, tab: Tab, question: &Quest
     let mut html = Html::new();
     html.raw("<h1>").raw(question.title).raw("</h1>").add(question.text);
     begin_form(&mut html, visit.visitor, question.action, "card narrow");
-    for (name, value) in visit.fields_but(&["password", "confirmed"]) {
+    for (name, value) in visit.fields_but(&["password", "confirmed", "erase"]) {
         hidden(&mut html, name, value);
     }
     hidden(&mut html, "confirmed", "yes");
