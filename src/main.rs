@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use argh::{ArgsInfo, FromArgs};
 
 use commands::ask::{self, Operator};
-use commands::restore::STANDARD_INPUT;
 use commands::{Failure, for_terminal, misuse, say};
 
 /// Doorstep, a Matrix homeserver in one small binary.
@@ -38,8 +37,7 @@ fn run() -> Result<(), Failure> {
     let operator = match args.first() {
         Some(command) if commands::OF_OPERATOR.contains(command) => Some(Operator::from_args(&mut args)?),
         Some(&"restore") => {
-            // The parser of arguments takes it for a flag.
-            args.iter_mut().filter(|arg| **arg == "-").for_each(|arg| *arg = STANDARD_INPUT);
+            commands::restore::name_standard_input(&mut args)?;
             None
         }
         _ => None,

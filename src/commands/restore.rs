@@ -11,7 +11,22 @@ use doorstep::internals::{restore, restore_from};
 use super::{Failure, say};
 
 /// What stands for `-`.
-pub const STANDARD_INPUT: &str = "/dev/stdin";
+const STANDARD_INPUT: &str = "/dev/stdin";
+
+/// Says it in words that the parser of arguments takes for no flag. Errors: it stands where a folder or a file is named.
+pub fn name_standard_input(args: &mut [&str]) -> Result<(), Failure> {
+    for at in 1..args.len() {
+        let before = args[at - 1];
+        if args[at] != "-" {
+            continue;
+        }
+        if before.starts_with("--") && before.len() > 2 {
+            return Err(Failure::Misuse(format!("{before} needs a value: `-` is for the backup alone")));
+        }
+        args[at] = STANDARD_INPUT;
+    }
+    Ok(())
+}
 
 /// Makes the data folder of a server from a backup. The folder must be empty, or not be there.
 #[derive(FromArgs, ArgsInfo)]

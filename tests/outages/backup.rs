@@ -1,7 +1,6 @@
 //! Backups of the real binary while it is written, and what becomes of a server that was restored from one: for its
 //! clients, and for the servers that know more of it than it does.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
@@ -17,18 +16,18 @@ use doorstep::{TestServer, clock::Clock};
 use serde_json::{Value, json};
 
 /// A folder for backups, deleted when all went well.
-struct Backups(PathBuf);
+pub struct Backups(PathBuf);
 
 impl Backups {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(temporary_folder("backups"))
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         let names = std::fs::read_dir(&self.0).expect("a folder").map(|e| e.expect("an entry").file_name());
         let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
         names.sort();
@@ -57,7 +56,7 @@ fn set_back(server: &mut TestServer, backup: &Path) {
 }
 
 fn back_up(server: &TestServer, file: &Path) {
-    let mut backup = server.homeserver().admin().back_up().expect("a backup");
+    let mut backup = server.homeserver().admin().back_up(|| true).expect("a backup");
     write_file(file, &mut backup).expect("written");
 }
 
@@ -125,6 +124,41 @@ fn a_room_where_nobody_speaks_any_more_has_what_was_lost_all_the_same() {
     // It goes on from there.
     let next = alice.send(&room, "next");
     wait_until("bob hears of it", || has_event(&bob, &room, &next));
+}
+
+#[test]
+fn of_a_room_that_ends_in_several_events_all_of_them_come_back() {
+    let (mut here, mut there, alice, bob, room) = pair_with_a_room();
+    let third = TestServer::start();
+    let carol = third.user("carol");
+    carol.join_via(&room, &[here.name()]);
+    let joined = |user: &TestUser| user.membership_of(&room, carol.id()).as_deref() == Some("join");
+    wait_until("all know of all", || joined(&alice) && joined(&bob));
+    let backups = Backups::new();
+    back_up(&here, &backups.file("b.tar"));
+    // Each of them says something while it hears nothing of the others.
+    for (a, b) in [(&here, &there), (&here, &third), (&there, &third)] {
+        a.cut_off(b);
+    }
+    let mut lost: Vec<String> = (0..3).map(|n| alice.send(&room, &format!("ours {n}"))).collect();
+    lost.extend((0..2).map(|n| bob.send(&room, &format!("theirs {n}"))));
+    lost.push(carol.send(&room, "hers"));
+    for (a, b) in [(&here, &there), (&here, &third), (&there, &third)] {
+        a.mend(b);
+    }
+    for server in [&here, &there, &third] {
+        server.advance(Duration::from_secs(600));
+    }
+    let has_all = |user: &TestUser| lost.iter().all(|id| has_event(user, &room, id));
+    wait_until("all have all", || has_all(&alice) && has_all(&bob) && has_all(&carol));
+    let ends = there.homeserver().store.read(|db| {
+        let room = db.room(&doorstep::protocol::RoomId::parse(&room)?)?.expect("the room");
+        Ok(db.extremity_keys(room.key)?.len())
+    });
+    assert_eq!(ends.expect("read"), 3, "the room ends in three events there");
+    set_back(&mut here, &backups.file("b.tar"));
+    wait_until("what was lost came back", || has_all(&alice));
+    there.stop();
 }
 
 #[test]
@@ -251,14 +285,16 @@ fn a_client_that_knows_devices_from_behind_the_backup_is_told_to_look_again() {
     assert!(answer["device_lists"]["changed"].as_array().is_none_or(Vec::is_empty), "{answer}");
 }
 
-fn doorstep(args: &[&str]) -> Output {
+/// Runs the binary to its end.
+pub fn doorstep(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_doorstep"))
         .args(args)
         .output()
         .expect("the binary was built with the tests")
 }
 
-fn said(output: &Output) -> String {
+/// All that it said.
+pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -418,45 +454,31 @@ fn what_is_acknowledged_after_somebody_looked_into_the_database_beside_a_server_
     assert!(has_event(&alice, &room, &event), "it was acknowledged");
 }
 
-/// Restores what comes from standard input.
-fn restored_from(bytes: &[u8], data: &Path) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
-    command.args(["restore", "-", "--data"]).arg(data);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("it starts");
-    // Who has seen enough reads no further.
-    let _ = child.stdin.take().expect("a pipe").write_all(bytes);
-    child.wait_with_output().expect("it ends")
-}
-
 #[test]
-fn a_backup_is_restored_as_it_comes_and_one_that_breaks_off_leaves_nothing() {
+fn a_backup_whose_reader_went_away_is_given_up_and_the_next_one_is_made() {
     let server = ProcessServer::start(&[]);
-    let room = server.user("alice").create_room();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    (0..300).for_each(|n| drop(alice.send(&room, &format!("{n} {}", "x".repeat(50_000)))));
     let backups = Backups::new();
-    let (file, data) = (backups.file("b.tar"), backups.file("data"));
-    // As somebody who was killed leaves it.
-    std::fs::write(backups.file("b.tar.abcdefgh.new"), b"half").expect("written");
+    let file = backups.file("b.tar");
     let folder = server.folder().to_str().expect("a path");
-    let output = doorstep(&["backup", file.to_str().expect("a path"), "--data", folder]);
-    assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(backups.names(), ["b.tar"], "nothing stays of what was begun before");
-    let whole = std::fs::read(&file).expect("a backup");
-    let mut altered = whole.clone();
-    let middle = whole.len() / 2;
-    altered[middle] ^= 1;
-    for bytes in [&whole[..0], &whole[..3000], &whole[..middle], &whole[..whole.len() - 1600], &altered] {
-        let output = restored_from(bytes, &data);
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        assert!(!data.exists(), "{} bytes of {}", bytes.len(), whole.len());
+    let copy = server.folder().join("doorstep.backup.new");
+    for round in 0..6 {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
+        command.args(["backup", "-", "--data", folder]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("it starts");
+        if round % 2 == 0 {
+            // While the database is copied, before anything is told.
+            wait_until("the copy is begun", || copy.exists());
+        } else {
+            let mut begin = [0; 700];
+            std::io::Read::read_exact(child.stdout.as_mut().expect("a pipe"), &mut begin).expect("it begins");
+        }
+        child.kill().and_then(|()| child.wait()).expect("it is killed");
+        let output = doorstep(&["backup", file.to_str().expect("a path"), "--data", folder]);
+        assert!(output.status.success(), "{round}: {}", said(&output));
     }
-    let output = restored_from(&whole, &data);
-    assert!(output.status.success(), "{}", said(&output));
-    let database = rusqlite::Connection::open(data.join("doorstep.db")).expect("it is a database");
-    let rooms: String =
-        database.query_row("SELECT room_id FROM rooms", [], |row| row.get(0)).expect("a room");
-    assert_eq!(rooms, room);
-    assert_eq!(restored_from(&whole, &data).status.code(), Some(1), "there is a server now");
 }
 
 /// Runs the command so that it can write no file beyond so many bytes, as if the disk were full.

@@ -15,6 +15,7 @@
 //! - `open_door`: SIGKILL between the invite that accepts a knock and the join.
 //! - `operators`: SIGKILL while a room is deleted; the commands for rooms, knocks and media.
 //! - `push`: SIGKILL while a push gateway is told.
+//! - `restore`: a server that is made of a backup, as it comes, and once more after a kill.
 //! - `terminal`: what a person at a terminal is told, and what an operator finds in the log.
 
 #[path = "../common/mod.rs"]
@@ -35,4 +36,5 @@ mod media;
 mod open_door;
 mod operators;
 mod push;
+mod restore;
 mod terminal;

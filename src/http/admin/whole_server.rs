@@ -22,9 +22,10 @@ fn operator_only(admin: &Administrator) -> Result<()> {
 
 /// `GET /_doorstep/admin/v1/backup`: a backup, to be read to its end. 403 with a token; 409 while another is made; 507 where the
 /// disk has no room for a copy of the database.
-pub fn backup(hs: &Arc<Homeserver>, _: &Request, admin: &Administrator) -> Result<Reply> {
+pub fn backup(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     operator_only(admin)?;
-    let backup = hs.admin().back_up()?;
+    let gone = request.hung_up();
+    let backup = hs.admin().back_up(|| !gone.as_ref().is_some_and(|gone| gone()))?;
     // Whoever reads it may have to wait for a disk, or for an hour for a person. No other backup is made meanwhile.
     Ok(Reply::unmeasured("application/x-tar", Box::new(backup)).taken_at(64))
 }

@@ -1,4 +1,5 @@
-//! An empty folder that a server is restored into: it becomes a data folder at the very end, or stays empty.
+//! An empty folder that a server is restored into: it becomes a data folder at the very end, or stays empty. A restore that was
+//! killed leaves what it had written, and the next one takes it away.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -9,12 +10,12 @@ use crate::durable::{put_in_place, sync_folder};
 use crate::error::Result;
 use crate::protocol::ServerName;
 use crate::store::engine::connection::refusal;
-use crate::store::engine::folder::{FILE, beside, cannot, lock, note, owned_by};
+use crate::store::engine::folder::{FILE, LOCK, beside, cannot, lock, note, owned_by};
 
 /// What the lock tells meanwhile: a kill leaves no folder in which a new server would be begun.
 const BEGUN: &[u8] = b"doorstep.db is being restored, or was not restored whole\n";
 /// What is to be the data folder's, until all of it is there.
-const STAGING: &str = "restore.new";
+pub(crate) const STAGING: &str = "restore.new";
 /// What a disk has of its own.
 const OF_THE_DISK: &str = "lost+found";
 
@@ -29,15 +30,18 @@ pub struct RestoringFolder {
 }
 
 impl RestoringFolder {
-    /// Whether a server may be restored into this folder. Errors: a sentence for the operator that says why not.
-    pub fn check(folder: &Path) -> Result<()> {
+    /// Whether a server may be restored into this folder: it is empty, or has nothing in it but what a restore that was killed
+    /// has left. `others`: what a data folder has beside the database. Errors: a sentence for the operator that says why not.
+    pub fn check(folder: &Path, others: &[&str]) -> Result<()> {
         let entries = match fs::read_dir(folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(|e| cannot(folder, e))?,
         };
+        let was_begun = fs::read(folder.join(LOCK)).is_ok_and(|told| told == BEGUN);
         for entry in entries {
             let name = entry.map_err(|e| cannot(folder, e))?.file_name();
-            if name != OF_THE_DISK {
+            let came_with_it = [LOCK, STAGING].iter().chain(others).any(|own| name == *own);
+            if name != OF_THE_DISK && !(was_begun && came_with_it) {
                 return Err(refusal(format!(
                     "The folder {} is not empty ({} is in it): a server is restored into an empty folder only",
                     folder.display(),
@@ -48,13 +52,18 @@ impl RestoringFolder {
         Ok(())
     }
 
-    /// Takes the folder, which is made if it is not there. Errors: sentences for the operator.
-    pub fn begin(folder: &Path) -> Result<Self> {
-        Self::check(folder)?;
+    /// Takes the folder, which is made if it is not there. Errors: as [`Self::check`]; another process has it.
+    pub fn begin(folder: &Path, others: &[&str]) -> Result<Self> {
+        Self::check(folder, others)?;
         let is_made = !folder.exists();
         let lock = lock(folder)?;
+        // Who had it until now may have restored a server in it.
+        if folder.join(FILE).exists() {
+            Self::check(folder, others)?;
+        }
         let folder = folder.to_owned();
         let staging = folder.join(STAGING);
+        remove_left(&folder, others)?;
         let restoring = Self { folder, staging, lock, is_made, is_finished: false };
         note(&restoring.folder, &restoring.lock, BEGUN)?;
         let made = DirBuilder::new().mode(0o700).create(&restoring.staging);
@@ -119,6 +128,21 @@ impl Drop for RestoringFolder {
     }
 }
 
+/// Takes away what a restore that was killed has left in a folder that is locked.
+fn remove_left(folder: &Path, others: &[&str]) -> Result<()> {
+    for left in [STAGING].iter().chain(others) {
+        match fs::remove_dir_all(folder.join(left)) {
+            Ok(()) => log::info!(
+                "{} is removed, which a restore that was killed has left",
+                folder.join(left).display()
+            ),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(cannot(folder, e)),
+        }
+    }
+    Ok(())
+}
+
 /// Has everything that was written go to the disk: the files may be many, and this is once.
 fn sync_everything() {
     // SAFETY: a system call without arguments that touches no memory of ours.
@@ -134,7 +158,7 @@ mod tests {
     fn a_database_whose_log_stayed_beside_it_is_not_made_the_servers() {
         let folder = Folder::new();
         let name = ServerName::parse("example.org").unwrap();
-        let restoring = RestoringFolder::begin(&folder.0).unwrap();
+        let restoring = RestoringFolder::begin(&folder.0, &[]).unwrap();
         fs::write(restoring.staging().join(FILE), b"half of it").unwrap();
         // As a disk leaves it that was full when the last connection was closed.
         fs::write(beside(&restoring.staging().join(FILE), "-wal"), b"the other half").unwrap();

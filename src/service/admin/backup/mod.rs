@@ -17,8 +17,7 @@ pub mod written;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -29,7 +28,9 @@ use crate::clock::Millis;
 use crate::config::Data;
 use crate::durable::leave_to_others;
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::{lock, wait_timeout_while};
 use crate::service::media::files::{MediaFiles, free_bytes};
+use crate::store::engine::restoring::STAGING;
 use crate::store::engine::space::VACUUMED;
 use crate::store::media::BlobHash;
 use crate::store::{DatabaseCopy, SCHEMA_VERSION};
@@ -41,15 +42,22 @@ const KEPT_FREE_BYTES: u64 = 64 << 20;
 /// So many files of media are looked up at once.
 const HASHES_AT_ONCE: usize = 256;
 
+/// For so long who asks for a backup waits for the one before: that its reader went away is seen when it is written to next.
+const SLOT_WAIT: Duration = Duration::from_secs(2);
+
 /// Whether a backup is being made: one at a time, since each takes room on the disk.
 #[derive(Clone, Default)]
-pub struct BackupSlot(Arc<AtomicBool>);
+pub struct BackupSlot(Arc<(Mutex<bool>, Condvar)>);
 
 impl BackupSlot {
+    /// Errors: 409 `M_UNKNOWN`.
     fn take(&self) -> Result<BackupPermit> {
-        if self.0.swap(true, Ordering::AcqRel) {
+        let (is_taken, given_back) = &*self.0;
+        let mut taken = wait_timeout_while(given_back, lock(is_taken), SLOT_WAIT, |taken| *taken);
+        if *taken {
             return Err(Error::new(ErrCode::Unknown, "Another backup is being made").with_status(409));
         }
+        *taken = true;
         Ok(BackupPermit(self.clone()))
     }
 }
@@ -58,23 +66,25 @@ struct BackupPermit(BackupSlot);
 
 impl Drop for BackupPermit {
     fn drop(&mut self) {
-        self.0.0.store(false, Ordering::Release);
+        let (is_taken, given_back) = &*self.0.0;
+        *lock(is_taken) = false;
+        given_back.notify_one();
     }
 }
 
 impl Admin<'_> {
     /// A backup, to be read to its end; it is on no disk then, but where its reader puts it. Everything that was acknowledged
-    /// when this was called is in it.
+    /// when this was called is in it. `wanted`: whether there is somebody still who will read it.
     ///
-    /// Errors: 409 while another one is made; 507 where the disk has no room for a second database; 400 for a server without a
+    /// Errors: 409 while another one is made; 503 once nobody wants it or the server stops; 507 where the disk has no room for a second database; 400 for a server without a
     /// data folder.
-    pub fn back_up(&self) -> Result<Backup> {
+    pub fn back_up(&self, wanted: impl Fn() -> bool) -> Result<Backup> {
         let Data::Folder(folder) = &self.config.data else {
             return Err(Error::invalid_param("A server without a data folder has nothing to be backed up"));
         };
         let permit = self.backup_slot.take()?;
         let begun_ms = self.clock.now_ms();
-        let copy = self.copy_database(folder)?;
+        let copy = self.copy_database(folder, wanted)?;
         let name = self.server_name().clone();
         let manifest = Manifest::new(name, SCHEMA_VERSION, begun_ms, copy.bytes());
         let pace = ReadPace::new(Box::new(self.store.positions()));
@@ -82,22 +92,25 @@ impl Admin<'_> {
     }
 
     /// Copies the database, and takes the name of the copy away again.
-    fn copy_database(&self, folder: &Path) -> Result<DatabaseCopy> {
+    fn copy_database(&self, folder: &Path, wanted: impl Fn() -> bool) -> Result<DatabaseCopy> {
         let path = folder.join(COPY);
         // What a kill has left: there is one at a time.
         remove(&path)?;
-        let wanted = self.store.read(|db| db.file_bytes())?.unsigned_abs();
-        let has_room = |wanted: u64| {
+        let size = self.store.read(|db| db.file_bytes())?.unsigned_abs();
+        let has_room = |bytes: u64| {
             let free = free_bytes(folder).unwrap_or(u64::MAX);
-            let lacking = wanted.saturating_add(KEPT_FREE_BYTES).saturating_sub(free);
+            let lacking = bytes.saturating_add(KEPT_FREE_BYTES).saturating_sub(free);
             if lacking == 0 { Ok(()) } else { Err(no_room(lacking)) }
         };
-        has_room(wanted)?;
+        has_room(size)?;
         let copied = self
             .store
             .copy_to(&path, |progress| {
                 if self.scheduler.is_stopping() {
                     return Err(Error::new(ErrCode::Unknown, "The server stops").with_status(503));
+                }
+                if !wanted() {
+                    return Err(Error::new(ErrCode::Unknown, "Nobody waits for it").with_status(503));
                 }
                 has_room(progress.of.saturating_sub(progress.done))
             })
@@ -107,8 +120,12 @@ impl Admin<'_> {
     }
 }
 
-/// What a kill left of a backup, or of a database that was written anew: each as large as the database.
+/// What a kill left of a backup, of a database that was written anew, or of a restore that was all but over.
 pub(in crate::service) fn sweep(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder.join(STAGING)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
     [COPY, VACUUMED].iter().try_for_each(|name| remove(&folder.join(name)))
 }
 

@@ -41,7 +41,7 @@ pub struct Restored {
 /// Errors: sentences for the operator: the folder is not empty, or cannot be written; the backup is none, cut, damaged, of a
 /// newer version or of another server.
 pub fn restore(folder: &Path, backup: &Path, name: Option<&ServerName>, clock: &Clock) -> Result<Restored> {
-    RestoringFolder::check(folder)?;
+    RestoringFolder::check(folder, &[MEDIA])?;
     let open = || {
         File::open(backup)
             .map_err(|e| refusal(format!("{} cannot be read: {}", backup.display(), reason(&e))))
@@ -51,7 +51,7 @@ pub fn restore(folder: &Path, backup: &Path, name: Option<&ServerName>, clock: &
     }
     let mut check = Checking { name };
     let (manifest, end) = read_archive(&mut open()?, &mut check)?;
-    let restoring = RestoringFolder::begin(folder)?;
+    let restoring = RestoringFolder::begin(folder, &[MEDIA])?;
     let restored = unpack(&restoring, &mut open()?, check)?;
     if (&restored.manifest, &restored.end) != (&manifest, &end) {
         return Err(refusal("The backup was changed while it was read"));
@@ -67,7 +67,7 @@ pub fn restore_from(
     name: Option<&ServerName>,
     clock: &Clock,
 ) -> Result<Restored> {
-    let restoring = RestoringFolder::begin(folder)?;
+    let restoring = RestoringFolder::begin(folder, &[MEDIA])?;
     let restored = unpack(&restoring, backup, Checking { name })?;
     finish(restoring, restored, clock)
 }

@@ -42,7 +42,7 @@ impl Place {
 
     fn back_up(&self, hs: &Homeserver) -> Vec<u8> {
         let mut bytes = Vec::new();
-        hs.admin().back_up().expect("a backup").read_to_end(&mut bytes).expect("all of it");
+        hs.admin().back_up(|| true).expect("a backup").read_to_end(&mut bytes).expect("all of it");
         bytes
     }
 
@@ -281,7 +281,7 @@ fn while_a_server_is_restored_and_after_a_kill_no_new_one_is_begun_in_the_folder
     let place = Place::new();
     let folder = place.0.join("half");
     let restoring =
-        crate::store::engine::restoring::RestoringFolder::begin(&folder).expect("an empty folder");
+        crate::store::engine::restoring::RestoringFolder::begin(&folder, &[]).expect("an empty folder");
     // As a kill leaves it.
     std::mem::forget(restoring);
     let copy = place.0.join("copy");
@@ -319,12 +319,12 @@ fn a_file_that_was_deleted_or_spoilt_is_forgotten_with_what_had_it() {
 fn one_backup_is_made_at_a_time_and_none_without_a_data_folder() {
     let place = Place::new();
     let hs = place.open("first");
-    let first = hs.admin().back_up().expect("a backup");
-    let e = hs.admin().back_up().err().expect("one at a time");
+    let first = hs.admin().back_up(|| true).expect("a backup");
+    let e = hs.admin().back_up(|| true).err().expect("one at a time");
     assert_eq!((e.status(), e.message()), (409, "Another backup is being made"));
     assert!(!place.0.join("first").join(COPY).exists(), "the copy has no name");
     drop(first);
-    hs.admin().back_up().expect("the next one");
+    hs.admin().back_up(|| true).expect("the next one");
     // What a kill leaves is gone with the next start.
     let left = place.0.join("first").join(COPY);
     fs::write(&left, b"half a copy").unwrap();
@@ -332,7 +332,7 @@ fn one_backup_is_made_at_a_time_and_none_without_a_data_folder() {
     place.open("first");
     assert!(!left.exists());
     let none = secluded(Config::for_name(ServerName::parse("example.org").expect("a name")));
-    assert_eq!(none.admin().back_up().err().expect("nothing to back up").status(), 400);
+    assert_eq!(none.admin().back_up(|| true).err().expect("nothing to back up").status(), 400);
 }
 
 #[test]
@@ -351,7 +351,8 @@ fn a_backup_is_restored_twice_and_neither_gives_out_what_the_other_did() {
     }
     let path = place.0.join("again.tar");
     let hs = place.open("three");
-    write_file(&path, &mut hs.admin().back_up().expect("a backup of what was restored")).expect("written");
+    write_file(&path, &mut hs.admin().back_up(|| true).expect("a backup of what was restored"))
+        .expect("written");
     restore(&place.0.join("four"), &path, None, &hs.clock).expect("restored");
     let four = place.open("four");
     assert!(four.store.is_foreign(hs.store.position() + 1) && !four.store.is_foreign(four.store.position()));
@@ -373,14 +374,14 @@ fn a_server_that_is_restored_under_a_wrong_clock_goes_on_behind_its_backup_and_e
     let hs = place.open("first");
     let ahead = crate::clock::Clock::new();
     ahead.advance(std::time::Duration::from_secs(3600));
-    let copy = hs.admin().copy_database(&place.0.join("first")).expect("a copy");
+    let copy = hs.admin().copy_database(&place.0.join("first"), || true).expect("a copy");
     // The clock of who restores is an hour behind that of who made it; or the backup's is of no time that there is.
     for (begun_ms, at_least) in [(ahead.now_ms(), ahead.now_ms() * 1000), (i64::MAX, hs.store.position())] {
         let manifest = Manifest::new(hs.server_name().clone(), SCHEMA_VERSION, begun_ms, copy.bytes());
         let mut seen = Vec::new();
         for round in ["one", "two"] {
             let permit = hs.backup_slot.take().expect("no other one");
-            let copy = hs.admin().copy_database(&place.0.join("first")).expect("a copy");
+            let copy = hs.admin().copy_database(&place.0.join("first"), || true).expect("a copy");
             let mut bytes = Vec::new();
             let pace = ReadPace::new(Box::new(hs.store.positions()));
             let mut backup = Backup::new(manifest.clone(), copy, hs.media_files.clone(), permit, pace);

@@ -1,15 +1,18 @@
 //! What was said in a room since the backup that this server was restored from. The next event that somebody sends rests on it,
-//! and brings it back; in a room where nobody speaks the servers are asked once which event is the last (server-server API,
-//! `timestamp_to_event`), and that one is received as if they had sent it. Where a room's history ends in several events that were
-//! sent at the same moment, it is one of them; the others come with the next event.
+//! and brings it back; in a room where nobody speaks the servers are asked once on which events the next one would rest, and those
+//! are received as if they had sent them. That is what the template of a leave says (server-server API, `make_leave`), which
+//! changes nothing where it is asked for; where a server gives none, it is asked for its last event (`timestamp_to_event`).
 
 use std::time::Instant;
 
 use super::{Fetch, RECEIVE_TIMEOUT};
+use serde_json::Value;
+
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::ServerName;
+use crate::federation::calls::HandshakeKind;
+use crate::protocol::{EventId, ServerName};
 use crate::service::events::Events;
 use crate::store::{Room, RoomKey};
 
@@ -21,6 +24,8 @@ const SILENCE_BACKOFF: Backoff = Backoff::doubling(60_000, 6 * 3_600_000);
 const ATTEMPTS_MAX: u32 = 16;
 /// So far the clock of another server may be ahead of ours.
 const CLOCKS_DIFFER_MAX_MS: Millis = 3_600_000;
+/// No event rests on more.
+const LAST_EVENTS_MAX: usize = 20;
 
 impl Events<'_> {
     /// Asks the servers of a room for what was said last, if there is anybody to be asked.
@@ -32,7 +37,7 @@ impl Events<'_> {
             if self.scheduler.is_stopping() {
                 return Ok(());
             }
-            match self.receive_last_event(&room, peer) {
+            match self.receive_last_events(&room, peer) {
                 Ok(()) => is_over = true,
                 Err(e) if e.is_own_failure() => return Err(e),
                 Err(e) => log::debug!("{peer} does not say what was said last in {}: {e}", room.room_id),
@@ -45,24 +50,27 @@ impl Events<'_> {
         })
     }
 
-    /// Receives the last event that a server has of a room, and with it what it rests on. Errors: it does not answer.
-    fn receive_last_event(&self, room: &Room, peer: &ServerName) -> Result<()> {
-        let ts = self.clock.now_ms() + CLOCKS_DIFFER_MAX_MS;
-        let id = match self.federation.timestamp_to_event(peer, &room.room_id, ts, false) {
-            Ok((id, _)) => id,
-            Err(e) if e.is_transient() => return Err(e.into_client_error(peer)),
-            // It has nothing to tell us, or does not know the question.
-            Err(_) => return Ok(()),
-        };
-        if self.store.read(|db| Ok(db.event(&id)?.is_some_and(|event| event.state_before.is_some())))? {
+    /// Receives the last events that a server has of a room, and with them what they rest on. Errors: it does not answer.
+    fn receive_last_events(&self, room: &Room, peer: &ServerName) -> Result<()> {
+        let mut last = self.last_events(room, peer)?;
+        self.store.read(|db| {
+            for at in (0..last.len()).rev() {
+                if db.event(&last[at])?.is_some_and(|event| event.state_before.is_some()) {
+                    last.swap_remove(at);
+                }
+            }
+            Ok(())
+        })?;
+        if last.is_empty() {
             return Ok(());
         }
         let until = Instant::now() + RECEIVE_TIMEOUT;
-        let mut events = Fetch::new(self, peer, room, until).fetch_events(std::slice::from_ref(&id))?;
+        let mut events = Fetch::new(self, peer, room, until).fetch_events(&last)?;
         if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
             return Err(Error::bad_gateway("the room's policy server does not answer"));
         }
         for event in events {
+            let id = event.event_id().clone();
             match self.receive_pdu(peer, event) {
                 Err(e) if e.is_own_failure() => return Err(e),
                 Err(e) => log::debug!("{id} of {peer} is not taken: {e}"),
@@ -71,4 +79,33 @@ impl Events<'_> {
         }
         Ok(())
     }
+
+    /// The events on which the next one that a server sends would rest, or the last one of them; none if it does not say.
+    fn last_events(&self, room: &Room, peer: &ServerName) -> Result<Vec<EventId>> {
+        if let Some(member) = self.store.read(|db| db.joined_local_users(room.key))?.first() {
+            match self.federation.make_membership(peer, HandshakeKind::Leave, &room.room_id, member, &[]) {
+                Ok(template) => {
+                    let named = template.event.get("prev_events").and_then(Value::as_array);
+                    let last: Vec<_> = named.into_iter().flatten().filter_map(named_event).collect();
+                    if !last.is_empty() {
+                        return Ok(last.into_iter().take(LAST_EVENTS_MAX).collect());
+                    }
+                }
+                Err(e) if e.is_transient() => return Err(e.into_client_error(peer)),
+                Err(e) => log::debug!("{peer} gives {member} no leave from {}: {e}", room.room_id),
+            }
+        }
+        let ts = self.clock.now_ms() + CLOCKS_DIFFER_MAX_MS;
+        match self.federation.timestamp_to_event(peer, &room.room_id, ts, false) {
+            Ok((id, _)) => Ok(vec![id]),
+            Err(e) if e.is_transient() => Err(e.into_client_error(peer)),
+            // It has nothing to tell us, or does not know the question.
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+}
+
+/// An event as `prev_events` name it: by its id, or in room versions 1 and 2 by a pair of id and hashes.
+fn named_event(named: &Value) -> Option<EventId> {
+    EventId::parse(named.as_str().or_else(|| named.get(0)?.as_str())?).ok()
 }
