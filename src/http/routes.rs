@@ -4,8 +4,8 @@
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
 use super::admin::{
-    devices as user_devices, health, media as admin_media, registration_tokens, rooms as admin_rooms, users,
-    whole_server,
+    devices as user_devices, federation as admin_federation, health, media as admin_media,
+    registration_tokens, reports, rooms as admin_rooms, users, whole_server,
 };
 use super::client_server::{accounts, devices, discovery, media, push, rooms, sync, voip};
 use super::rate_limit::Rate;
@@ -377,6 +377,11 @@ pub const ROUTES: &[Route] = &[
     get("/_synapse/admin/v2/rooms/delete_status/{deleteId}", Admin(admin_rooms::deletion)),
     post("/_synapse/admin/v1/join/{roomIdOrAlias}", Admin(admin_rooms::join)),
     get("/_synapse/admin/v1/users/{userId}/joined_rooms", Admin(admin_rooms::joined_rooms)),
+    get(
+        "/_synapse/admin/v1/rooms/{roomIdOrAlias}/forward_extremities",
+        Admin(admin_rooms::forward_extremities),
+    ),
+    get("/_synapse/admin/v1/fetch_event/{eventId}", Admin(admin_rooms::event)),
     get("/_doorstep/admin/v1/blocked_rooms", Admin(admin_rooms::blocked)),
     get("/_doorstep/admin/v1/knocks", Admin(admin_rooms::knocks)),
     post("/_doorstep/admin/v1/knocks/{roomId}/{userId}/{answer}", Admin(admin_rooms::answer_knock)),
@@ -391,6 +396,23 @@ pub const ROUTES: &[Route] = &[
     post("/_synapse/admin/v1/room/{roomId}/media/quarantine", Admin(admin_media::quarantine_of_room)),
     post("/_synapse/admin/v1/quarantine_media/{roomId}", Admin(admin_media::quarantine_of_room)),
     get("/_synapse/admin/v1/statistics/users/media", Admin(admin_media::usage)),
+    // ----- what administrators ask: reports, other servers -----
+    get("/_synapse/admin/v1/event_reports", Admin(reports::events)),
+    get("/_synapse/admin/v1/event_reports/{reportId}", Admin(reports::of_event)),
+    delete("/_synapse/admin/v1/event_reports/{reportId}", Admin(reports::delete_of_event)),
+    get("/_synapse/admin/v1/user_reports", Admin(reports::users)),
+    get("/_synapse/admin/v1/user_reports/{reportId}", Admin(reports::of_user)),
+    delete("/_synapse/admin/v1/user_reports/{reportId}", Admin(reports::delete_of_user)),
+    get("/_doorstep/admin/v1/room_reports", Admin(reports::rooms)),
+    get("/_doorstep/admin/v1/room_reports/{reportId}", Admin(reports::of_room)),
+    delete("/_doorstep/admin/v1/room_reports/{reportId}", Admin(reports::delete_of_room)),
+    get("/_synapse/admin/v1/federation/destinations", Admin(admin_federation::list)),
+    get("/_synapse/admin/v1/federation/destinations/{serverName}", Admin(admin_federation::get)),
+    get("/_synapse/admin/v1/federation/destinations/{serverName}/rooms", Admin(admin_federation::rooms)),
+    post(
+        "/_synapse/admin/v1/federation/destinations/{serverName}/reset_connection",
+        Admin(admin_federation::reset),
+    ),
     // ----- what administrators ask: the server as a whole -----
     get("/_doorstep/admin/v1/backup", Admin(whole_server::backup)),
     get("/_doorstep/admin/v1/storage", Admin(whole_server::storage)),
@@ -408,6 +430,8 @@ pub const ROUTES: &[Route] = &[
     put("/_synapse/admin/v1/users/{userId}/admin", Admin(users::set_admin)),
     get("/_synapse/admin/v1/users/{userId}/memberships", Admin(users::memberships)),
     get("/_synapse/admin/v1/users/{userId}/pushers", Admin(users::pushers)),
+    get("/_synapse/admin/v1/users/{userId}/accountdata", Admin(users::account_data)),
+    post("/_synapse/admin/v1/users/{userId}/login", Admin(user_devices::log_in)),
     post("/_synapse/admin/v1/reset_password/{userId}", Admin(users::reset_password)),
     post("/_synapse/admin/v1/deactivate/{userId}", Admin(users::deactivate)),
     put("/_synapse/admin/v1/suspend/{userId}", Admin(users::suspend)),

@@ -41,7 +41,8 @@ impl Homeserver {
         users.iter().try_for_each(|user| self.leave_all_rooms(user))
     }
 
-    fn leave_all_rooms(&self, user: &UserId) -> Result<()> {
+    /// What is left to do once the account is closed.
+    pub(super) fn leave_all_rooms(&self, user: &UserId) -> Result<()> {
         let present = |m: Membership| matches!(m, Membership::Join | Membership::Invite | Membership::Knock);
         let rooms = self.store.read(|db| {
             let here = db.rooms_of(user)?.into_iter().filter(|room| present(room.membership));

@@ -180,6 +180,28 @@ def requests_about_rooms_and_files(unique):
     yield "POST", f"{v1}/media/delete?before_ts=1", {}
     yield "POST", f"{v1}/media/delete?before_ts=1000000000000&size_gt=-1", {}
     yield "POST", f"{v1}/media/delete?before_ts=1000000000000&keep_profiles=maybe", {}
+    for kind in ("event_reports", "user_reports"):
+        yield "GET", f"{v1}/{kind}", None
+        yield "GET", f"{v1}/{kind}?limit=-1", None
+        yield "GET", f"{v1}/{kind}?dir=up", None
+        yield "GET", f"{v1}/{kind}?user_id=nobody&from=0&limit=7&dir=f", None
+        for method in ("GET", "DELETE"):
+            yield method, f"{v1}/{kind}/x", None
+            yield method, f"{v1}/{kind}/-1", None
+            yield method, f"{v1}/{kind}/777777", None
+    yield "GET", f"{v1}/federation/destinations?order_by=nonsense", None
+    yield "GET", f"{v1}/federation/destinations?dir=up", None
+    yield "GET", f"{v1}/federation/destinations?destination=nobody.example", None
+    yield "GET", f"{v1}/federation/destinations/nobody.example", None
+    yield "GET", f"{v1}/federation/destinations/nobody.example/rooms", None
+    yield "POST", f"{v1}/federation/destinations/nobody.example/reset_connection", {}
+    yield "GET", f"{v1}/users/{user}/accountdata", None
+    yield "GET", f"{v1}/users/{nobody}/accountdata", None
+    yield "GET", f"{v1}/users/{elsewhere}/accountdata", None
+    yield "POST", f"{v1}/users/{user}/login", {}
+    yield "POST", f"{v1}/users/{nobody}/login", {}
+    yield "POST", f"{v1}/users/{elsewhere}/login", {}
+    yield "GET", f"{v1}/fetch_event/$nothing:SERVER", None
     yield "POST", f"{v1}/purge_media_cache", {}
     yield "POST", f"{v1}/purge_media_cache?before_ts=1000000000000", {}
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::users::user;
 use crate::error::{Error, Result};
@@ -52,6 +52,18 @@ pub fn delete_many(hs: &Arc<Homeserver>, request: &Request, admin: &Administrato
     let DeleteBody { devices } = request.json()?;
     hs.admin().log_out(admin, &user(hs, request)?, Some(devices))?;
     Ok(Reply::empty())
+}
+
+/// `POST /_synapse/admin/v1/users/{userId}/login`: a session in the user's name, until `valid_until_ms` if that is given.
+pub fn log_in(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    let until = match request.json_object_or_empty()?.get("valid_until_ms") {
+        None | Some(Value::Null) => None,
+        Some(until) => {
+            Some(until.as_i64().ok_or_else(|| Error::bad_json("'valid_until_ms' must be an integer"))?)
+        }
+    };
+    let token = hs.admin().log_in_as(admin, &user(hs, request)?, until)?;
+    Ok(Reply::json(&json!({ "access_token": token })))
 }
 
 /// `POST /_doorstep/admin/v1/users/{userId}/logout`: all devices.

@@ -3,12 +3,15 @@
 //!
 //! - `users`: accounts; `devices`: where they are logged in; `registration_tokens`: with which people make their own.
 //! - `rooms`: rooms, who is in them, and how they go; who knocks. `media`: files.
+//! - `reports`: what users have reported. `federation`: other servers, and how they stand.
 //! - `whole_server`: backups, signing keys, where the bytes are. `health`: whether it is there, and which it is.
 
 pub mod devices;
+pub mod federation;
 pub mod health;
 pub mod media;
 pub mod registration_tokens;
+pub mod reports;
 pub mod rooms;
 pub mod users;
 pub mod whole_server;

@@ -65,6 +65,18 @@ pub fn state(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) ->
     reply(&std::collections::BTreeMap::from([("state", state)]))
 }
 
+/// `GET /_synapse/admin/v1/rooms/{roomIdOrAlias}/forward_extremities`. They cannot be deleted, as they can in Synapse: the
+/// server joins them by itself (`service/events/merge_forks.rs`), and one that goes by hand leaves others' events behind.
+pub fn forward_extremities(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    let ends = hs.admin().forward_extremities(&target(hs, request)?.room_id)?;
+    Ok(Reply::json(&json!({ "count": ends.len(), "results": ends })))
+}
+
+/// `GET /_synapse/admin/v1/fetch_event/{eventId}`
+pub fn event(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    reply(&std::collections::BTreeMap::from([("event", hs.admin().event(&request.event_id()?)?)]))
+}
+
 /// `GET /_synapse/admin/v1/rooms/{roomId}/block`
 pub fn block(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     Ok(Reply::json(&hs.admin().room_block(&request.room_id()?)?))

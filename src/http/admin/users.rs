@@ -117,14 +117,10 @@ pub fn put(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Re
         password: change.password.as_deref(),
         admin: change.admin.unwrap_or(false),
         display_name: change.displayname.as_deref(),
+        avatar_url: change.avatar_url.as_deref(),
         ..NewAccount::default()
     };
-    let mut made = hs.admin().add_account(admin, &new)?;
-    if let Some(picture) = change.avatar_url.filter(|picture| !picture.is_empty()) {
-        let rest = AccountChange { avatar_url: Some(picture), ..AccountChange::default() };
-        made = hs.admin().change_account(admin, &user, &rest)?;
-    }
-    Ok(Reply::json_status(201, &made))
+    Ok(Reply::json_status(201, &hs.admin().add_account(admin, &new)?))
 }
 
 /// What this server keeps nothing of is not taken as if it did. Errors: 400 `M_INVALID_PARAM`.
@@ -252,6 +248,11 @@ pub fn memberships(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrat
     let rooms: Map<String, Value> =
         rooms.into_iter().map(|(room, membership)| (room, membership.as_str().into())).collect();
     Ok(Reply::json(&json!({ "memberships": rooms })))
+}
+
+/// `GET /_synapse/admin/v1/users/{userId}/accountdata`
+pub fn account_data(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    Ok(Reply::json(&json!({ "account_data": hs.admin().account_data_of(&user(hs, request)?)? })))
 }
 
 /// `GET /_synapse/admin/v1/users/{userId}/pushers`

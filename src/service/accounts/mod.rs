@@ -77,6 +77,8 @@ pub struct NewAccount<'a> {
     /// The display name to begin with, an empty one for none. Not said: the localpart that was asked for, since clients show
     /// the whole user id of who has no name.
     pub display_name: Option<&'a str>,
+    /// Where their picture is, which the caller has found to be short enough.
+    pub avatar_url: Option<&'a str>,
     /// The address of who asks for it; none: made on this machine, not limited.
     pub from: Option<IpAddr>,
 }
@@ -106,6 +108,7 @@ impl Accounts<'_> {
         // A localpart that nobody chose is no name.
         let display_name = new.display_name.or_else(|| new.localpart.map(|_| user.localpart()));
         let display_name = display_name.map(checked_display_name).transpose()?.flatten().map(Value::from);
+        let picture = new.avatar_url.filter(|picture| !picture.is_empty()).map(Value::from);
         let login = login.map(|login| login.prepared(now)).transpose()?;
         let password = new.password.map(|password| self.hash_password(password, new.from)).transpose()?;
         let token = new.token.map(token_hash);
@@ -131,6 +134,9 @@ impl Accounts<'_> {
             }
             if let Some(name) = &display_name {
                 tx.set_profile_field(&created, "displayname", name)?;
+            }
+            if let Some(picture) = &picture {
+                tx.set_profile_field(&created, "avatar_url", picture)?;
             }
             session.map_or(Ok(()), |session| session.begin(tx, &created))
         })?;

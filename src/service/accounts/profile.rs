@@ -9,6 +9,7 @@ use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::Accounts;
 use crate::service::events::build::Draft;
 use crate::service::limits::request_permits::Asker;
+use crate::store::Tx;
 
 /// "The total profile MUST be under 64 KiB."
 const PROFILE_BYTES_MAX: usize = 65_536;
@@ -79,15 +80,7 @@ impl Accounts<'_> {
             }
         }
         let (owner, name) = (user.clone(), field.to_owned());
-        let changed = self.store.write(move |tx| {
-            let mut profile = tx.profile(&owner)?;
-            let before = profile.insert(name.clone(), value.clone());
-            if Value::from(profile).to_string().len() >= PROFILE_BYTES_MAX {
-                return Err(Error::new(ErrCode::ProfileTooLarge, "The profile would be too large"));
-            }
-            tx.set_profile_field(&owner, &name, &value)?;
-            Ok(before != Some(value))
-        })?;
+        let changed = self.store.write(move |tx| put_profile_field(tx, &owner, &name, value))?;
         if changed && text_chars_max(field).is_some() {
             self.tell_rooms_of_profile(user)?;
         }
@@ -99,11 +92,7 @@ impl Accounts<'_> {
     pub fn delete_profile_field(&self, user: &UserId, field: &str) -> Result<()> {
         check_field(field)?;
         let (owner, name) = (user.clone(), field.to_owned());
-        let changed = self.store.write(move |tx| {
-            let was_there = tx.profile_field(&owner, &name)?.is_some();
-            tx.delete_profile_field(&owner, &name)?;
-            Ok(was_there)
-        })?;
+        let changed = self.store.write(move |tx| remove_profile_field(tx, &owner, &name))?;
         if changed && text_chars_max(field).is_some() {
             self.tell_rooms_of_profile(user)?;
         }
@@ -112,7 +101,7 @@ impl Accounts<'_> {
 
     /// "An m.room.member event (with a join membership) is sent to every room the user is a member of." A room that
     /// does not take it keeps the old profile; the others are told all the same.
-    fn tell_rooms_of_profile(&self, user: &UserId) -> Result<()> {
+    pub(in crate::service) fn tell_rooms_of_profile(&self, user: &UserId) -> Result<()> {
         let (profile, rooms) = self.store.read(|db| {
             let rooms = db.rooms_of(user)?.into_iter().filter(|room| room.membership == Membership::Join);
             Ok((db.profile(user)?, rooms.map(|room| (room.room_id, room.event)).collect::<Vec<_>>()))
@@ -173,6 +162,38 @@ impl Accounts<'_> {
             redacts: None,
         };
         self.events().send(draft).map(|_| ())
+    }
+}
+
+/// Whether a field is another one now. Errors: 400 `M_PROFILE_TOO_LARGE`.
+fn put_profile_field(tx: &mut Tx<'_>, owner: &UserId, name: &str, value: Value) -> Result<bool> {
+    let mut profile = tx.profile(owner)?;
+    let before = profile.insert(name.to_owned(), value.clone());
+    if Value::from(profile).to_string().len() >= PROFILE_BYTES_MAX {
+        return Err(Error::new(ErrCode::ProfileTooLarge, "The profile would be too large"));
+    }
+    tx.set_profile_field(owner, name, &value)?;
+    Ok(before != Some(value))
+}
+
+/// Whether the field was there.
+fn remove_profile_field(tx: &mut Tx<'_>, owner: &UserId, name: &str) -> Result<bool> {
+    let was_there = tx.profile_field(owner, name)?.is_some();
+    tx.delete_profile_field(owner, name)?;
+    Ok(was_there)
+}
+
+/// Sets a name or an avatar that [`check_text`] has found to be short enough; an empty one is none. Whether the user's rooms are
+/// to be told of it. Errors: 400 `M_PROFILE_TOO_LARGE`.
+pub(in crate::service) fn put_profile_text(
+    tx: &mut Tx<'_>,
+    owner: &UserId,
+    field: &str,
+    text: &str,
+) -> Result<bool> {
+    match text {
+        "" => remove_profile_field(tx, owner, field),
+        text => put_profile_field(tx, owner, field, text.into()),
     }
 }
 

@@ -23,7 +23,7 @@ const DEVICES_MAX: i64 = 1000;
 /// Longest device id, in bytes.
 const DEVICE_ID_BYTES_MAX: usize = 255;
 /// Longest name of a device, in bytes.
-const DEVICE_NAME_BYTES_MAX: usize = 256;
+pub(in crate::service) const DEVICE_NAME_BYTES_MAX: usize = 256;
 
 /// What a client gets when it has logged in.
 #[derive(Debug, Clone)]

@@ -2,14 +2,18 @@
 
 use serde_json::{Value, json};
 
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
+use crate::protocol::{UserId, json};
 use crate::service::accounts::moderation::{Administrator, check_moderated};
 use crate::service::accounts::passwords::check_strength;
-use crate::service::accounts::profile::check_text;
+use crate::service::accounts::profile::{check_text, put_profile_text};
+use crate::service::accounts::sessions::{DEVICE_NAME_BYTES_MAX, NewLogin};
 use crate::service::accounts::{NewAccount, check_not_last_admin};
 use crate::service::admin::Admin;
+use crate::service::devices::device_lists::tell_of_devices;
+use crate::store::accounts::account_data::AccountData;
 use crate::store::accounts::listed::{AccountFilter, AccountOrder, ListedAccount};
 use crate::store::accounts::{Account, Standing};
 use crate::store::{Db, Tx};
@@ -33,7 +37,7 @@ pub struct AccountsPage {
 }
 
 /// What is to be changed of an account; what is not given stays as it is.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct AccountChange {
     /// The new password.
     pub password: Option<String>,
@@ -115,7 +119,7 @@ impl Admin<'_> {
         self.account_details(&user)
     }
 
-    /// Changes an account: looked at as a whole before anything is done.
+    /// Changes an account: all of it, or nothing, in one transaction. Rooms are told and left after that.
     ///
     /// Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for what cannot be, as to open an account that was closed; those of
     /// [`Admin::set_admin`], [`Admin::deactivate_account`], of profiles, passwords and locks.
@@ -126,32 +130,19 @@ impl Admin<'_> {
         change: &AccountChange,
     ) -> Result<Value> {
         let account = self.account(user)?;
-        let close = change.deactivated == Some(true) && !account.deactivated;
         self.store.read(|db| check_change(db, admin, &account, change))?;
-        for (field, value) in [("displayname", &change.displayname), ("avatar_url", &change.avatar_url)] {
-            if let Some(value) = value {
-                self.accounts().set_profile_field(user, field, value.as_str().into())?;
-            }
+        // Takes its time, which nobody is to wait for who writes.
+        let hash =
+            change.password.as_deref().map(|new| self.accounts().hash_password(new, None)).transpose()?;
+        let (by, changed, wanted) = (admin.clone(), user.clone(), change.clone());
+        let done = self.store.write(move |tx| put_change(tx, &by, &changed, &wanted, hash.as_deref()))?;
+        if !done.words.is_empty() {
+            log::info!("{admin} has changed {user}: {}", done.words.join(", "));
         }
-        let lock = |locked: bool| {
-            self.accounts().change_standing(admin, user, move |standing| standing.locked = locked)
-        };
-        // Administrators are not locked: before somebody becomes one the lock is lifted, and before it is put they are none.
-        let changes_lock = change.locked.filter(|locked| *locked != account.standing.locked);
-        if changes_lock == Some(false) {
-            lock(false)?;
-        }
-        if let Some(to) = change.admin.filter(|to| *to != account.admin) {
-            self.set_admin(admin, user, to)?;
-        }
-        if let Some(password) = &change.password {
-            self.reset_password(admin, user, password, change.logout_devices)?;
-        }
-        if changes_lock == Some(true) {
-            lock(true)?;
-        }
-        if close {
-            self.deactivate_account(admin, user, false)?;
+        if done.is_closed {
+            self.leave_all_rooms(user)?;
+        } else if done.tells_rooms {
+            self.accounts().tell_rooms_of_profile(user)?;
         }
         self.account_details(user)
     }
@@ -243,6 +234,42 @@ impl Admin<'_> {
         Ok(())
     }
 
+    /// A session in the name of a user, for an administrator: the access token, good until this time if one is given. It is a
+    /// device among those of the user, who sees whose it is. Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for oneself; 400
+    /// `M_INVALID_PARAM` for a time that is over; 403 `M_FORBIDDEN` for an account that was closed, 401 `M_USER_LOCKED`.
+    pub fn log_in_as(&self, admin: &Administrator, user: &UserId, until: Option<Millis>) -> Result<String> {
+        self.account(user)?;
+        if admin.user_id() == Some(user) {
+            return Err(wrong("Cannot use admin API to login as self"));
+        }
+        let life_ms = until.map(|until| until.saturating_sub(self.clock.now_ms()));
+        if life_ms.is_some_and(|life| life <= 0) {
+            return Err(Error::invalid_param("'valid_until_ms' is over"));
+        }
+        let name = format!("{admin}, who administrates this server");
+        // The longest user id leaves no room for more.
+        let name = if name.len() > DEVICE_NAME_BYTES_MAX { admin.to_string() } else { name };
+        let login = NewLogin { display_name: Some(&name), life_ms, ..NewLogin::default() };
+        let login = self.accounts().log_in_with(user, &login)?;
+        log::info!("{admin} has logged in as {user}, on the device {}", login.device_id);
+        Ok(login.access_token)
+    }
+
+    /// What a user's clients keep here: `global`, and by room in `rooms`, each content by its type. Errors: 404 `M_NOT_FOUND`.
+    pub fn account_data_of(&self, user: &UserId) -> Result<Value> {
+        self.account(user)?;
+        let data = self.store.read(|db| db.account_data_since(user, -1, i64::MAX))?;
+        let mut told = json!({ "global": {}, "rooms": {} });
+        for AccountData { room_id, event_type, content } in data {
+            let content = json::tree(&content).map_err(Error::internal)?;
+            match room_id {
+                None => told["global"][event_type] = content,
+                Some(room) => told["rooms"][room.as_str()][event_type] = content,
+            }
+        }
+        Ok(told)
+    }
+
     /// The memberships of a user in rooms, each room's id with what it is. Errors: 404 `M_NOT_FOUND`.
     pub fn memberships_of(&self, user: &UserId) -> Result<Vec<(String, Membership)>> {
         self.account(user)?;
@@ -309,6 +336,60 @@ fn check_change(db: &Db<'_>, by: &Administrator, account: &Account, change: &Acc
         check_moderated(account, if standing.locked { is_admin } else { account.admin })?;
     }
     change.password.iter().try_for_each(|password| check_new_password(account, password))
+}
+
+/// What was changed.
+struct Changed {
+    /// For the log.
+    words: Vec<&'static str>,
+    /// Whether rooms are to be told of another name or picture.
+    tells_rooms: bool,
+    /// Whether the account was closed, and its rooms are to be left.
+    is_closed: bool,
+}
+
+/// Makes a change, if it can still be made as a whole. `hash`: of the new password. Errors: those of [`check_change`].
+fn put_change(
+    tx: &mut Tx<'_>,
+    by: &Administrator,
+    user: &UserId,
+    change: &AccountChange,
+    hash: Option<&str>,
+) -> Result<Changed> {
+    let account = tx.account(user)?.ok_or_else(no_user)?;
+    check_change(tx, by, &account, change)?;
+    let mut changed = Changed { words: Vec::new(), tells_rooms: false, is_closed: false };
+    for (field, value) in [("displayname", &change.displayname), ("avatar_url", &change.avatar_url)] {
+        if let Some(value) = value {
+            changed.tells_rooms |= put_profile_text(tx, user, field, value)?;
+        }
+    }
+    if let Some(to) = change.admin.filter(|to| *to != account.admin) {
+        tx.set_admin(user, to)?;
+        changed.words.push(if to { "made an administrator" } else { "made no administrator any more" });
+    }
+    if let Some(locked) = change.locked.filter(|locked| *locked != account.standing.locked) {
+        tx.set_standing(user, Standing { locked, ..account.standing })?;
+        // Whoever waits is to hear of it.
+        tx.wake_user(user);
+        changed.words.push(if locked { "locked" } else { "unlocked" });
+    }
+    if let Some(hash) = hash {
+        tx.set_password(user, hash)?;
+        changed.words.push("a new password");
+        if change.logout_devices {
+            let gone = tx.delete_devices_except(user, None)?;
+            tell_of_devices(tx, user, &gone)?;
+            changed.words.push("logged out");
+        }
+    }
+    if change.deactivated == Some(true) && !account.deactivated {
+        let gone = tx.deactivate(user)?;
+        tell_of_devices(tx, user, &gone)?;
+        changed.is_closed = true;
+        changed.words.push("deactivated");
+    }
+    Ok(changed)
 }
 
 /// Errors: 400 `M_INVALID_PARAM` for what is too long.

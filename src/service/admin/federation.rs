@@ -1,10 +1,18 @@
 //! How other servers stand with us: who does not take what we owe them, since when, and when they are tried next.
 
+use std::cmp::Ordering;
+
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ServerName;
 use crate::service::admin::Admin;
+use crate::store::servers::destinations::Destination;
+
+/// A page has no more servers, or rooms, than this, however many are asked for.
+const PAGE_MAX: usize = 1000;
 
 /// A server that did not take our last transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -19,7 +27,164 @@ pub struct FailingServer {
     pub next_try_ms: Millis,
 }
 
+/// By what servers are sorted, in the words of Synapse's admin API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerOrder {
+    /// `destination`
+    Name,
+    /// `retry_last_ts`
+    LastTry,
+    /// `retry_interval`
+    Pause,
+    /// `failure_ts`
+    FailingSince,
+    /// `last_successful_stream_ordering`
+    Delivered,
+}
+
+impl ServerOrder {
+    /// The order of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "destination" => Self::Name,
+            "retry_last_ts" => Self::LastTry,
+            "retry_interval" => Self::Pause,
+            "failure_ts" => Self::FailingSince,
+            "last_successful_stream_ordering" => Self::Delivered,
+            _ => return None,
+        })
+    }
+}
+
+/// Which servers are listed, and how.
+#[derive(Debug)]
+pub struct ServersPage {
+    /// Those with this in their names, in whatever case.
+    pub name: Option<String>,
+    /// By what they are sorted.
+    pub order: ServerOrder,
+    /// The other way round.
+    pub backwards: bool,
+    /// How many are passed over.
+    pub from: usize,
+    /// How many are told at most.
+    pub limit: usize,
+}
+
+/// How a server stands, as Synapse's admin API has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServerStanding {
+    destination: ServerName,
+    /// When it was tried last, and for how long it is not tried then; 0: it took our last transaction.
+    retry_last_ts: Millis,
+    retry_interval: Millis,
+    /// When it failed first since it took one.
+    failure_ts: Option<Millis>,
+    /// Up to where it has everything that it is owed.
+    last_successful_stream_ordering: Option<i64>,
+}
+
+impl ServerStanding {
+    fn new(destination: ServerName, kept: &Destination, last_try: Millis) -> Self {
+        let fails = kept.failures > 0;
+        Self {
+            destination,
+            retry_last_ts: if fails { last_try } else { 0 },
+            retry_interval: if fails { (kept.retry_ms - last_try).max(0) } else { 0 },
+            failure_ts: fails.then_some(kept.failing_since_ms),
+            last_successful_stream_ordering: Some(kept.cursor).filter(|cursor| *cursor > 0),
+        }
+    }
+
+    fn compare(&self, other: &Self, order: ServerOrder) -> Ordering {
+        let first = match order {
+            ServerOrder::Name => Ordering::Equal,
+            ServerOrder::LastTry => self.retry_last_ts.cmp(&other.retry_last_ts),
+            ServerOrder::Pause => self.retry_interval.cmp(&other.retry_interval),
+            ServerOrder::FailingSince => self.failure_ts.cmp(&other.failure_ts),
+            ServerOrder::Delivered => {
+                self.last_successful_stream_ordering.cmp(&other.last_successful_stream_ordering)
+            }
+        };
+        first.then_with(|| self.destination.cmp(&other.destination))
+    }
+}
+
 impl Admin<'_> {
+    /// How the servers stand that are in a room with us or were sent something.
+    fn standings(&self) -> Result<Vec<ServerStanding>> {
+        let known = self.outgoing.standings();
+        self.store.read(|db| {
+            let all = db.known_servers()?.into_iter().map(|server| match known.get(&server) {
+                Some((kept, last_try)) => Ok(ServerStanding::new(server, kept, *last_try)),
+                None => {
+                    let kept = db.destination(&server)?;
+                    Ok(ServerStanding::new(server, &kept, kept.failing_since_ms))
+                }
+            });
+            all.collect()
+        })
+    }
+
+    /// A page of them: `destinations`, how many there are in all as `total`, and `next_token` if there are more.
+    pub fn list_servers(&self, page: &ServersPage) -> Result<Value> {
+        let mut all = self.standings()?;
+        if let Some(part) = &page.name {
+            let part = part.to_ascii_lowercase();
+            all.retain(|server| server.destination.as_str().to_ascii_lowercase().contains(&part));
+        }
+        all.sort_by(|a, b| a.compare(b, page.order));
+        if page.backwards {
+            all.reverse();
+        }
+        let total = all.len();
+        let told: Vec<_> = all.into_iter().skip(page.from).take(page.limit.min(PAGE_MAX)).collect();
+        let next = page.from.saturating_add(told.len());
+        let mut answer = json!({ "destinations": told, "total": total });
+        if next < total {
+            answer["next_token"] = next.to_string().into();
+        }
+        Ok(answer)
+    }
+
+    /// How one server stands. Errors: 404 `M_NOT_FOUND` for one with which we have nothing to do.
+    pub fn server_standing(&self, server: &ServerName) -> Result<ServerStanding> {
+        let found = self.standings()?.into_iter().find(|standing| standing.destination == *server);
+        found.ok_or_else(|| Error::not_found("Unknown destination"))
+    }
+
+    /// A page of the rooms that a server is in, as `rooms`. Errors: 404 `M_NOT_FOUND`.
+    pub fn rooms_of_server(
+        &self,
+        server: &ServerName,
+        backwards: bool,
+        from: usize,
+        limit: usize,
+    ) -> Result<Value> {
+        self.server_standing(server)?;
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let place = (number(from), number(limit.min(PAGE_MAX)));
+        let (rooms, total) = self.store.read(|db| db.rooms_of_server(server, backwards, place))?;
+        let next = number(from).saturating_add(number(rooms.len()));
+        let told = rooms.into_iter().map(|(id, at)| json!({ "room_id": id, "stream_ordering": at }));
+        let mut answer = json!({ "rooms": told.collect::<Vec<_>>(), "total": total });
+        if next < total {
+            answer["next_token"] = next.to_string().into();
+        }
+        Ok(answer)
+    }
+
+    /// A server that failed is tried now, and not when its pause is over. Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for one
+    /// that does not fail.
+    pub fn try_server_now(&self, server: &ServerName) -> Result<()> {
+        self.server_standing(server)?;
+        if !self.outgoing.try_now(server) {
+            let message = "The retry timing does not need to be reset for this destination.";
+            return Err(Error::new(ErrCode::Unknown, message).with_status(400));
+        }
+        Ok(())
+    }
+
     /// The servers that are behind, those first that are for longest.
     pub fn failing_servers(&self) -> Vec<FailingServer> {
         let failing = self.outgoing.failing().into_iter().map(|(server_name, kept)| FailingServer {

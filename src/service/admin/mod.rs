@@ -8,6 +8,7 @@
 //! - `knocks`: who waits before which room's door, and the answer to them.
 //! - `own_door`: what of a user's rooms asks something of them.
 //! - `media`: files by who uploaded them, and by their age.
+//! - `reports`: what users have reported.
 //! - `rooms`: rooms as they are listed and looked at; blocked ones; who is put into one, and given power in it.
 //! - `room_deletion`: a room goes, with everything there is of it.
 //! - `signing_key`: taken out, and brought in.
@@ -20,6 +21,7 @@ pub mod federation;
 pub mod knocks;
 pub mod media;
 pub mod own_door;
+pub mod reports;
 pub mod room_deletion;
 #[cfg(test)]
 mod room_deletion_tests;

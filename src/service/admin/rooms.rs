@@ -10,7 +10,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::PowerLevel;
 use crate::protocol::pdu::Membership;
-use crate::protocol::{RoomId, UserId};
+use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::Admin;
 use crate::service::admin::knocks::mightiest_local_member;
@@ -127,7 +127,8 @@ pub struct ListedRoom {
 /// What a room is sorted by: a text or a number, none first.
 type SortKey = (Option<String>, u64);
 
-fn text_of(db: &Db<'_>, room: &Room, event_type: &str, field: &str) -> Result<Option<String>> {
+/// A text in the content of an event of the room's state.
+pub(super) fn text_of(db: &Db<'_>, room: &Room, event_type: &str, field: &str) -> Result<Option<String>> {
     let event = db.state_event(room.key, event_type, "")?;
     Ok(event.and_then(|event| event.content_str(field)))
 }
@@ -278,6 +279,33 @@ impl Admin<'_> {
                 None => db.current_state_rows(room.key)?.into_values().collect::<Vec<_>>(),
             };
             keys.into_iter().map(|key| for_operator(db, key, now)).collect()
+        })
+    }
+
+    /// `GET /_synapse/admin/v1/rooms/{roomIdOrAlias}/forward_extremities`: the events on which the next one will rest. The state
+    /// after one is its `state_group`; when it came is not kept. Errors: 404 `M_NOT_FOUND`.
+    pub fn forward_extremities(&self, room_id: &RoomId) -> Result<Vec<Value>> {
+        self.store.read(|db| {
+            let room = room_with_state(db, room_id)?;
+            let ends = db.extremity_keys(room.key)?.into_iter().map(|key| {
+                let event = db.event_by_key(key)?;
+                Ok(json!({
+                    "event_id": event.pdu.event_id(),
+                    "state_group": event.state_after,
+                    "depth": event.pdu.depth(),
+                    "received_ts": null,
+                }))
+            });
+            ends.collect()
+        })
+    }
+
+    /// Any event of any room. Errors: 404 `M_NOT_FOUND`.
+    pub fn event(&self, id: &EventId) -> Result<Json> {
+        let now = self.clock.now_ms();
+        self.store.read(|db| match db.event(id)? {
+            Some(event) => for_operator(db, event.key, now),
+            None => Err(Error::not_found("Event not found")),
         })
     }
 

@@ -19,6 +19,7 @@ mod prepare;
 mod queue;
 mod transaction;
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -211,6 +212,28 @@ impl Outgoing {
         let state = lock(&self.0.state);
         let failing = state.destinations.iter().filter(|(_, peer)| peer.kept.failures > 0);
         failing.map(|(server, peer)| (server.clone(), peer.kept.clone())).collect()
+    }
+
+    /// The servers of which it is known here how they stand, each with when its last transaction was tried if that failed.
+    pub fn standings(&self) -> HashMap<ServerName, (Destination, Millis)> {
+        let state = lock(&self.0.state);
+        let known = state.destinations.iter().filter(|(_, peer)| peer.loaded);
+        known.map(|(name, peer)| (name.clone(), (peer.kept.clone(), peer.last_attempt_at()))).collect()
+    }
+
+    /// A server that pauses after failures is tried now. Whether it did pause.
+    pub fn try_now(&self, server: &ServerName) -> bool {
+        let now = self.0.clock.now_ms();
+        let mut state = lock(&self.0.state);
+        let paused = state.destinations.get_mut(server).filter(|peer| peer.kept.failures > 0);
+        let Some(peer) = paused else { return false };
+        if peer.doing == DestinationActivity::Pausing && peer.kept.retry_ms > now {
+            let before = std::mem::replace(&mut peer.kept.retry_ms, now);
+            state.due.remove(&(before, server.clone()));
+            state.due.insert((now, server.clone()));
+            self.call_thread(&mut state);
+        }
+        true
     }
 
     /// When our last transaction to this server failed; none if it arrived, if there was none, or if the server has spoken

@@ -1,11 +1,12 @@
 //! What users have told the administrators of.
 
-use rusqlite::params;
+use rusqlite::types::ToSql;
+use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::store::Tx;
+use crate::store::{Db, Tx};
 
 /// Most reports of one user that are kept.
 const REPORTS_MAX: i64 = 100;
@@ -25,7 +26,135 @@ pub struct NewReport {
     pub reason: Option<String>,
 }
 
+/// Of what reports are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReportKind {
+    /// Of events.
+    Event,
+    /// Of users.
+    User,
+    /// Of whole rooms.
+    Room,
+}
+
+impl ReportKind {
+    fn condition(self) -> &'static str {
+        match self {
+            Self::Event => "r.event_id IS NOT NULL",
+            Self::User => "r.user_id IS NOT NULL",
+            Self::Room => "r.room_id IS NOT NULL AND r.event_id IS NULL",
+        }
+    }
+}
+
+/// A report that is kept.
+#[derive(Debug, Clone)]
+pub struct KeptReport {
+    /// Its number.
+    pub id: i64,
+    /// Whose.
+    pub reporter: String,
+    /// Of a room, or of an event in it.
+    pub room: Option<String>,
+    /// Of this event.
+    pub event: Option<String>,
+    /// Of this user.
+    pub user: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// When it was made.
+    pub created_ms: Millis,
+}
+
+/// Which reports of a kind are meant: all, but for what is said here.
+#[derive(Debug, Clone, Default)]
+pub struct ReportFilter {
+    /// Those of users with this in their ids.
+    pub reporter: Option<String>,
+    /// Those of rooms, or of events in rooms, with this in their ids.
+    pub room: Option<String>,
+    /// Those of users with this in their ids.
+    pub user: Option<String>,
+    /// Those of events that this user sent, as far as these are here.
+    pub sender: Option<String>,
+}
+
+impl ReportFilter {
+    /// The conditions, and what is bound in them.
+    fn conditions(&self, kind: ReportKind) -> (String, Vec<&dyn ToSql>) {
+        let (mut all, mut bound) = (vec![kind.condition()], Vec::<&dyn ToSql>::new());
+        for (condition, wanted) in [
+            ("instr(r.reporter, ?)", &self.reporter),
+            ("instr(r.room_id, ?)", &self.room),
+            ("instr(r.user_id, ?)", &self.user),
+            (
+                "(SELECT CAST(e.json AS TEXT) ->> '$.sender' FROM events e WHERE e.event_id = r.event_id) = ?",
+                &self.sender,
+            ),
+        ] {
+            if let Some(wanted) = wanted {
+                all.push(condition);
+                bound.push(wanted);
+            }
+        }
+        (all.join(" AND "), bound)
+    }
+}
+
+const KEPT: &str =
+    "SELECT r.report, r.reporter, r.room_id, r.event_id, r.user_id, r.reason, r.created_ms FROM reports r";
+
+fn kept(row: &Row<'_>) -> rusqlite::Result<KeptReport> {
+    Ok(KeptReport {
+        id: row.get(0)?,
+        reporter: row.get(1)?,
+        room: row.get(2)?,
+        event: row.get(3)?,
+        user: row.get(4)?,
+        reason: row.get(5)?,
+        created_ms: row.get(6)?,
+    })
+}
+
+impl Db<'_> {
+    /// A page of the reports that fit: `limit` of them, from the `from`th on, the newest first or, if it `ascends`, the oldest;
+    /// and how many there are in all.
+    pub fn reports(
+        &self,
+        kind: ReportKind,
+        filter: &ReportFilter,
+        ascends: bool,
+        (from, limit): (i64, i64),
+    ) -> Result<(Vec<KeptReport>, i64)> {
+        let (conditions, mut bound) = filter.conditions(kind);
+        let total = self
+            .conn()
+            .prepare(&format!("SELECT count(*) FROM reports r WHERE {conditions}"))?
+            .query_row(params_from_iter(&bound), |row| row.get(0))?;
+        let direction = if ascends { "ASC" } else { "DESC" };
+        let page = format!("{KEPT} WHERE {conditions} ORDER BY r.report {direction} LIMIT ? OFFSET ?");
+        bound.extend([&limit as &dyn ToSql, &from]);
+        let mut query = self.conn().prepare(&page)?;
+        let rows = query.query_map(params_from_iter(&bound), kept)?;
+        Ok((rows.collect::<rusqlite::Result<_>>()?, total))
+    }
+
+    /// One report of this kind.
+    pub fn report(&self, kind: ReportKind, id: i64) -> Result<Option<KeptReport>> {
+        let mut query =
+            self.conn().prepare(&format!("{KEPT} WHERE {} AND r.report = ?1", kind.condition()))?;
+        Ok(query.query_row([id], kept).optional()?)
+    }
+}
+
 impl Tx<'_> {
+    /// Puts a report of this kind away. False: there is none.
+    pub fn delete_report(&mut self, kind: ReportKind, id: i64) -> Result<bool> {
+        let condition = kind.condition();
+        let delete = format!("DELETE FROM reports AS r WHERE {condition} AND r.report = ?1");
+        Ok(self.execute(&delete, params![id])? > 0)
+    }
+
     /// Keeps a report, in place of what the same user said of the same thing before. Beyond 100 of one user their oldest go.
     pub fn add_report(&mut self, new: &NewReport, now: Millis) -> Result<()> {
         let reporter = new.reporter.as_str();

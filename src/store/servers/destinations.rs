@@ -82,6 +82,38 @@ impl Db<'_> {
         Ok(all)
     }
 
+    /// The names of all servers that are in a room with us, or to which something was sent, in their order.
+    pub fn known_servers(&self) -> Result<Vec<ServerName>> {
+        let all = "SELECT server FROM destinations WHERE server <> ?1
+             UNION SELECT server FROM resident_servers WHERE server <> ?1 ORDER BY 1";
+        let names = self.rows(all, &[&self.server_name().as_str()], |row| row.get::<_, String>(0))?;
+        Ok(names.iter().filter_map(|name| ServerName::parse(name).ok()).collect())
+    }
+
+    /// A page of the rooms that a server is in, in their order or `backwards`: each with the position of our last event in it
+    /// that it is sent, or of its coming if there is none; and how many there are in all.
+    pub fn rooms_of_server(
+        &self,
+        server: &ServerName,
+        backwards: bool,
+        (from, limit): (i64, i64),
+    ) -> Result<(Vec<(String, i64)>, i64)> {
+        let name = server.as_str();
+        let total = self
+            .conn()
+            .prepare_cached("SELECT count(*) FROM resident_servers WHERE server = ?1 AND until IS NULL")?
+            .query_row([name], |row| row.get(0))?;
+        let direction = if backwards { "DESC" } else { "ASC" };
+        let page = format!(
+            "SELECT r.room_id, coalesce(
+               (SELECT max(e.stream) FROM events e WHERE e.room_key = s.room_key AND e.outgoing = 1), s.since)
+             FROM resident_servers s JOIN rooms r USING (room_key) WHERE s.server = ?1 AND s.until IS NULL
+             ORDER BY r.room_id {direction} LIMIT ?2 OFFSET ?3"
+        );
+        let rooms = self.rows(&page, params![name, limit, from], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok((rooms, total))
+    }
+
     /// Whether there is any other server that might be owed something, or did not take it.
     pub fn may_owe_servers(&self) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
