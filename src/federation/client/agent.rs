@@ -38,11 +38,13 @@ const BUFFER_BYTES: usize = 16 * 1024;
 
 /// What both agents have in common: TLS only, no proxy from the environment, errors are answers, small buffers.
 pub fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider);
     Config::builder()
         .https_only(true)
         .http_status_as_error(false)
         .proxy(None)
-        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .tls_config(tls.build())
         .user_agent(concat!("Doorstep/", env!("CARGO_PKG_VERSION")))
         .max_response_header_size(ANSWER_HEAD_BYTES_MAX)
         .input_buffer_size(2 * BUFFER_BYTES)
