@@ -32,53 +32,42 @@ const SLOW_CLOSURE: Duration = Duration::from_millis(50);
 /// and the log is to be told of one full disk and not of many.
 const DISK_CALM_PAUSE: Duration = Duration::from_secs(2);
 
-/// A closure with its answer, whatever their types are. Only what has to be is compiled anew for each closure: there are
-/// hundreds of them.
-trait WriteJob: Any + Send {
-    /// Runs the closure and keeps its answer. An error means that what it wrote is to be undone.
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<()>;
-}
+/// What a closure answered, whatever its type is.
+type Answer = Box<dyn Any + Send>;
 
-struct WriteClosure<F, T> {
-    f: Option<F>,
-    answer: Option<Result<T>>,
-}
+/// A closure that waits for the writer. Only that it boxes its answer is compiled anew for each: there are hundreds of them.
+type WriteClosure = Box<dyn FnOnce(&mut Tx<'_>) -> Result<Answer> + Send>;
 
-impl<T: Send + 'static, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static> WriteJob
-    for WriteClosure<F, T>
-{
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
-        let Some(f) = self.f.take() else { return Err(Error::internal("a closure ran twice")) };
-        let undone = self.answer.insert(f(tx)).as_ref().err().map(copy_of);
-        undone.map_or(Ok(()), Err)
-    }
-}
-
-/// A closure that waits for the writer.
+/// A closure in the writer's queue.
 struct QueuedWrite {
-    job: Box<dyn WriteJob>,
+    closure: Option<WriteClosure>,
+    answer: Option<Result<Answer>>,
     /// Whether its caller wants it to be on disk, and not only with the operating system.
     lasting: bool,
     /// Where in the source it is asked for.
     asked_at: &'static Location<'static>,
-    caller: mpsc::SyncSender<FinishedWrite>,
-    /// How it panicked, if it did: there is no other answer then.
-    panicked: Option<Error>,
+    caller: mpsc::SyncSender<Result<Answer>>,
 }
 
 impl QueuedWrite {
-    /// Runs the closure. An error means that what it wrote is to be undone.
+    /// Runs the closure and keeps its answer. An error means that what it wrote is to be undone.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
-        catch_unwind(AssertUnwindSafe(|| self.job.run(tx))).unwrap_or_else(|panic| {
-            let why = self.panicked.insert(panicked(&*panic));
-            Err(copy_of(why))
-        })
+        let Some(closure) = self.closure.take() else { return Err(Error::internal("a closure ran twice")) };
+        let answer =
+            catch_unwind(AssertUnwindSafe(|| closure(tx))).unwrap_or_else(|panic| Err(panicked(&*panic)));
+        let undone = self.answer.insert(answer).as_ref().err().map(copy_of);
+        undone.map_or(Ok(()), Err)
     }
 
-    /// Hands the closure back with its answer. `lost` says why that does not hold although the closure succeeded.
+    /// Tells the caller the answer. `lost` says why that does not hold although the closure succeeded.
     fn finish(self, lost: Option<Error>) {
+        let answer = match (self.answer, lost) {
+            (Some(Err(e)), _) | (_, Some(e)) => Err(e),
+            (Some(answer), None) => answer,
+            (None, None) => Err(Error::internal("a write was not run")),
+        };
         // A caller that went away wants no answer.
-        let _ = self.caller.send(FinishedWrite { job: self.job, lost: self.panicked.or(lost) });
+        let _ = self.caller.send(answer);
     }
 }
 
@@ -89,24 +78,6 @@ enum WriterJob {
     Copy(CopyOrder),
     /// To copy some pages more, for the copy that was begun.
     CopyMore(CopyStep),
-}
-
-struct FinishedWrite {
-    job: Box<dyn WriteJob>,
-    lost: Option<Error>,
-}
-
-/// The answer of a closure that the writer has done with.
-fn answer_of<T: Send + 'static, F: Send + 'static>(finished: FinishedWrite) -> Result<T> {
-    let FinishedWrite { job, lost } = finished;
-    let job: Box<dyn Any> = job;
-    let job =
-        job.downcast::<WriteClosure<F, T>>().map_err(|_| Error::internal("another closure's answer"))?;
-    match (job.answer, lost) {
-        (Some(Err(e)), _) | (_, Some(e)) => Err(e),
-        (Some(answer), None) => answer,
-        (None, None) => Err(Error::internal("a write was not run")),
-    }
 }
 
 fn copy_of(e: &Error) -> Error {
@@ -174,25 +145,26 @@ impl Writer {
         T: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     {
-        let job = Box::new(WriteClosure { f: Some(f), answer: None });
-        answer_of::<T, F>(self.have_done(job, lasting, Location::caller())?)
+        let closure = Box::new(move |tx: &mut Tx<'_>| -> Result<Answer> { Ok(Box::new(f(tx)?)) });
+        let answer = self.have_done(closure, lasting, Location::caller())?.downcast::<T>();
+        answer.map(|answer| *answer).map_err(|_| Error::internal("another closure's answer"))
     }
 
     /// Waits until the writer has done this.
     fn have_done(
         &self,
-        job: Box<dyn WriteJob>,
+        closure: WriteClosure,
         lasting: bool,
         asked_at: &'static Location<'static>,
-    ) -> Result<FinishedWrite> {
+    ) -> Result<Answer> {
         let (caller, finished) = mpsc::sync_channel(1);
         let gone = || Error::internal("the database is closed");
-        let queued = QueuedWrite { job, lasting, asked_at, caller, panicked: None };
+        let queued = QueuedWrite { closure: Some(closure), answer: None, lasting, asked_at, caller };
         if let Some(counts) = self.shared.counts.get() {
             counts.queued.fetch_add(1, Ordering::Relaxed);
         }
         self.jobs.as_ref().ok_or_else(gone)?.send(WriterJob::Write(queued)).map_err(|_| gone())?;
-        finished.recv().map_err(|_| gone())
+        finished.recv().map_err(|_| gone())?
     }
 
     /// Asks for the beginning of a copy.
