@@ -261,7 +261,7 @@ impl Config {
                 );
             }
         }
-        self.acme.names.sort();
+        self.acme.names.sort_unstable();
         self.acme.names.dedup();
         if self.acme.names.len() > ACME_NAMES_MAX {
             return refuse("--acme-name: a certificate can be for a hundred names at most");

@@ -57,7 +57,7 @@ impl Db<'_> {
             .into_iter()
             .map(|(room, (events, bytes))| RoomSize { room, events: scaled(events), bytes: scaled(bytes) })
             .collect();
-        sizes.sort_by_key(|size| (std::cmp::Reverse(size.bytes), size.room));
+        sizes.sort_unstable_by_key(|size| (std::cmp::Reverse(size.bytes), size.room));
         sizes.truncate(most);
         Ok((sizes, looked_at < all))
     }

@@ -194,7 +194,7 @@ impl Admin<'_> {
             next_try_ms: kept.retry_ms,
         });
         let mut failing: Vec<FailingServer> = failing.collect();
-        failing.sort_by(|a, b| (a.since_ms, &a.server_name).cmp(&(b.since_ms, &b.server_name)));
+        failing.sort_unstable_by(|a, b| (a.since_ms, &a.server_name).cmp(&(b.since_ms, &b.server_name)));
         failing
     }
 }

@@ -208,7 +208,7 @@ impl Admin<'_> {
                 })
             })
             .collect();
-        users.sort_by(|(one_name, one), (other_name, other)| {
+        users.sort_unstable_by(|(one_name, one), (other_name, other)| {
             let order = match page.order {
                 UsageOrder::User => std::cmp::Ordering::Equal,
                 UsageOrder::Name => one_name.cmp(other_name),

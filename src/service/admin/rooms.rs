@@ -220,7 +220,7 @@ impl Admin<'_> {
                 }
             }
             let ascending = page.order.descends() == page.backwards;
-            sorted.sort_by(|(a, one), (b, other)| -> Ordering {
+            sorted.sort_unstable_by(|(a, one), (b, other)| -> Ordering {
                 let order = a.cmp(b).then_with(|| one.room_id.as_str().cmp(other.room_id.as_str()));
                 if ascending { order } else { order.reverse() }
             });

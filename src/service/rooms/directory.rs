@@ -269,7 +269,7 @@ impl Rooms<'_> {
         if let Some(filter) = &request.filter {
             rooms.retain(|room| filter.wants(room));
         }
-        rooms.sort_by(|a, b| {
+        rooms.sort_unstable_by(|a, b| {
             b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
         });
         let limit =

@@ -115,7 +115,7 @@ impl Rooms<'_> {
                 })
                 .collect();
             // "Ordered by rank and then whether or not profile info is available."
-            users.sort_by(|(rank, a), (other_rank, b)| {
+            users.sort_unstable_by(|(rank, a), (other_rank, b)| {
                 let key = |rank: u8, user: &FoundUser| {
                     Reverse((rank, user.display_name.is_some(), user.avatar_url.is_some()))
                 };

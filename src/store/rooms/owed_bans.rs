@@ -36,7 +36,9 @@ impl Db<'_> {
     ) -> Result<Vec<RoomMember>> {
         let mut bans = self.members(room, Some(Membership::Ban))?;
         bans.retain(|ban| ban.stream < stream || ban.stream == stream && ban.user_id.as_str() > user);
-        bans.sort_by(|a, b| b.stream.cmp(&a.stream).then_with(|| a.user_id.as_str().cmp(b.user_id.as_str())));
+        bans.sort_unstable_by(|a, b| {
+            b.stream.cmp(&a.stream).then_with(|| a.user_id.as_str().cmp(b.user_id.as_str()))
+        });
         bans.truncate(most);
         Ok(bans)
     }

@@ -134,7 +134,7 @@ impl Admin<'_> {
                 found.push((at, entry.path()));
             }
         }
-        found.sort();
+        found.sort_unstable();
         Ok(found)
     }
 

@@ -134,7 +134,7 @@ pub enum WantedMembers<'r> {
 impl RequiredState {
     /// Of one list or subscription.
     pub fn new(mut selectors: Vec<StateSelector>) -> Self {
-        selectors.sort();
+        selectors.sort_unstable();
         selectors.dedup();
         Self(selectors)
     }
