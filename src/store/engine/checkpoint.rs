@@ -16,11 +16,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use crate::error::Result;
 use crate::locks::{lock, wait_timeout_while};
-use crate::store::engine::connection::configure;
+use crate::store::engine::connection::{look_at, set_nothing_aside};
 use crate::store::engine::gate::Gate;
 use crate::store::engine::sqlite_error::disk_failure;
 
@@ -265,21 +265,25 @@ impl CheckpointThread {
         match &self.connection {
             Some(connection) => fold(connection),
             None => {
-                let opened = self.open()?;
+                let opened = open(&self.path, self.durable)?;
                 fold(self.connection.insert(opened))
             }
         }
     }
+}
 
-    fn open(&self) -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
-        configure(&connection, 100)?;
-        connection.pragma_update(None, "synchronous", if self.durable { "FULL" } else { "OFF" })?;
-        // The log is opened at the first look.
-        connection.query_row("SELECT stream FROM server", [], |_| Ok(()))?;
-        Ok(connection)
+/// A connection for the thread. It reads no schema, which would weigh more than all else that it needs.
+fn open(path: &Path, durable: bool) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    set_nothing_aside(&connection);
+    if !durable {
+        // Else it waits for the disk, as every connection does to begin with.
+        connection.pragma_update(None, "synchronous", "OFF")?;
     }
+    look_at(&connection)?;
+    connection.execute_batch("PRAGMA shrink_memory")?;
+    Ok(connection)
 }
 
 /// What a fold came to, in pages of the log.
@@ -288,12 +292,27 @@ struct Folded {
     left: i64,
 }
 
-/// As far as nobody has to wait for it.
+/// As far as nobody has to wait for it. The statement for it would have the connection read the schema first.
 fn fold(connection: &Connection) -> rusqlite::Result<Folded> {
-    connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |row| {
-        let (log, done): (i64, i64) = (row.get(1)?, row.get(2)?);
-        Ok(Folded { done, left: log - done })
-    })
+    let (mut log, mut done) = (-1, -1);
+    // SAFETY: the connection is open and nobody else uses it meanwhile; the name ends with a zero, and is looked at, as both
+    // numbers are written, before the call returns.
+    let code = unsafe {
+        ffi::sqlite3_wal_checkpoint_v2(
+            connection.handle(),
+            c"main".as_ptr(),
+            ffi::SQLITE_CHECKPOINT_PASSIVE,
+            &raw mut log,
+            &raw mut done,
+        )
+    };
+    match code {
+        // Busy: somebody else is at it.
+        ffi::SQLITE_OK | ffi::SQLITE_BUSY => {
+            Ok(Folded { done: i64::from(done), left: i64::from(log - done) })
+        }
+        code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+    }
 }
 
 fn report(folded: rusqlite::Result<Folded>) -> Option<Folded> {
@@ -304,4 +323,39 @@ fn report(folded: rusqlite::Result<Folded>) -> Option<Folded> {
         log::log!(level(e), "the write-ahead log could not be folded into the database: {e}");
     };
     folded.inspect_err(told).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::store::tests::Folder;
+    use crate::store::{Location, Options, Store};
+
+    /// The bytes that a connection has in memory for something.
+    fn held(connection: &Connection, what: i32) -> i32 {
+        let (mut now, mut most) = (-1, -1);
+        // SAFETY: the connection is open, and both numbers outlive the call.
+        let code =
+            unsafe { ffi::sqlite3_db_status(connection.handle(), what, &raw mut now, &raw mut most, 0) };
+        assert_eq!(code, ffi::SQLITE_OK);
+        now
+    }
+
+    #[test]
+    fn who_folds_the_log_waits_for_the_disk_and_reads_no_schema() {
+        let folder = Folder::new();
+        let (name, at) = (ServerName::parse("example.org").unwrap(), Location::Folder(folder.0.clone()));
+        let store = Store::open(at, &name, Box::new(|_| {}), &Options::default()).unwrap();
+        store.write(|tx| tx.execute("UPDATE server SET stream = stream + 1", &[])).unwrap();
+        let connection = open(store.readers.path(), true).unwrap();
+        let folded = fold(&connection).unwrap();
+        assert!(folded.done > 0 && folded.left == 0, "{} done, {} left", folded.done, folded.left);
+        assert_eq!(held(&connection, ffi::SQLITE_DBSTATUS_SCHEMA_USED), 0);
+        assert!(held(&connection, ffi::SQLITE_DBSTATUS_CACHE_USED) < 8192);
+        let synchronous: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
+        assert_eq!(synchronous, 2, "full");
+        // Now it has been read: the figure above means something.
+        assert!(held(&connection, ffi::SQLITE_DBSTATUS_SCHEMA_USED) > 10_000);
+    }
 }

@@ -66,7 +66,7 @@ pub(super) fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Re
 }
 
 /// Has a connection that was just opened keep few of the pages that it read the schema from, and begin its cache with one page
-/// instead of twenty. For databases that are worth nothing: a process may have hundreds of them, most of which do little.
+/// instead of twenty: a server that nobody uses is to take little, and a process of tests may have hundreds of them.
 pub(super) fn keep_few_pages(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
     connection.pragma_update(None, "cache_size", 1)?;
     connection.execute_batch("PRAGMA shrink_memory")?;

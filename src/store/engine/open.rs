@@ -73,9 +73,7 @@ impl Store {
         let shared = StoreState::new(&connection, server_name, position).map_err(|e| unusable(&path, &e))?;
         let shared = Arc::new(shared);
         let readers = Readers::new(path.clone(), options, scratch.is_some(), shared.clone())?;
-        if !options.durable {
-            keep_few_pages(&connection, WRITER_CACHE_KIB).map_err(|e| unusable(&path, &e))?;
-        }
+        keep_few_pages(&connection, WRITER_CACHE_KIB).map_err(|e| unusable(&path, &e))?;
         let checkpointer = match &scratch {
             None => Some(Checkpointer::new(&mut connection, &path, options.durable, readers.gate())?),
             // Nothing waits for a disk there.

@@ -39,8 +39,6 @@ pub(in crate::store) fn refuse_nesting(what: &str) -> Result<()> {
 
 pub(in crate::store) struct Readers {
     path: PathBuf,
-    /// Whether connections are to keep as little in memory as they can.
-    is_sparing: bool,
     shared: Arc<StoreState>,
     pool: Mutex<ReaderPool>,
     returned: Condvar,
@@ -78,8 +76,8 @@ impl Readers {
             }
             pool.unopened = 0;
         }
-        let (is_sparing, pool, returned) = (!options.durable, Mutex::new(pool), Condvar::new());
-        Ok(Readers { path, is_sparing, shared, pool, returned, gate: Arc::default() })
+        let (pool, returned) = (Mutex::new(pool), Condvar::new());
+        Ok(Readers { path, shared, pool, returned, gate: Arc::default() })
     }
 
     /// The database. One in memory has no such file any more.
@@ -131,9 +129,7 @@ impl Readers {
 
     fn open(&self) -> rusqlite::Result<Connection> {
         let connection = open(&self.path)?;
-        if self.is_sparing {
-            keep_few_pages(&connection, USUAL_CACHE_KIB)?;
-        }
+        keep_few_pages(&connection, USUAL_CACHE_KIB)?;
         Ok(connection)
     }
 
