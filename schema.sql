@@ -800,39 +800,49 @@ CREATE INDEX client_transactions_by_event ON client_transactions (event_key) WHE
 
 -- ===== Between devices: messages to devices, device lists, key backups (src/store/devices) =====
 
--- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `share`: whose
--- share of the line they take, as in `to_device_shares`; `origin`: the user who sent them; `bytes`: the length of
--- `message`. Deleted once the device has proved, by the `since` of a later /sync, that it has them.
-CREATE TABLE to_device (
+-- The line in which messages wait for a device, from its first one on: how many wait, and what they come to in bytes. `line`: a
+-- position, which no other line ever has. `counted`: `to_device_shares` says from whom they are. That is so from when the line
+-- has become so long that it matters until it is empty.
+CREATE TABLE to_device_lines (
+  line INTEGER PRIMARY KEY,
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
-  number INTEGER NOT NULL,
-  stream INTEGER NOT NULL,
+  messages INTEGER NOT NULL DEFAULT 0,
+  bytes INTEGER NOT NULL DEFAULT 0,
+  counted INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (user_id, device_id),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT;
+
+-- The messages (JSON objects) that wait, in the order in which they came: those of one request side by side, whomever they are
+-- for, since a page of the database is written as a whole. `share`: whose share of the line they take, as in `to_device_shares`;
+-- `origin`: the user who sent them; `bytes`: the length of `message`. Deleted once the device has proved, by the `since` of a
+-- later /sync, that it has them.
+CREATE TABLE to_device (
+  stream INTEGER PRIMARY KEY,
+  line INTEGER NOT NULL REFERENCES to_device_lines ON DELETE CASCADE,
   share INTEGER NOT NULL,
   origin TEXT NOT NULL,
   bytes INTEGER NOT NULL,
-  message TEXT NOT NULL,
-  PRIMARY KEY (user_id, device_id, number),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
+  message TEXT NOT NULL
+) STRICT;
+CREATE INDEX to_device_by_line ON to_device (line);
 
--- How many of them wait from each origin, and what they come to in bytes. `share`: 0 our own users, 1 servers that
--- share a room with a local user, 2 all other servers. `origin`: a user, the server of users elsewhere, or '', the sum
--- of a share. `since_ms`: since when some of them have waited at any time.
+-- How many of them wait from each origin, and what they come to in bytes, in lines that are `counted`. `share`: 0 our own
+-- users, 1 servers that share a room with a local user, 2 all other servers. `origin`: a user, the server of users elsewhere, or
+-- '', the sum of a share. `since_ms`: since when some of them have waited at any time, as far as that was counted.
 CREATE TABLE to_device_shares (
-  user_id TEXT NOT NULL,
-  device_id TEXT NOT NULL,
+  line INTEGER NOT NULL REFERENCES to_device_lines ON DELETE CASCADE,
   share INTEGER NOT NULL,
   origin TEXT NOT NULL,
   messages INTEGER NOT NULL,
   bytes INTEGER NOT NULL,
   since_ms INTEGER NOT NULL,
-  PRIMARY KEY (user_id, device_id, share, origin),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+  PRIMARY KEY (line, share, origin)
 ) STRICT, WITHOUT ROWID;
 
--- Answers to /sync that had to leave some of them out: those with tokens before `stream` ended with the message
--- `number`.
+-- Answers to /sync that had to leave some of them out: those with tokens before `stream` ended with the message of the
+-- position `number`.
 CREATE TABLE to_device_portions (
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,

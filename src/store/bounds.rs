@@ -353,6 +353,7 @@ pub const TABLES: &[TableBounds] = &[
         "every 32nd takes out 64 that are too old (`add_client_txn`)",
     ),
     // ----- devices -----
+    table("to_device_lines", &[users("one of each device", "")], "with the device"),
     table(
         "to_device",
         &[

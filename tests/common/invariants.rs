@@ -189,14 +189,21 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "messages that wait for devices are counted wrong",
-        "WITH counted AS (
-           SELECT user_id, device_id, share, origin, count(*) AS messages, sum(bytes) AS bytes FROM to_device GROUP BY 1, 2, 3, 4
-           UNION ALL SELECT user_id, device_id, share, substr(origin, instr(origin, ':') + 1), count(*), sum(bytes)
-             FROM to_device WHERE share <> 0 GROUP BY 1, 2, 3, 4
-           UNION ALL SELECT user_id, device_id, share, '', count(*), sum(bytes) FROM to_device GROUP BY 1, 2, 3),
-           noted AS (SELECT user_id, device_id, share, origin, messages, bytes FROM to_device_shares)
-         SELECT user_id || ' ' || origin FROM (SELECT * FROM counted EXCEPT SELECT * FROM noted)
-         UNION ALL SELECT user_id || ' ' || origin FROM (SELECT * FROM noted EXCEPT SELECT * FROM counted)",
+        "SELECT user_id || ' ' || device_id FROM to_device_lines l WHERE (messages, bytes) <>
+         (SELECT count(*), coalesce(sum(bytes), 0) FROM to_device m WHERE m.line = l.line)",
+    ),
+    (
+        "messages that wait for devices are counted wrong by their origins",
+        "WITH waiting AS (
+           SELECT m.line, share, origin, m.bytes FROM to_device m JOIN to_device_lines l USING (line) WHERE counted = 1),
+           counted AS (
+           SELECT line, share, origin, count(*) AS messages, sum(bytes) AS bytes FROM waiting GROUP BY 1, 2, 3
+           UNION ALL SELECT line, share, substr(origin, instr(origin, ':') + 1), count(*), sum(bytes)
+             FROM waiting WHERE share <> 0 GROUP BY 1, 2, 3
+           UNION ALL SELECT line, share, '', count(*), sum(bytes) FROM waiting GROUP BY 1, 2),
+           noted AS (SELECT line, share, origin, messages, bytes FROM to_device_shares)
+         SELECT line || ' ' || origin FROM (SELECT * FROM counted EXCEPT SELECT * FROM noted)
+         UNION ALL SELECT line || ' ' || origin FROM (SELECT * FROM noted EXCEPT SELECT * FROM counted)",
     ),
     (
         "a remote membership in a room that we are in",

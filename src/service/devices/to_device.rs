@@ -1,7 +1,7 @@
 //! Messages from device to device: kept for those of local users until they have them, owed durably to the servers of
 //! others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -14,12 +14,12 @@ use crate::protocol::{ServerName, UserId};
 use crate::random;
 use crate::service::devices::{Devices, is_of};
 use crate::store::accounts::client_transactions::ClientTxn;
-use crate::store::devices::to_device::{InboxOutcome, MessageOrigin};
+use crate::store::devices::to_device::{InboxOutcome, MessageOrigin, Recipient};
 use crate::store::{Db, Tx};
 
 /// The device id that stands for all of a user's devices.
 const ALL_DEVICES: &str = "*";
-/// The largest content of one message, in bytes: as much as an event may have.
+/// The largest message, in bytes: as much as an event may have.
 const MESSAGE_BYTES_MAX: usize = 65_536;
 /// Longest type of a message, in bytes.
 const TYPE_BYTES_MAX: usize = 255;
@@ -54,19 +54,21 @@ impl Devices<'_> {
         if event_type.is_empty() || event_type.len() > TYPE_BYTES_MAX {
             return Err(Error::invalid_param("The type of a message has between 1 and 255 bytes"));
         }
+        let envelope = Envelope::of(txn.user_id.as_str(), event_type);
         let mut here: Vec<DeviceMessage> = Vec::new();
         let mut elsewhere: BTreeMap<ServerName, DeviceMessages> = BTreeMap::new();
         let mut count = 0;
         for (user, devices) in messages {
             let user = UserId::parse(&user)?;
+            let is_here = self.is_local(&user);
             for (device, content) in devices {
                 count += 1;
                 if count > MESSAGES_MAX {
                     return Err(Error::new(ErrCode::TooLarge, "These are too many messages"));
                 }
-                let message = written(txn.user_id.as_str(), event_type, &content).ok_or_else(too_large)?;
-                if self.is_local(&user) {
-                    here.push(DeviceMessage { user: user.clone(), device, message, devices: 0 });
+                let message = envelope.around(&content).ok_or_else(too_large)?;
+                if is_here {
+                    here.push(DeviceMessage { user: user.clone(), device, message, recipients: Vec::new() });
                 } else {
                     let of_user = elsewhere.entry(user.server()).or_default().entry(user.to_string());
                     of_user.or_default().insert(device, content);
@@ -124,11 +126,10 @@ impl Devices<'_> {
                 return Ok(portions);
             }
             let messages = self.store.read(|db| {
-                let mut devices = HashMap::new();
                 let mut known = Vec::new();
                 for mut message in some {
-                    message.devices = recipients(db, &message, &mut devices)?;
-                    if message.devices > 0 {
+                    message.recipients = recipients(db, &message)?;
+                    if !message.recipients.is_empty() {
                         known.push(message);
                     }
                 }
@@ -155,15 +156,17 @@ impl Devices<'_> {
     ) -> Result<()> {
         let mut portions = Vec::new();
         for said in received {
+            let envelope = Envelope::of(said.sender.as_str(), &said.event_type);
             let mut messages = Vec::new();
             for (user, devices) in said.messages {
                 let Some(user) = UserId::parse(&user).ok().filter(|user| self.is_local(user)) else {
                     continue;
                 };
                 for (device, content) in devices {
-                    match written(said.sender.as_str(), &said.event_type, &content) {
+                    match envelope.around(&content) {
                         Some(message) => {
-                            messages.push(DeviceMessage { user: user.clone(), device, message, devices: 0 })
+                            let (user, recipients) = (user.clone(), Vec::new());
+                            messages.push(DeviceMessage { user, device, message, recipients })
                         }
                         None => log::info!("{} sent {user} a message that is too large", said.sender),
                     }
@@ -212,8 +215,8 @@ struct DeviceMessage {
     device: String,
     /// As clients get it.
     message: String,
-    /// How many devices get it, as far as is known.
-    devices: usize,
+    /// The devices that get it: those that there were when they were looked up.
+    recipients: Vec<Recipient>,
 }
 
 /// What is written at once of the messages that came together.
@@ -239,9 +242,9 @@ fn batches(portions: Vec<MessagePortion>) -> Vec<Vec<MessagePortion>> {
     let mut batches: Vec<Vec<MessagePortion>> = Vec::new();
     let (mut rows, mut bytes) = (0, 0);
     for portion in portions {
-        let own: usize = portion.messages.iter().map(|message| message.devices).sum();
+        let own: usize = portion.messages.iter().map(|message| message.recipients.len()).sum();
         let own_bytes: usize =
-            portion.messages.iter().map(|message| message.devices * message.message.len()).sum();
+            portion.messages.iter().map(|message| message.recipients.len() * message.message.len()).sum();
         match batches.last_mut() {
             Some(last) if rows + own <= ROWS_AT_ONCE_MAX && bytes + own_bytes <= BYTES_AT_ONCE_MAX => {
                 last.push(portion)
@@ -256,21 +259,12 @@ fn batches(portions: Vec<MessagePortion>) -> Vec<Vec<MessagePortion>> {
     batches
 }
 
-/// How many local devices a message is for. `known`: devices of users that were looked up before.
-fn recipients(
-    db: &Db<'_>,
-    message: &DeviceMessage,
-    known: &mut HashMap<UserId, Vec<String>>,
-) -> Result<usize> {
-    if !known.contains_key(&message.user) {
-        let devices = db.devices(&message.user)?.into_iter().map(|device| device.device_id).collect();
-        known.insert(message.user.clone(), devices);
+/// The local devices that a message is for.
+fn recipients(db: &Db<'_>, message: &DeviceMessage) -> Result<Vec<Recipient>> {
+    match message.device.as_str() {
+        ALL_DEVICES => db.device_recipients(&message.user),
+        device => Ok(db.device_recipient(&message.user, device)?.into_iter().collect()),
     }
-    let devices = known.get(&message.user).map(Vec::as_slice).unwrap_or_default();
-    Ok(match message.device.as_str() {
-        ALL_DEVICES => devices.len(),
-        device => usize::from(devices.binary_search_by(|known| known.as_str().cmp(device)).is_ok()),
-    })
 }
 
 /// Lets the messages of a portion wait for local devices. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED`
@@ -283,15 +277,11 @@ fn deliver_all(
 ) -> Result<()> {
     let MessagePortion { sender, messages, .. } = portion;
     // Told in one line, however many they are.
-    let mut lost: BTreeMap<(&UserId, String, &str), usize> = BTreeMap::new();
-    for DeviceMessage { user, device, message, .. } in messages {
-        let devices = match device.as_str() {
-            ALL_DEVICES => tx.devices(user)?,
-            device => tx.device(user, device)?.into_iter().collect(),
-        };
-        for device in devices {
-            let why = match tx.add_to_device(user, &device, (sender, message), origin, now)? {
-                InboxOutcome::Waits => continue,
+    let mut lost: BTreeMap<(&UserId, &str, &str), usize> = BTreeMap::new();
+    for DeviceMessage { user, message, recipients, .. } in messages {
+        for device in recipients {
+            let why = match tx.add_to_device(user, device, (sender, message), origin, now)? {
+                InboxOutcome::Waits | InboxOutcome::Gone => continue,
                 InboxOutcome::Asleep => "which fetches nothing",
                 InboxOutcome::Beyond => "for which too many of theirs wait",
                 InboxOutcome::Full => {
@@ -302,7 +292,7 @@ fn deliver_all(
                     );
                 }
             };
-            *lost.entry((user, device.device_id, why)).or_default() += 1;
+            *lost.entry((user, &device.device_id, why)).or_default() += 1;
         }
     }
     for ((user, device, why), count) in lost {
@@ -311,15 +301,19 @@ fn deliver_all(
     Ok(())
 }
 
-/// A message as clients get it; none if it is too large.
-fn written(sender: &str, event_type: &str, content: &ObjectText) -> Option<String> {
-    let content = content.get();
-    if content.len() > MESSAGE_BYTES_MAX {
-        return None;
+/// What clients get around the content of a message.
+struct Envelope(String);
+
+impl Envelope {
+    fn of(sender: &str, event_type: &str) -> Self {
+        Self(format!(",\"sender\":{},\"type\":{}}}", json!(sender), json!(event_type)))
     }
-    let message =
-        format!("{{\"content\":{content},\"sender\":{},\"type\":{}}}", json!(sender), json!(event_type));
-    (message.len() <= MESSAGE_BYTES_MAX).then_some(message)
+
+    /// A message as clients get it; none if it is too large.
+    fn around(&self, content: &ObjectText) -> Option<String> {
+        let message = ["{\"content\":", content.get(), &self.0].concat();
+        (message.len() <= MESSAGE_BYTES_MAX).then_some(message)
+    }
 }
 
 fn too_large() -> Error {

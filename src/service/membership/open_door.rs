@@ -103,8 +103,9 @@ impl Memberships<'_> {
         self.store.write(move |tx| {
             let devices = tx.devices(&user)?;
             let Some(last) = devices.iter().max_by_key(|device| device.last_seen_ms) else { return Ok(()) };
+            let Some(last) = tx.device_recipient(&user, &last.device_id)? else { return Ok(()) };
             let message = message.to_string();
-            tx.add_to_device(&user, last, (&user, &message), MessageOrigin::User(&user), now).map(drop)
+            tx.add_to_device(&user, &last, (&user, &message), MessageOrigin::User(&user), now).map(drop)
         })
     }
 }

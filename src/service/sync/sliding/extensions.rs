@@ -113,16 +113,16 @@ fn to_device(context: &SyncContext<'_>, request: &SlidingRequest) -> Result<Opti
         let next_batch = since.to_string();
         return Ok(Some(ToDeviceAnswer { next_batch, events: Vec::new(), proved: None }));
     }
-    let waiting = context.db.to_device_since(context.user, device, since, wanted.limit)?;
+    let waiting = context.db.to_device_after(context.user, device, since, wanted.limit)?;
     let next = match waiting.last() {
-        Some((last, _)) if waiting.len() >= wanted.limit => *last,
+        Some(last) if waiting.len() >= wanted.limit => last.number,
         _ => context.position,
     };
     let proved = match wanted.since {
         Some(since) => context.db.to_device_upto(context.user, device, since)?.map(|upto| (upto, since)),
         None => None,
     };
-    let events = waiting.into_iter().map(|(_, message)| written(message.into_bytes()));
+    let events = waiting.into_iter().map(|waiting| written(waiting.message.into_bytes()));
     let events = events.collect::<Result<_>>()?;
     Ok(Some(ToDeviceAnswer { next_batch: next.to_string(), events, proved }))
 }
