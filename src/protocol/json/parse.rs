@@ -11,11 +11,11 @@
 use std::cell::Cell;
 use std::fmt;
 
-use serde::Serialize;
 use serde::de::{
     self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
     Visitor,
 };
+use serde::ser::{self, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -492,14 +492,13 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Weighed<'_, S> {
 }
 
 /// An object that nobody here looks into: its text, in canonical form, of at most [`JSON_DEPTH_MAX`] levels.
-#[derive(Debug, Clone, Serialize)]
-#[serde(transparent)]
-pub struct ObjectText(Box<RawValue>);
+#[derive(Debug, Clone)]
+pub struct ObjectText(String);
 
 impl ObjectText {
     /// The text.
     pub fn get(&self) -> &str {
-        self.0.get()
+        &self.0
     }
 }
 
@@ -508,13 +507,20 @@ impl TryFrom<&[u8]> for ObjectText {
 
     fn try_from(text: &[u8]) -> Result<Self> {
         let (object, _) = CanonicalObject::read(text)?;
-        RawValue::from_string(object.into_text()).map(Self).map_err(Error::internal)
+        Ok(Self(object.into_text()))
+    }
+}
+
+impl Serialize for ObjectText {
+    fn serialize<S: Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
+        let text: &RawValue = serde_json::from_str(&self.0).map_err(ser::Error::custom)?;
+        text.serialize(out)
     }
 }
 
 impl<'de> Deserialize<'de> for ObjectText {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        let raw = Box::<RawValue>::deserialize(inner)?;
+        let raw = <&RawValue>::deserialize(inner)?;
         Self::try_from(raw.get().as_bytes()).map_err(|e| de::Error::custom(e.message()))
     }
 }

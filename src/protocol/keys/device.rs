@@ -136,7 +136,10 @@ fn write_signatures(out: &mut String, signatures: &[&KeySignature], mut after_ot
 
 /// A text as JSON.
 pub(crate) fn quoted(text: &str) -> String {
-    canonical_string(&text.into())
+    if text.bytes().any(|byte| matches!(byte, 0..0x20 | b'"' | b'\\')) {
+        return canonical_string(&text.into());
+    }
+    ["\"", text, "\""].concat()
 }
 
 /// Key ids and signatures of an object of signatures in canonical form; other values are passed over.

@@ -338,7 +338,7 @@ mod tests {
         let event = json!({
             "type": "m.space.child", "state_key": room, "sender": "@a:b.org", "origin_server_ts": ts, "content": content,
         });
-        serde_json::from_value(event).unwrap()
+        serde_json::from_str(&event.to_string()).unwrap()
     }
 
     #[test]
