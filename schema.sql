@@ -913,33 +913,31 @@ CREATE TABLE device_keys (
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
--- Their one-time keys that nobody has claimed yet, `number`ed for each device and algorithm in the order in which they
--- were uploaded, which is that in which they are given out. `digest`: SHA-256 of the key without its signatures, by which
--- a repeated upload is told from another key of the same id. That no two of a device and algorithm have the same `key_id` is
--- seen to by who adds them, without an index: that would be as much to write with each claim as all else.
-CREATE TABLE one_time_keys (
+-- How far their one-time keys of an algorithm were given out: those up to the number `issued`, of those up to `last`. A claim
+-- writes nothing else. `pool`: a position, which no other pool ever has.
+CREATE TABLE one_time_key_pools (
+  pool INTEGER PRIMARY KEY,
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
   algorithm TEXT NOT NULL,
+  issued INTEGER NOT NULL DEFAULT 0,
+  last INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (user_id, device_id, algorithm),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT;
+
+-- The one-time keys, `number`ed without a gap in the order in which they were uploaded, which is that in which they are given
+-- out; those that nobody has claimed yet, and before them the last that were issued, so that an upload that is repeated after
+-- its answer was lost does not bring them back. `digest`: SHA-256 of the key without its signatures, by which a repeated upload
+-- is told from another key of the same id. `key`: after a while empty where it was given out.
+CREATE TABLE one_time_keys (
+  pool INTEGER NOT NULL REFERENCES one_time_key_pools ON DELETE CASCADE,
   number INTEGER NOT NULL,
   key_id TEXT NOT NULL,
   digest BLOB NOT NULL,
   key TEXT NOT NULL,
-  PRIMARY KEY (user_id, device_id, algorithm, number),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
-
--- The last ones of each device that were given out, so that an upload that is repeated after its answer was lost does
--- not bring them back. `number`: that which they had, in the order of which they went.
-CREATE TABLE issued_one_time_keys (
-  user_id TEXT NOT NULL,
-  device_id TEXT NOT NULL,
-  algorithm TEXT NOT NULL,
-  key_id TEXT NOT NULL,
-  number INTEGER NOT NULL,
-  digest BLOB NOT NULL,
-  PRIMARY KEY (user_id, device_id, algorithm, key_id),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+  PRIMARY KEY (pool, number),
+  UNIQUE (pool, key_id)
 ) STRICT, WITHOUT ROWID;
 
 -- The fallback key of each device and algorithm, given out again and again when no one-time key is left. `used`: it was.

@@ -148,8 +148,9 @@ const NEVER: &[(&str, &str)] = &[
          WHERE c.event_key IS NULL OR c.event_key <> m.event_key",
     ),
     (
-        "a one-time key that was given out waits to be claimed",
-        "SELECT w.key_id FROM one_time_keys w JOIN issued_one_time_keys i USING (user_id, device_id, algorithm, key_id)",
+        "one-time keys that wait to be claimed are not those behind the last that was given out",
+        "SELECT p.user_id FROM one_time_key_pools p LEFT JOIN one_time_keys k ON k.pool = p.pool AND k.number > p.issued
+         GROUP BY p.pool HAVING count(k.number) <> last - issued OR max(k.number) <> last OR min(k.key) = ''",
     ),
     (
         "the keys of a backup, or their bytes, are counted wrong",

@@ -11,7 +11,7 @@ use crate::protocol::{ServerName, UserId};
 use crate::service::devices::Devices;
 use crate::service::devices::device_lists::tell_of_device;
 use crate::store::devices::cross_signing::SignatureOfKey;
-use crate::store::devices::keys::{DeviceWithKeys, OneTimeKeyOutcome};
+use crate::store::devices::keys::{DeviceWithKeys, KeyToClaim, OneTimeKeyOutcome, PoolKey};
 use crate::store::{Db, Tx};
 
 /// One-time keys of one device and algorithm that wait to be claimed: ten times what clients keep there.
@@ -212,16 +212,10 @@ impl Devices<'_> {
         wanted: &WantedKeys,
         mut may_take: impl FnMut(&Db<'_>, &UserId, &str) -> Result<bool>,
     ) -> Result<(Members, usize)> {
-        let wanted: Vec<Claim> = wanted
+        let wanted: Vec<(&UserId, &String, &String)> = wanted
             .iter()
             .flat_map(|(user, devices)| {
                 devices.iter().map(move |(device, algorithm)| (user, device, algorithm))
-            })
-            .map(|(user, device, algorithm)| Claim {
-                user: user.clone(),
-                device: device.clone(),
-                algorithm: algorithm.clone(),
-                fallback_only: false,
             })
             .collect();
         if wanted.len() > CLAIMS_MAX {
@@ -232,11 +226,19 @@ impl Devices<'_> {
             // Looked up here, so that claims of what there is not cost the writer nothing.
             let there: Vec<Claim> = self.store.read(|db| {
                 let mut there = Vec::new();
-                for claim in some {
-                    if db.has_key_to_claim(&claim.user, &claim.device, &claim.algorithm)? {
-                        let fallback_only = !may_take(db, &claim.user, &claim.device)?;
-                        there.push(Claim { fallback_only, ..claim.clone() });
-                    }
+                for (user, device, algorithm) in some {
+                    let Some(key) = db.key_to_claim(user, device, algorithm)? else { continue };
+                    let pool = match key {
+                        KeyToClaim::OneTime(pool) => Some(pool),
+                        KeyToClaim::Fallback => None,
+                    };
+                    there.push(Claim {
+                        user: (*user).clone(),
+                        device: (*device).clone(),
+                        algorithm: (*algorithm).clone(),
+                        pool,
+                        fallback_only: !may_take(db, user, device)?,
+                    });
                 }
                 Ok(there)
             })?;
@@ -246,11 +248,14 @@ impl Devices<'_> {
             let (some, without) = self.store.write(move |tx| {
                 let (mut claimed, mut without) = (Vec::with_capacity(there.len()), 0);
                 for claim in there {
-                    let Claim { user, device, algorithm, fallback_only } = &claim;
-                    let key = match fallback_only {
-                        true => tx.give_fallback_key(user, device, algorithm)?,
-                        false => tx.claim_one_time_key(user, device, algorithm)?,
-                    };
+                    let Claim { user, device, algorithm, pool, fallback_only } = &claim;
+                    let mut key = None;
+                    if let Some(pool) = pool.filter(|_| !fallback_only) {
+                        key = tx.claim_one_time_key(user, pool)?;
+                    }
+                    if key.is_none() {
+                        key = tx.give_fallback_key(user, device, algorithm)?;
+                    }
                     match key {
                         Some((key_id, key)) => claimed.push((claim, key_id, key)),
                         None => without += usize::from(*fallback_only),
@@ -261,20 +266,25 @@ impl Devices<'_> {
             claimed.extend(some);
             refused += without;
         }
-        let mut users = Members::default();
-        for of_user in claimed.chunk_by(|(one, ..), (next, ..)| one.user == next.user) {
-            let mut devices = Members::default();
-            for (claim, key_id, key) in of_user {
-                devices.push(&claim.device, |out| {
-                    let mut keys = Members::default();
-                    keys.push(&format!("{}:{key_id}", claim.algorithm), |out| out.push_str(key));
-                    keys.write(out);
-                });
-            }
-            users.push(of_user[0].0.user.as_str(), |out| devices.write(out));
-        }
-        Ok((users, refused))
+        Ok((written(&claimed), refused))
     }
+}
+
+/// Keys that were claimed, with their ids: a member for each user, an object by device, each of one key.
+fn written(claimed: &[(Claim, String, String)]) -> Members {
+    let mut users = Members::default();
+    for of_user in claimed.chunk_by(|(one, ..), (next, ..)| one.user == next.user) {
+        let mut devices = Members::default();
+        for (claim, key_id, key) in of_user {
+            devices.push(&claim.device, |out| {
+                let mut keys = Members::default();
+                keys.push(&format!("{}:{key_id}", claim.algorithm), |out| out.push_str(key));
+                keys.write(out);
+            });
+        }
+        users.push(of_user[0].0.user.as_str(), |out| devices.write(out));
+    }
+    users
 }
 
 fn too_many_devices() -> Error {
@@ -291,11 +301,12 @@ fn by_server<T>(wanted: BTreeMap<UserId, T>) -> BTreeMap<ServerName, BTreeMap<Us
 }
 
 /// A key of a device that is asked for.
-#[derive(Clone)]
 struct Claim {
     user: UserId,
     device: String,
     algorithm: String,
+    /// Where its one-time keys are, if any were left.
+    pool: Option<PoolKey>,
     /// Whether no one-time key may be given, but the fallback key.
     fallback_only: bool,
 }

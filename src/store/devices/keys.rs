@@ -1,6 +1,7 @@
 //! End-to-end keys of our users' devices: identity keys, one-time keys and what was given out of them, fallback keys.
 //! All go with their device.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{OptionalExtension, params};
@@ -13,8 +14,8 @@ use crate::store::{Db, Tx};
 /// Keys of one device that were given out and are known again: more than a client uploads before it learns what became
 /// of them.
 pub(in crate::store) const ISSUED_MAX: i64 = 1000;
-/// Beyond, the oldest are forgotten, so many at a time.
-const ISSUED_FORGOTTEN_AT_ONCE: i64 = 64;
+/// Beyond, the oldest are forgotten; so many claims apart.
+const ISSUED_TIDIED_AT_ONCE: i64 = 64;
 
 /// A device with its identity keys.
 #[derive(Debug, Clone)]
@@ -25,6 +26,27 @@ pub struct DeviceWithKeys {
     pub display_name: Option<String>,
     /// The keys.
     pub keys: SignedObject,
+}
+
+/// The row id of the one-time keys of a device and algorithm.
+pub type PoolKey = i64;
+
+/// What can be claimed of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyToClaim {
+    /// A one-time key of this pool.
+    OneTime(PoolKey),
+    /// The fallback key.
+    Fallback,
+}
+
+/// How far the one-time keys of a device and algorithm were given out.
+struct Pool {
+    pool: PoolKey,
+    issued: i64,
+    last: i64,
+    /// Whether some were added.
+    is_changed: bool,
 }
 
 /// What became of a one-time key that was uploaded.
@@ -44,7 +66,8 @@ impl Db<'_> {
     pub fn one_time_key_counts(&self, user: &UserId, device: &str) -> Result<BTreeMap<String, u64>> {
         let mut counts = BTreeMap::from([(SIGNED_CURVE25519.to_owned(), 0)]);
         let mut statement = self.conn().prepare_cached(
-            "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2 GROUP BY algorithm",
+            "SELECT algorithm, last - issued FROM one_time_key_pools
+             WHERE user_id = ?1 AND device_id = ?2 AND last > issued",
         )?;
         let rows =
             statement.query_map([user.as_str(), device], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
@@ -91,13 +114,30 @@ impl Db<'_> {
         )
     }
 
-    /// Whether a key of this algorithm can be claimed of the device, at the moment.
-    pub fn has_key_to_claim(&self, user: &UserId, device: &str, algorithm: &str) -> Result<bool> {
+    /// What can be claimed of the device at the moment, of this algorithm.
+    pub fn key_to_claim(&self, user: &UserId, device: &str, algorithm: &str) -> Result<Option<KeyToClaim>> {
+        let of_device = [user.as_str(), device, algorithm];
+        if let Some(pool) = self.pool(of_device)?
+            && pool.issued < pool.last
+        {
+            return Ok(Some(KeyToClaim::OneTime(pool.pool)));
+        }
         let mut statement = self.conn().prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3)
-                 OR EXISTS (SELECT 1 FROM fallback_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3)",
+            "SELECT 1 FROM fallback_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",
         )?;
-        Ok(statement.query_row([user.as_str(), device, algorithm], |row| row.get(0))?)
+        Ok(statement.exists(of_device)?.then_some(KeyToClaim::Fallback))
+    }
+
+    /// The pool of a user's device and an algorithm.
+    fn pool(&self, of_device: [&str; 3]) -> Result<Option<Pool>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT pool, issued, last FROM one_time_key_pools
+             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",
+        )?;
+        let pool = statement.query_row(of_device, |row| {
+            Ok(Pool { pool: row.get(0)?, issued: row.get(1)?, last: row.get(2)?, is_changed: false })
+        });
+        Ok(pool.optional()?)
     }
 }
 
@@ -114,7 +154,7 @@ impl Tx<'_> {
     /// Forgets the one-time and fallback keys of a device, and which were given out: whoever has its identity keys now
     /// does not know them.
     pub fn forget_one_time_keys(&mut self, user: &UserId, device: &str) -> Result<()> {
-        for table in ["one_time_keys", "issued_one_time_keys", "fallback_keys"] {
+        for table in ["one_time_key_pools", "fallback_keys"] {
             self.execute(
                 &format!("DELETE FROM {table} WHERE user_id = ?1 AND device_id = ?2"),
                 params![user.as_str(), device],
@@ -138,101 +178,56 @@ impl Tx<'_> {
         device: &str,
         keys: &[OneTimeKey],
     ) -> Result<Vec<OneTimeKeyOutcome>> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut waiting = self.waiting_one_time_keys(user, device)?;
-        let mut issued = self.conn().prepare_cached(
-            "SELECT digest FROM issued_one_time_keys
-             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND key_id = ?4",
-        )?;
-        // Behind those that were given out, too, where none is left.
-        let mut last = self.conn().prepare_cached(
-            "SELECT coalesce(
-               (SELECT max(number) FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3),
-               (SELECT max(number) FROM issued_one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3),
-               0)",
+        let mut known = self.conn().prepare_cached(
+            "SELECT number, digest, key FROM one_time_keys WHERE pool = ?1 AND key_id = ?2",
         )?;
         let mut insert = self.conn().prepare_cached(
-            "INSERT INTO one_time_keys (user_id, device_id, algorithm, number, key_id, digest, key)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO one_time_keys (pool, number, key_id, digest, key) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?;
-        let (mut numbers, mut outcomes): (HashMap<&str, i64>, _) = (HashMap::new(), Vec::new());
+        let (mut pools, mut outcomes): (HashMap<&str, Pool>, _) = (HashMap::new(), Vec::new());
         for key in keys {
             let OneTimeKey { algorithm, key_id, digest, key: text } = key;
-            let named = (algorithm.clone(), key_id.clone());
-            let is_waiting = waiting.contains_key(&named);
-            let known: Option<[u8; 32]> = match waiting.get(&named) {
-                Some(known) => Some(*known),
-                None => issued
-                    .query_row([user.as_str(), device, algorithm, key_id], |row| row.get(0))
-                    .optional()?,
+            let pool = match pools.entry(algorithm.as_str()) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(free) => free.insert(self.begin_pool(user, device, algorithm)?),
             };
+            let known: Option<(i64, [u8; 32], String)> = known
+                .query_row(params![pool.pool, key_id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                .optional()?;
             outcomes.push(match known {
-                Some(known) if known == *digest => OneTimeKeyOutcome::Repeated,
-                Some(_) if is_waiting => {
-                    OneTimeKeyOutcome::Taken(self.waiting_one_time_key(user, device, key)?)
+                Some((_, known, _)) if known == *digest => OneTimeKeyOutcome::Repeated,
+                Some((number, _, known)) => {
+                    OneTimeKeyOutcome::Taken(Some(known).filter(|_| number > pool.issued))
                 }
-                Some(_) => OneTimeKeyOutcome::Taken(None),
                 None => {
-                    let number = match numbers.get(algorithm.as_str()) {
-                        Some(number) => number + 1,
-                        None => {
-                            let last = last
-                                .query_row([user.as_str(), device, algorithm], |row| row.get::<_, i64>(0))?;
-                            last + 1
-                        }
-                    };
-                    insert.execute(params![
-                        user.as_str(),
-                        device,
-                        algorithm,
-                        number,
-                        key_id,
-                        digest,
-                        text
-                    ])?;
-                    numbers.insert(algorithm, number);
-                    waiting.insert(named, *digest);
+                    pool.last += 1;
+                    pool.is_changed = true;
+                    insert.execute(params![pool.pool, pool.last, key_id, digest, text])?;
                     OneTimeKeyOutcome::Added
                 }
             });
         }
-        drop((issued, last, insert));
-        if !numbers.is_empty() {
+        drop((known, insert));
+        for pool in pools.values().filter(|pool| pool.is_changed) {
+            let last = params![pool.pool, pool.last];
+            self.execute("UPDATE one_time_key_pools SET last = ?2 WHERE pool = ?1", last)?;
             self.key_counts_changed(user);
         }
         Ok(outcomes)
     }
 
-    /// The digests of the one-time keys of a device that wait to be claimed, by algorithm and id.
-    fn waiting_one_time_keys(
-        &self,
-        user: &UserId,
-        device: &str,
-    ) -> Result<HashMap<(String, String), [u8; 32]>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT algorithm, key_id, digest FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2",
+    /// The pool of a device that there is.
+    fn begin_pool(&mut self, user: &UserId, device: &str, algorithm: &str) -> Result<Pool> {
+        let of_device = [user.as_str(), device, algorithm];
+        if let Some(pool) = self.pool(of_device)? {
+            return Ok(pool);
+        }
+        let pool = self.next_stream();
+        self.execute(
+            "INSERT INTO one_time_key_pools (pool, user_id, device_id, algorithm) VALUES (?1, ?2, ?3, ?4)",
+            params![pool, user.as_str(), device, algorithm],
         )?;
-        let rows = statement.query_map([user.as_str(), device], |row| {
-            Ok(((row.get(0)?, row.get(1)?), row.get::<_, [u8; 32]>(2)?))
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// The key that waits under the id of another.
-    fn waiting_one_time_key(
-        &self,
-        user: &UserId,
-        device: &str,
-        other: &OneTimeKey,
-    ) -> Result<Option<String>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT key FROM one_time_keys
-             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND key_id = ?4",
-        )?;
-        let named = [user.as_str(), device, &other.algorithm, &other.key_id];
-        Ok(statement.query_row(named, |row| row.get(0)).optional()?)
+        Ok(Pool { pool, issued: 0, last: 0, is_changed: false })
     }
 
     /// Puts a fallback key in the place of the one before it. The same again changes nothing, also not that it was used.
@@ -247,31 +242,36 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives out a key of a device: its oldest one-time key, which nobody gets again, or else its fallback key. Id and key
-    /// (a JSON object); none if there is neither.
-    pub fn claim_one_time_key(
-        &mut self,
-        user: &UserId,
-        device: &str,
-        algorithm: &str,
-    ) -> Result<Option<(String, String)>> {
-        let of_device = params![user.as_str(), device, algorithm];
+    /// Gives out the oldest one-time key of a pool, which nobody gets again. Id and key (a JSON object); none if there is none
+    /// any more.
+    pub fn claim_one_time_key(&mut self, user: &UserId, pool: PoolKey) -> Result<Option<(String, String)>> {
         let mut statement = self.conn().prepare_cached(
-            "DELETE FROM one_time_keys
-             WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND number =
-               (SELECT min(number) FROM one_time_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3)
-             RETURNING key_id, key, digest, number",
+            "SELECT number, key_id, key FROM one_time_key_pools p JOIN one_time_keys k USING (pool)
+             WHERE p.pool = ?1 AND number = issued + 1",
         )?;
-        let claimed: Option<(String, String, [u8; 32], i64)> = statement
-            .query_row(of_device, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
-            .optional()?;
-        if let Some((key_id, key, digest, number)) = claimed {
-            drop(statement);
-            self.note_issued(user, device, (algorithm, &key_id, number), &digest)?;
-            self.key_counts_changed(user);
-            return Ok(Some((key_id, key)));
+        let claimed: Option<(i64, String, String)> =
+            statement.query_row([pool], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
+        let Some((number, key_id, key)) = claimed else { return Ok(None) };
+        drop(statement);
+        self.execute("UPDATE one_time_key_pools SET issued = ?2 WHERE pool = ?1", params![pool, number])?;
+        if number % ISSUED_TIDIED_AT_ONCE == 0 {
+            self.tidy_issued(pool, number)?;
         }
-        self.give_fallback_key(user, device, algorithm)
+        self.key_counts_changed(user);
+        Ok(Some((key_id, key)))
+    }
+
+    /// Keeps of keys that were given out what tells them again, and forgets those that were longest ago if there are many.
+    fn tidy_issued(&mut self, pool: PoolKey, number: i64) -> Result<()> {
+        self.execute(
+            "UPDATE one_time_keys SET key = '' WHERE pool = ?1 AND number BETWEEN ?2 AND ?3",
+            params![pool, number - ISSUED_TIDIED_AT_ONCE + 1, number],
+        )?;
+        self.execute(
+            "DELETE FROM one_time_keys WHERE pool = ?1 AND number <= ?2",
+            params![pool, number - ISSUED_MAX],
+        )?;
+        Ok(())
     }
 
     /// Gives out the fallback key of a device, again and again. Id and key (a JSON object); none if there is none.
@@ -298,31 +298,6 @@ impl Tx<'_> {
                 .execute(of_device)?;
         }
         Ok(Some((key_id, key)))
-    }
-
-    /// Remembers that a one-time key was given out, and now and then forgets those that were longest ago if there are many.
-    fn note_issued(
-        &mut self,
-        user: &UserId,
-        device: &str,
-        (algorithm, key_id, number): (&str, &str, i64),
-        digest: &[u8; 32],
-    ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR REPLACE INTO issued_one_time_keys (user_id, device_id, algorithm, key_id, number, digest)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![user.as_str(), device, algorithm, key_id, number, digest])?;
-        if number % ISSUED_FORGOTTEN_AT_ONCE == 0 {
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM issued_one_time_keys
-                     WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3 AND number <= ?4",
-                )?
-                .execute(params![user.as_str(), device, algorithm, number - ISSUED_MAX])?;
-        }
-        Ok(())
     }
 }
 
@@ -359,10 +334,24 @@ mod tests {
         (store, alice)
     }
 
+    /// Claims a key as the verb does.
+    fn claim(
+        tx: &mut Tx<'_>,
+        user: &UserId,
+        device: &str,
+        algorithm: &str,
+    ) -> Result<Option<(String, String)>> {
+        match tx.key_to_claim(user, device, algorithm)? {
+            Some(KeyToClaim::OneTime(pool)) => tx.claim_one_time_key(user, pool),
+            Some(KeyToClaim::Fallback) => tx.give_fallback_key(user, device, algorithm),
+            None => Ok(None),
+        }
+    }
+
     #[test]
     fn of_the_keys_that_were_given_out_the_last_are_known_again() {
         let (store, alice) = store_with_device();
-        let (most, at_once) = (ISSUED_MAX as usize, ISSUED_FORGOTTEN_AT_ONCE as usize);
+        let (most, at_once) = (ISSUED_MAX as usize, ISSUED_TIDIED_AT_ONCE as usize);
         let many = most + 5 * at_once - 1;
         let (user, rounds) = (alice.clone(), many);
         let issued = store.write(move |tx| {
@@ -374,11 +363,11 @@ mod tests {
                     [Some(id), more].into_iter().flatten().map(|id| key(id, 1)).collect();
                 tx.add_one_time_keys(&user, "PHONE", &keys)?;
                 for key in keys {
-                    let given = tx.claim_one_time_key(&user, "PHONE", SIGNED_CURVE25519)?;
+                    let given = claim(tx, &user, "PHONE", SIGNED_CURVE25519)?;
                     assert_eq!(given.map(|(id, _)| id), Some(key.key_id));
                 }
             }
-            let mut count = tx.conn().prepare("SELECT count(*) FROM issued_one_time_keys")?;
+            let mut count = tx.conn().prepare("SELECT count(*) FROM one_time_keys")?;
             Ok(count.query_row([], |row| row.get::<_, i64>(0))?)
         });
         let issued = issued.expect("written") as usize;
@@ -425,10 +414,10 @@ mod tests {
             assert_eq!(tx.unused_fallback_key_types(&user, "PHONE")?, [SIGNED_CURVE25519]);
             let mut given = Vec::new();
             for _ in 0..5 {
-                given.extend(tx.claim_one_time_key(&user, "PHONE", SIGNED_CURVE25519)?.map(|(id, _)| id));
+                given.extend(claim(tx, &user, "PHONE", SIGNED_CURVE25519)?.map(|(id, _)| id));
             }
-            assert_eq!(tx.claim_one_time_key(&user, "PHONE", "other")?, None);
-            assert_eq!(tx.claim_one_time_key(&user, "TABLET", SIGNED_CURVE25519)?, None);
+            assert_eq!(claim(tx, &user, "PHONE", "other")?, None);
+            assert_eq!(claim(tx, &user, "TABLET", SIGNED_CURVE25519)?, None);
             // The same fallback key again is still a used one; another one is not.
             tx.set_fallback_key(&user, "PHONE", &key(9, 1))?;
             assert!(tx.unused_fallback_key_types(&user, "PHONE")?.is_empty());
@@ -447,11 +436,11 @@ mod tests {
             let keys = SignedObject { object: "{\"user_id\":\"x\"}".into(), signatures: "{}".into() };
             tx.set_device_keys(&user, "PHONE", &keys)?;
             tx.add_one_time_keys(&user, "PHONE", &[key(1, 1), key(2, 1)])?;
-            tx.claim_one_time_key(&user, "PHONE", SIGNED_CURVE25519)?;
+            claim(tx, &user, "PHONE", SIGNED_CURVE25519)?;
             tx.set_fallback_key(&user, "PHONE", &key(9, 1))?;
             tx.delete_device(&user, "PHONE")?;
             let mut left = 0;
-            for table in ["device_keys", "one_time_keys", "issued_one_time_keys", "fallback_keys"] {
+            for table in ["device_keys", "one_time_key_pools", "one_time_keys", "fallback_keys"] {
                 let count = format!("SELECT count(*) FROM {table}");
                 left += tx.conn().query_row(&count, [], |row| row.get::<_, i64>(0))?;
             }

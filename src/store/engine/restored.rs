@@ -97,21 +97,14 @@ impl Tx<'_> {
             .execute("INSERT INTO lost_positions (after, upto) VALUES (?1, ?2)", [last, self.stream()])?;
         // Given out once: one-time keys, counted as issued, so that a client that repeats an upload does not bring them back; a
         // fallback key that may be in use is to be replaced; tokens for one use.
+        connection.execute("UPDATE one_time_key_pools SET issued = last", [])?;
         connection.execute(
-            "INSERT OR IGNORE INTO issued_one_time_keys (user_id, device_id, algorithm, key_id, number, digest)
-             SELECT user_id, device_id, algorithm, key_id, number, digest FROM one_time_keys",
-            [],
-        )?;
-        connection.execute(
-            "DELETE FROM issued_one_time_keys WHERE (user_id, device_id, algorithm, key_id) IN
-               (SELECT user_id, device_id, algorithm, key_id
-                FROM (SELECT *, row_number() OVER (PARTITION BY user_id, device_id ORDER BY number DESC) AS nth
-                      FROM issued_one_time_keys)
-                WHERE nth > ?1)",
+            "DELETE FROM one_time_keys WHERE number <=
+               (SELECT issued FROM one_time_key_pools p WHERE p.pool = one_time_keys.pool) - ?1",
             [ISSUED_MAX],
         )?;
         for once in [
-            "DELETE FROM one_time_keys",
+            "UPDATE one_time_keys SET key = ''",
             "UPDATE fallback_keys SET used = 1",
             "DELETE FROM login_tokens",
             "DELETE FROM openid_tokens",
