@@ -1,5 +1,5 @@
-//! The folders of tests on the disk. Whoever makes one deletes it; what is only deleted by nobody else, because it is there
-//! for the whole process or never dropped, goes with the process, and what a killed process left goes with a later one.
+//! The folders of tests on the disk. Whoever makes one deletes it. What is there for the whole process, or never dropped, goes
+//! with the process; and what a killed process left goes with a later one.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -48,8 +48,8 @@
 //! ```
 //!
 //! Here: the server; `user`: a client of it; `waiting`: what a user sees and waits for, and what a failure says; `patience`:
-//! for how long; `certificates`: what two servers of a test trust each other by; `folders`: where data is; `ports`: what a stopped server keeps; `faults`: what goes wrong because the test
-//! wants it to.
+//! for how long; `certificates`: what two servers of a test trust each other by; `folders`: where data is; `ports`: what a
+//! stopped server keeps; `faults`: what goes wrong because the test wants it to.
 
 mod certificates;
 mod end_to_end_keys;

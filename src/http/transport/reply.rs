@@ -82,8 +82,8 @@ impl Reply {
         self
     }
 
-    /// This answer with one more header, or another content type in the place of its own. A value that a header cannot carry (line breaks, bytes outside ASCII)
-    /// is left out: it came from somebody's input.
+    /// This answer with one more header, or another content type in the place of its own. A value that a header cannot
+    /// carry (line breaks, bytes outside ASCII) is left out: it came from somebody's input.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
         if value.bytes().all(|b| b == b'\t' || (b' '..0x7f).contains(&b)) {

@@ -14,6 +14,7 @@ use crate::service::accounts::ignored_users::Ignored;
 use crate::service::admin::Admin;
 use crate::service::events::power_levels::power_levels;
 use crate::service::membership::blocks_invites;
+use crate::store::rooms::memberships::RoomOfUser;
 use crate::store::{Db, RoomKey};
 
 /// So many invites are looked up at once, and so often until enough are found of whom the user does not ignore.
@@ -87,8 +88,19 @@ impl Admin<'_> {
                 return Ok(Vec::new());
             }
             let ignored = Ignored::of(db, user)?;
-            let mut invites = here(db, user, &ignored, most, now)?;
-            invites.extend(elsewhere(db, user, &ignored, most, now)?);
+            let is_heard = |invite: &WaitingInvite| !ignored.has(invite.inviter.as_str());
+            let mut invites = last_invites(
+                most,
+                |before| db.invites_of(user, before, LOOKED_AT_ONCE),
+                |of_user| of_user.stream,
+                |of_user| Ok(invite_here(db, user, of_user, now)?.filter(is_heard)),
+            )?;
+            invites.extend(last_invites(
+                most,
+                |before| db.remote_invites_of(user, before, LOOKED_AT_ONCE),
+                |row| row.stream,
+                |row| Ok(invite_elsewhere(row, now).filter(is_heard)),
+            )?);
             invites.sort_by_key(|(stream, _)| std::cmp::Reverse(*stream));
             invites.truncate(most);
             Ok(invites.into_iter().map(|(_, invite)| invite).collect())
@@ -100,7 +112,7 @@ impl Admin<'_> {
         let now = self.clock.now_ms();
         self.store.read(|db| {
             if let Some(row) = db.remote_membership(room, user)? {
-                return Ok(invite_elsewhere(&row, now).map(|(_, invite)| invite));
+                return Ok(invite_elsewhere(&row, now));
             }
             let Some(known) = db.room(room)? else { return Ok(None) };
             let member = db.member(known.key, user)?;
@@ -113,29 +125,21 @@ impl Admin<'_> {
     }
 }
 
-/// Those to rooms of this server, the last first, each with its position.
-fn here(
-    db: &Db<'_>,
-    user: &UserId,
-    ignored: &Ignored,
+/// The last of a user's invites, with their positions: what `shown` makes of the rows that `look_up` finds before a position, the
+/// last first. So many at least, if there are.
+fn last_invites<R>(
     most: usize,
-    now: Millis,
+    look_up: impl Fn(i64) -> Result<Vec<R>>,
+    position: impl Fn(&R) -> i64,
+    shown: impl Fn(&R) -> Result<Option<WaitingInvite>>,
 ) -> Result<Vec<(i64, WaitingInvite)>> {
-    let mut invites = Vec::new();
-    let mut before = i64::MAX;
+    let (mut invites, mut before) = (Vec::new(), i64::MAX);
     for _ in 0..LOOKED_AT_TIMES_MAX {
-        let some = db.invites_of(user, before, LOOKED_AT_ONCE)?;
-        let Some(last) = some.last() else { break };
-        before = last.stream;
-        for of_user in some {
-            if of_user.forgotten || db.has_remote_membership(&of_user.room_id, user)? {
-                continue;
-            }
-            let event = db.pdu_by_key(of_user.event)?;
-            if !ignored.has(event.sender().as_str()) {
-                let name = room_name(db, &db.room_by_key(of_user.room)?)?;
-                invites.push((of_user.stream, waiting_invite(&event, name, now)));
-            }
+        let rows = look_up(before)?;
+        let Some(last) = rows.last() else { break };
+        before = position(last);
+        for row in &rows {
+            invites.extend(shown(row)?.map(|invite| (position(row), invite)));
         }
         if invites.len() >= most {
             break;
@@ -144,32 +148,24 @@ fn here(
     Ok(invites)
 }
 
-/// Those to rooms elsewhere.
-fn elsewhere(
+/// An invite to a room of this server, unless it is over.
+fn invite_here(
     db: &Db<'_>,
     user: &UserId,
-    ignored: &Ignored,
-    most: usize,
+    of_user: &RoomOfUser,
     now: Millis,
-) -> Result<Vec<(i64, WaitingInvite)>> {
-    let mut invites = Vec::new();
-    let mut before = i64::MAX;
-    for _ in 0..LOOKED_AT_TIMES_MAX {
-        let some = db.remote_invites_of(user, before, LOOKED_AT_ONCE)?;
-        let Some(last) = some.last() else { break };
-        before = last.stream;
-        let found = some.iter().filter_map(|row| invite_elsewhere(row, now));
-        invites.extend(found.filter(|(_, invite)| !ignored.has(invite.inviter.as_str())));
-        if invites.len() >= most {
-            break;
-        }
+) -> Result<Option<WaitingInvite>> {
+    if of_user.forgotten || db.has_remote_membership(&of_user.room_id, user)? {
+        return Ok(None);
     }
-    Ok(invites)
+    let name = room_name(db, &db.room_by_key(of_user.room)?)?;
+    Ok(Some(waiting_invite(&db.pdu_by_key(of_user.event)?, name, now)))
 }
 
-fn invite_elsewhere(row: &RemoteMembership, now: Millis) -> Option<(i64, WaitingInvite)> {
+/// An invite to a room elsewhere, unless it is over.
+fn invite_elsewhere(row: &RemoteMembership, now: Millis) -> Option<WaitingInvite> {
     let event = row.event.as_ref().filter(|_| row.section() == Some(SyncSection::Invite))?;
-    Some((row.stream, waiting_invite(event, told_name(row), now)))
+    Some(waiting_invite(event, told_name(row), now))
 }
 
 fn waiting_invite(event: &Pdu, room_name: Option<String>, now: Millis) -> WaitingInvite {

@@ -147,8 +147,7 @@ pub(in crate::service) fn resolve(
 /// What the current state becomes if somebody comes in, or knocks, whom none of these states knows, and these differ in
 /// nothing but other newcomers, all of whom the current state has: their union, which is what resolving them comes to
 /// (`protocol/state_res/fast_path.rs` says why). None if it is not so simple, or would take more than a bounded
-/// resolution. `sets`: the states after all that will be
-/// forward extremities, `newcomer` on top of the first.
+/// resolution. `sets`: the states after all that will be forward extremities, `newcomer` on top of the first.
 pub(super) fn with_newcomer(
     db: &Db<'_>,
     room: &Room,

@@ -102,8 +102,8 @@ pub struct WantedThumbnail {
 }
 
 impl Media<'_> {
-    /// The file that answers for one that is `from` a server: a thumbnail, or the original where it is no larger than asked for or may move. Its type is what it is,
-    /// whatever the original was said to be. Errors: 400 `M_UNKNOWN` for what is no picture that we read; 413 `M_TOO_LARGE` (502 for
+    /// The file that answers for one that is `from` a server: a thumbnail, or the original where it is no larger than asked
+    /// for or may move. Its type is what it is, whatever the original was said to be. Errors: 400 `M_UNKNOWN` for what is no picture that we read; 413 `M_TOO_LARGE` (502 for
     /// another server's) for one that is too large; 429 where too many are waited for.
     pub fn thumbnail(
         &self,
@@ -349,6 +349,7 @@ mod tests {
             });
         }
     }
+
     #[test]
     fn the_pictures_of_one_server_are_made_one_after_the_other_and_hold_up_no_others() {
         let server = TestServer::start();

@@ -291,10 +291,10 @@ impl Tx<'_> {
         let data = &session.data;
         self.execute(
             "INSERT INTO key_backup_sessions (backup, room_id, session_id, first_message_index,
-             forwarded_count, is_verified, bytes, session_data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-           ON CONFLICT DO UPDATE SET first_message_index = excluded.first_message_index,
-             forwarded_count = excluded.forwarded_count, is_verified = excluded.is_verified,
-             bytes = excluded.bytes, session_data = excluded.session_data",
+               forwarded_count, is_verified, bytes, session_data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT DO UPDATE SET first_message_index = excluded.first_message_index,
+               forwarded_count = excluded.forwarded_count, is_verified = excluded.is_verified,
+               bytes = excluded.bytes, session_data = excluded.session_data",
             params![
                 backup,
                 session.room_id.as_str(),

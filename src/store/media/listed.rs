@@ -146,19 +146,21 @@ impl Db<'_> {
     /// Who has uploaded what, of what was uploaded from then on and before then.
     pub fn media_usage(&self, (from_ms, until_ms): (Millis, Millis)) -> Result<Vec<MediaUsage>> {
         self.rows(
-            "SELECT uploader, (SELECT value FROM profile_fields WHERE user_id = uploader AND field = 'displayname'),
-             count(*), sum(bytes)
-      FROM media WHERE uploader IS NOT NULL AND hash IS NOT NULL AND created_ms >= ?1 AND created_ms < ?2
-      GROUP BY uploader",
+            "SELECT uploader,
+               (SELECT value FROM profile_fields WHERE user_id = uploader AND field = 'displayname'),
+               count(*), sum(bytes)
+             FROM media
+             WHERE uploader IS NOT NULL AND hash IS NOT NULL AND created_ms >= ?1 AND created_ms < ?2
+             GROUP BY uploader",
             params![from_ms, until_ms],
             |row| {
-            Ok(MediaUsage {
-                user_id: row.get(0)?,
-                displayname: row.get(1)?,
-                count: row.get::<_, i64>(2)?.unsigned_abs(),
-                bytes: row.get::<_, i64>(3)?.unsigned_abs(),
-            })
-        },
+                Ok(MediaUsage {
+                    user_id: row.get(0)?,
+                    displayname: row.get(1)?,
+                    count: row.get::<_, i64>(2)?.unsigned_abs(),
+                    bytes: row.get::<_, i64>(3)?.unsigned_abs(),
+                })
+            },
         )
     }
 

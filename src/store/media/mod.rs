@@ -226,8 +226,8 @@ impl Tx<'_> {
     pub fn add_media(&mut self, new: &NewMedia, now: Millis) -> Result<bool> {
         let added = self.execute(
             "INSERT OR IGNORE INTO media
-             (server_name, media_id, hash, bytes, content_type, upload_name, uploader, created_ms, used_ms)
-           VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
+               (server_name, media_id, hash, bytes, content_type, upload_name, uploader, created_ms, used_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
             params![
                 new.uri.server.as_str(),
                 new.uri.media_id.as_str(),
@@ -269,8 +269,8 @@ impl Tx<'_> {
         }
         self.execute(
             "UPDATE media SET hash = ?2, bytes = ?3, content_type = ?4, upload_name = ?5, expires_ms = NULL,
-             used_ms = ?6
-WHERE media_key = ?1",
+               used_ms = ?6
+             WHERE media_key = ?1",
             params![known.key, new.hash, new.bytes as i64, new.content_type, new.upload_name, now],
         )?;
         Ok(Filling::Filled)

@@ -275,8 +275,8 @@ impl Tx<'_> {
     ) -> Result<()> {
         self.execute(
             "INSERT OR REPLACE INTO notifications_of_users
-             (user_id, room_key, stream, event_key, room_id, thread, outcome, instead_of, actions)
-           VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+               (user_id, room_key, stream, event_key, room_id, thread, outcome, instead_of, actions)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 own.user.as_str(),
                 new.room,

@@ -163,8 +163,8 @@ impl Tx<'_> {
         let over = deletion.stage.is_over();
         self.execute(
             "UPDATE room_deletions SET result = ?2, stage = ?3, error = ?4,
-             due_ms = CASE WHEN ?5 THEN NULL ELSE due_ms END, ended_ms = CASE WHEN ?5 THEN ?6 END
-           WHERE delete_id = ?1",
+               due_ms = CASE WHEN ?5 THEN NULL ELSE due_ms END, ended_ms = CASE WHEN ?5 THEN ?6 END
+             WHERE delete_id = ?1",
             params![deletion.delete_id, deletion.result, deletion.stage as i64, deletion.error, over, now],
         )?;
         Ok(())

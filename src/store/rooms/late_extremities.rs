@@ -61,14 +61,21 @@ impl Db<'_> {
             return Ok(Vec::new());
         }
         self.rows(
-            "SELECT l.event_key, e.state_after, l.followed, l.stage FROM late_extremities l JOIN events e USING (event_key)
+            "SELECT l.event_key, e.state_after, l.followed, l.stage
+             FROM late_extremities l JOIN events e USING (event_key)
              WHERE l.room_key = ?1 ORDER BY l.event_key",
             params![room],
             |row| {
-            let (followed, stage) = (decode(row.get_ref(2)?.as_blob()?), row.get::<_, i64>(3)?);
-            let (is_taken, is_overtaken) = (stage > 0, stage == 2);
-            Ok(LateExtremity { key: row.get(0)?, state_after: row.get(1)?, followed, is_taken, is_overtaken })
-        },
+                let (followed, stage) = (decode(row.get_ref(2)?.as_blob()?), row.get::<_, i64>(3)?);
+                let (is_taken, is_overtaken) = (stage > 0, stage == 2);
+                Ok(LateExtremity {
+                    key: row.get(0)?,
+                    state_after: row.get(1)?,
+                    followed,
+                    is_taken,
+                    is_overtaken,
+                })
+            },
         )
     }
 

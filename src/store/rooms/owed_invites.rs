@@ -115,8 +115,8 @@ impl Tx<'_> {
         let stream = self.stream();
         self.execute(
             "INSERT OR REPLACE INTO owed_invites
-             (room_id, invitee, server, inviter, content, stream, attempts, due_ms)
-           VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
+               (room_id, invitee, server, inviter, content, stream, attempts, due_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7)",
             params![
                 room.as_str(),
                 invitee.as_str(),

@@ -327,14 +327,15 @@ impl Db<'_> {
     /// What was said in the threads of a room before a place, newest first.
     pub fn replies_before(&self, room: RoomKey, before: Place, limit: usize) -> Result<Vec<ThreadReply>> {
         self.rows(
-            "SELECT event_key, stream, sub, sender, parent FROM event_relations INDEXED BY event_relations_of_threads
+            "SELECT event_key, stream, sub, sender, parent
+             FROM event_relations INDEXED BY event_relations_of_threads
              WHERE rel_type = 'm.thread' AND room_key = ?1 AND (stream, sub) < (?2, ?3)
              ORDER BY stream DESC, sub DESC LIMIT ?4",
             params![room, before.stream, before.sub, limit as i64],
             |row| {
-            let place = Place { stream: row.get(1)?, sub: row.get(2)? };
-            Ok(ThreadReply { key: row.get(0)?, place, sender: row.get(3)?, root: row.get(4)? })
-        },
+                let place = Place { stream: row.get(1)?, sub: row.get(2)? };
+                Ok(ThreadReply { key: row.get(0)?, place, sender: row.get(3)?, root: row.get(4)? })
+            },
         )
     }
 
@@ -401,7 +402,7 @@ impl Tx<'_> {
         };
         let inserted = self.execute(
             "INSERT OR IGNORE INTO event_relations (room_key, parent, rel_type, stream, sub, event_key, event_id,
-             event_type, sender, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+               event_type, sender, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 room,
                 relation.event_id.as_str(),
@@ -434,8 +435,8 @@ impl Tx<'_> {
     fn add_reply(&mut self, room: RoomKey, root: &EventId, place: Place) -> Result<()> {
         let added = self.execute(
             "UPDATE threads SET replies = replies + 1,
-             stream = iif((stream, sub) < (?3, ?4), ?3, stream), sub = iif((stream, sub) < (?3, ?4), ?4, sub)
-           WHERE room_key = ?1 AND root = ?2",
+               stream = iif((stream, sub) < (?3, ?4), ?3, stream), sub = iif((stream, sub) < (?3, ?4), ?4, sub)
+             WHERE room_key = ?1 AND root = ?2",
             params![room, root.as_str(), place.stream, place.sub],
         )?;
         if added == 1 {

@@ -142,12 +142,13 @@ impl Db<'_> {
             return Ok(entries(delta).take_while(|(tuple_id, _)| *tuple_id <= last).collect());
         }
         self.rows(
-            "SELECT tuple_id, event_key FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id <= ?2 ORDER BY tuple_id",
+            "SELECT tuple_id, event_key FROM snapshot_entries
+             WHERE snapshot = ?1 AND tuple_id <= ?2 ORDER BY tuple_id",
             params![row.snapshot, last],
             |r| {
-            let event: EventKey = r.get(1)?;
-            Ok((r.get(0)?, (event != 0).then_some(event)))
-        },
+                let event: EventKey = r.get(1)?;
+                Ok((r.get(0)?, (event != 0).then_some(event)))
+            },
         )
     }
 

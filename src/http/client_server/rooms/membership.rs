@@ -11,7 +11,7 @@ use crate::http::{Reply, Request, Requester};
 use crate::protocol::json::shaped;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::membership::JoinTarget;
+use crate::service::membership::{JoinTarget, Memberships};
 
 #[derive(Deserialize)]
 struct ReasonBody {
@@ -101,37 +101,31 @@ pub fn forget(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/kick`.
 pub fn kick(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let target: TargetBody = request.json()?;
-    hs.membership().kick(
-        &requester.user_id,
-        &request.room_id()?,
-        &target.user()?,
-        target.reason.as_deref(),
-    )?;
-    Ok(Reply::empty())
+    moderate(hs, request, requester, Memberships::kick)
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/ban`.
 pub fn ban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let target: TargetBody = request.json()?;
-    hs.membership().ban(
-        &requester.user_id,
-        &request.room_id()?,
-        &target.user()?,
-        target.reason.as_deref(),
-    )?;
-    Ok(Reply::empty())
+    moderate(hs, request, requester, Memberships::ban)
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/unban`.
 pub fn unban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    moderate(hs, request, requester, Memberships::unban)
+}
+
+/// What a member does to another's membership: by whom, in which room, to whom, and why.
+type Verb<'h> = fn(&Memberships<'h>, &UserId, &RoomId, &UserId, Option<&str>) -> Result<()>;
+
+fn moderate<'h>(
+    hs: &'h Homeserver,
+    request: &Request,
+    requester: &Requester,
+    verb: Verb<'h>,
+) -> Result<Reply> {
     let target: TargetBody = request.json()?;
-    hs.membership().unban(
-        &requester.user_id,
-        &request.room_id()?,
-        &target.user()?,
-        target.reason.as_deref(),
-    )?;
+    let (room_id, user) = (request.room_id()?, target.user()?);
+    verb(&hs.membership(), &requester.user_id, &room_id, &user, target.reason.as_deref())?;
     Ok(Reply::empty())
 }
 

@@ -84,6 +84,20 @@ pub enum AuthOutcome {
     Ask(Value),
 }
 
+/// The result, with what the client is asked for where a longer flow goes on from here: some libraries go by the longest one,
+/// and read of the result what they need for its last stage. They get the same again for that.
+fn with_what_goes_on(mut answer: Value, ask: Value, flows: &[&[Stage]], completed: &[Stage]) -> Value {
+    let goes_on = |flow: &&[Stage]| flow.len() > completed.len() && flow.starts_with(completed);
+    if let (Value::Object(answer), Value::Object(ask)) = (&mut answer, ask)
+        && flows.iter().any(goes_on)
+    {
+        ask.into_iter().for_each(|(name, value)| {
+            answer.entry(name).or_insert(value);
+        });
+    }
+    answer
+}
+
 impl Accounts<'_> {
     /// Does `deed` for a client that has proved that it may, or says what it has to prove still. `params` is the
     /// request's body, `auth` in it. What an earlier request of the session said counts where this one leaves it out;
@@ -157,20 +171,8 @@ impl Accounts<'_> {
         let Some(before) = before else { return Ok(AuthOutcome::Ask(ask)) };
         let running = ActionGuard { pending: &self.uia_sessions, id: &id };
         let error = match deed(checked, &proof) {
-            Ok(mut answer) => {
-                // Some libraries go by the longest flow, and read of the answer that is the result already what they
-                // need for their last stage. They get the same again for that.
-                let goes_on = |flow: &&[Stage]| {
-                    flow.len() > again.completed.len() && flow.starts_with(&again.completed)
-                };
-                if let (Value::Object(answer), Value::Object(ask)) = (&mut answer, ask)
-                    && action.flows.iter().any(goes_on)
-                {
-                    ask.into_iter().for_each(|(name, value)| {
-                        answer.entry(name).or_insert(value);
-                    });
-                }
-                let answer = answer.to_string();
+            Ok(answer) => {
+                let answer = with_what_goes_on(answer, ask, action.flows, &again.completed).to_string();
                 running.end(SessionPhase::Done(before, answer.clone()), self.clock.now_ms() + ANSWER_LIFE_MS);
                 return Ok(AuthOutcome::Done(answer));
             }

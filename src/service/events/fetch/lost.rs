@@ -16,7 +16,7 @@ use crate::protocol::{EventId, ServerName};
 use crate::service::events::Events;
 use crate::store::{Room, RoomKey};
 
-/// So many servers of a room are asked, and one that answers is enough.
+/// So many servers of a room are asked: they may differ in what is the last. It is over once one has answered.
 const SERVERS_ASKED_MAX: usize = 3;
 /// While none of them answers.
 const SILENCE_BACKOFF: Backoff = Backoff::doubling(60_000, 6 * 3_600_000);
