@@ -69,14 +69,35 @@ mod tests {
 
     use crate::error::ErrCode;
     use crate::protocol::{RoomId, ServerName, UserId};
+    use crate::service::Homeserver;
+    use crate::service::accounts::sessions::NewLogin;
     use crate::service::membership::JoinTarget;
     use crate::service::rooms::create::CreateRoom;
     use crate::testing::TestServer;
 
     #[test]
     fn what_a_user_had_begun_brings_them_into_no_room_once_their_account_is_closed() {
-        let (here, there) = TestServer::pair();
-        let (alice, bob, carol) = (here.user("alice"), here.user("bob"), there.user("carol"));
+        has_no_way_in(|hs| {
+            let user = UserId::parse(&format!("@bob:{}", hs.server_name())).unwrap();
+            hs.deactivate(&user, false).unwrap();
+            user
+        });
+    }
+
+    #[test]
+    fn what_a_guest_had_begun_brings_them_into_no_room_once_they_are_forgotten() {
+        has_no_way_in(|hs| {
+            let guest = hs.register_guest(&NewLogin::default()).unwrap().user_id;
+            hs.end_guest_account(&guest).unwrap();
+            assert!(hs.store.read(|db| db.account(&guest)).unwrap().is_none());
+            guest
+        });
+    }
+
+    /// What requests do that were let in before an account was closed, and are done after it has left everything.
+    fn has_no_way_in(closed: impl FnOnce(&Homeserver) -> UserId) {
+        let (here, there) = (TestServer::start_with(|config| config.guests = true), TestServer::start());
+        let (alice, _, carol) = (here.user("alice"), here.user("bob"), there.user("carol"));
         let public = json!({ "preset": "public_chat" });
         let knocking = json!({ "initial_state": [
             { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }] });
@@ -85,9 +106,7 @@ mod tests {
             (carol.create_room_with(public), carol.create_room_with(knocking), there.name()),
         ];
         let hs = here.homeserver();
-        let user = UserId::parse(bob.id()).unwrap();
-        hs.deactivate(&user, false).unwrap();
-        // As requests do that were let in before, and are done after it has left everything.
+        let user = closed(hs);
         for (open, knockable, via) in &rooms {
             let target = |room: &str| JoinTarget {
                 room_id: RoomId::parse(room).unwrap(),
@@ -101,7 +120,7 @@ mod tests {
         let request: CreateRoom = serde_json::from_value(json!({})).unwrap();
         let made = hs.rooms().create_room(&user, &request).unwrap_err();
         assert_eq!((made.status(), made.message()), (400, "There is no such account any more"));
-        assert!(hs.admin().memberships_of(&user).unwrap().is_empty());
+        assert!(hs.store.read(|db| db.rooms_of(&user)).unwrap().is_empty());
         assert!(hs.store.read(|db| db.rooms_dealt_with_from_outside(&user)).unwrap().is_empty());
     }
 }

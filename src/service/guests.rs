@@ -13,6 +13,7 @@ use crate::service::accounts::moderation::not_for_guests;
 use crate::service::accounts::sessions::{Login, NewLogin};
 use crate::service::accounts::{NewAccount, token_hash};
 use crate::store::RoomKey;
+use crate::store::accounts::guests::{NAME_BEGINS, NAME_LETTERS};
 
 /// Most guests at a time. Beyond, the one goes who was heard of least lately: strangers make them.
 const GUESTS_MAX: i64 = 2000;
@@ -38,7 +39,7 @@ impl Homeserver {
                 "There are too many guests, please try again later",
             ));
         }
-        let name = format!("guest-{}", random::letters(12).to_ascii_lowercase());
+        let name = format!("{NAME_BEGINS}{}", random::letters(NAME_LETTERS).to_ascii_lowercase());
         let user = UserId::parse(&format!("@{name}:{}", self.server_name()))?;
         let now = self.clock.now_ms();
         let prepared = login.prepared(now)?;
@@ -50,7 +51,7 @@ impl Homeserver {
         Ok(prepared.into_login(&user))
     }
 
-    fn end_guest_account(&self, user: &UserId) -> Result<()> {
+    pub(super) fn end_guest_account(&self, user: &UserId) -> Result<()> {
         self.deactivate(user, false)?;
         let gone = user.clone();
         self.store.write(move |tx| tx.forget_guest(&gone))

@@ -15,6 +15,18 @@ pub(in crate::store) fn are_there_any(connection: &Connection) -> rusqlite::Resu
     connection.query_row("SELECT EXISTS (SELECT 1 FROM users WHERE guest = 1)", [], |row| row.get(0))
 }
 
+/// What the names of guests begin with.
+pub const NAME_BEGINS: &str = "guest-";
+/// How many random small letters follow.
+pub const NAME_LETTERS: usize = 12;
+
+/// Whether this id of a user has a name such as guests are given.
+pub(super) fn is_guest_name(user: &str) -> bool {
+    let name = user.strip_prefix('@').and_then(|user| user.split(':').next());
+    let letters = name.and_then(|name| name.strip_prefix(NAME_BEGINS)).unwrap_or_default();
+    letters.len() == NAME_LETTERS && letters.bytes().all(|letter| letter.is_ascii_lowercase())
+}
+
 impl Db<'_> {
     /// Whether this is a guest of this server.
     pub fn is_guest(&self, user: &UserId) -> Result<bool> {

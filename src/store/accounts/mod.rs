@@ -100,11 +100,10 @@ impl Db<'_> {
         Ok(query.exists([user.as_str()])?)
     }
 
-    /// Whether this user is one of ours whose account was closed.
+    /// Whether this user is one of ours whose account was closed; of a guest's there may be nothing left but the name.
     pub fn is_closed_user(&self, user: &str) -> Result<bool> {
-        let mut query =
-            self.conn().prepare_cached("SELECT 1 FROM users WHERE user_id = ?1 AND deactivated = 1")?;
-        Ok(query.exists([user])?)
+        let mut query = self.conn().prepare_cached("SELECT deactivated FROM users WHERE user_id = ?1")?;
+        Ok(first(&mut query, [user])?.unwrap_or_else(|| self.is_local(user) && guests::is_guest_name(user)))
     }
 
     /// Accounts that are not deactivated, in the order of their ids, at most so many.
