@@ -13,6 +13,10 @@ use crate::store::{Db, EventKey, Tx};
 /// A repeat that comes later than this makes a new event.
 const KEPT_MS: Millis = 7 * 24 * 3600 * 1000;
 
+/// Events are looked up together as long as there are no more than so many rows for each of them between the first and the
+/// last.
+const APART_MAX: usize = 4;
+
 /// After so many new rows, the oldest ones are looked at.
 const SWEEP_EVERY: i64 = 32;
 
@@ -69,17 +73,21 @@ impl Db<'_> {
         device_id: &str,
         events: impl Iterator<Item = EventKey>,
     ) -> Result<HashMap<EventKey, String>> {
-        let mut txns = HashMap::new();
-        let mut events = events.peekable();
-        if events.peek().is_none() {
-            return Ok(txns);
-        }
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT txn_id FROM client_transactions WHERE event_key = ? AND device_id = ?")?;
-        for event in events {
-            let txn = statement.query_row(params![event, device_id], |row| row.get(0)).optional()?;
-            txns.extend(txn.map(|txn| (event, txn)));
+        let (events, mut txns) = (events.collect::<Vec<_>>(), HashMap::new());
+        let (Some(first), Some(last)) = (events.iter().min(), events.iter().max()) else { return Ok(txns) };
+        // What was said in one go stands together; else each is found by itself.
+        let together = (last - first).unsigned_abs() < (APART_MAX * events.len()) as u64;
+        let ranges =
+            if together { vec![(*first, *last)] } else { events.iter().map(|key| (*key, *key)).collect() };
+        let mut statement = self.conn().prepare_cached(
+            "SELECT event_key, txn_id FROM client_transactions
+             WHERE event_key >= ?1 AND event_key <= ?2 AND device_id = ?3",
+        )?;
+        for (first, last) in ranges {
+            let mut rows = statement.query(params![first, last, device_id])?;
+            while let Some(row) = rows.next()? {
+                txns.insert(row.get(0)?, row.get(1)?);
+            }
         }
         Ok(txns)
     }

@@ -83,11 +83,11 @@ impl Db<'_> {
         Ok(previous.flatten())
     }
 
-    /// The rows of a room's current state events; with `members` false, all but the memberships.
+    /// The rows of a room's current state events, in no order; with `members` false, all but the memberships.
     pub fn current_state_keys(&self, room: RoomKey, members: bool) -> Result<Vec<EventKey>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT event_key FROM current_state WHERE room_key = ?1 AND tuple_id <= ?2 ORDER BY event_key",
-        )?;
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT event_key FROM current_state WHERE room_key = ?1 AND tuple_id <= ?2")?;
         let last = if members { i64::MAX } else { LAST_OTHER_TUPLE_ID };
         let rows = statement.query_map([room, last], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
