@@ -20,6 +20,9 @@ impl Serialize for JsonText<'_> {
     }
 }
 
+/// Room for the first elements of a list, so that it is not copied for each of them.
+const BEGUN_BYTES: usize = 2048;
+
 /// A JSON array, written element by element.
 pub struct JsonList(Vec<u8>);
 
@@ -33,8 +36,9 @@ impl JsonList {
     /// Adds an element, which `write` puts behind what is there. After an error the list is none any more.
     pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
         self.0.pop();
-        if self.0.len() > 1 {
-            self.0.push(b',');
+        match self.0.len() {
+            1 => self.0.reserve(BEGUN_BYTES),
+            _ => self.0.push(b','),
         }
         write(&mut self.0)?;
         self.0.push(b']');

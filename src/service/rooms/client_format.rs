@@ -89,6 +89,68 @@ struct ClientUnsigned {
     transaction_id: Option<String>,
 }
 
+impl ClientEvent<'_> {
+    /// Writes the same as the serializer behind what is there, in fewer pieces: long answers are made of thousands of these.
+    fn push_to(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        let text = |out: &mut Vec<u8>, before: &str, text: &str| {
+            out.extend_from_slice(before.as_bytes());
+            serde_json::to_writer(out, text)
+        };
+        out.extend_from_slice(b"{\"content\":");
+        match &self.content {
+            ClientContent::Raw(JsonText(content)) => out.extend_from_slice(content.as_bytes()),
+            ClientContent::Made(content) => serde_json::to_writer(&mut *out, content)?,
+        }
+        text(out, ",\"event_id\":", self.event_id)?;
+        out.extend_from_slice(b",\"origin_server_ts\":");
+        serde_json::to_writer(&mut *out, &self.origin_server_ts)?;
+        let redacts = self.redacts.as_ref().map(EventId::as_str);
+        for (before, optional) in [
+            (",\"redacts\":", redacts),
+            (",\"room_id\":", self.room_id.map(RoomId::as_str)),
+            (",\"sender\":", Some(self.sender)),
+            (",\"state_key\":", self.state_key),
+            (",\"type\":", Some(self.event_type)),
+        ] {
+            optional.map_or(Ok(()), |optional| text(out, before, optional))?;
+        }
+        out.extend_from_slice(b",\"unsigned\":");
+        self.unsigned.push_to(out)?;
+        out.push(b'}');
+        Ok(())
+    }
+}
+
+impl ClientUnsigned {
+    fn push_to(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        let Self {
+            age,
+            membership,
+            prev_content: None,
+            prev_sender: None,
+            redacted_because: None,
+            relations: None,
+            replaces_state: None,
+            transaction_id,
+        } = self
+        else {
+            return serde_json::to_writer(out, self);
+        };
+        out.extend_from_slice(b"{\"age\":");
+        serde_json::to_writer(&mut *out, age)?;
+        if let Some(membership) = membership {
+            out.extend_from_slice(b",\"membership\":");
+            serde_json::to_writer(&mut *out, membership)?;
+        }
+        if let Some(transaction_id) = transaction_id {
+            out.extend_from_slice(b",\"transaction_id\":");
+            serde_json::to_writer(&mut *out, transaction_id)?;
+        }
+        out.push(b'}');
+        Ok(())
+    }
+}
+
 /// An event with all that `unsigned` can say but for what relates to it: for timelines and for single events.
 /// `membership` is what the reader was at the event, if known.
 pub fn full(
@@ -261,7 +323,7 @@ pub fn push_state(
         event_type: &read.event_type,
         unsigned,
     };
-    serde_json::to_writer(out, &event).map_err(Error::internal)
+    event.push_to(out).map_err(Error::internal)
 }
 
 /// A membership event of a room that this server is not in, with the one before it.
@@ -283,7 +345,7 @@ fn write(event: &Pdu, format: &ClientFormat<'_>, unsigned: ClientUnsigned) -> Re
 
 /// [`write`] behind what is there.
 fn push(out: &mut Vec<u8>, event: &Pdu, format: &ClientFormat<'_>, unsigned: ClientUnsigned) -> Result<()> {
-    let written = written_by(event, format, unsigned, |event| serde_json::to_writer(&mut *out, event))?;
+    let written = written_by(event, format, unsigned, |event| event.push_to(out))?;
     if let Written::Whole(event) = written {
         out.extend_from_slice(event.get().as_bytes());
     }
@@ -346,4 +408,50 @@ pub fn written(json: Vec<u8>) -> Result<Json> {
 
 fn raw(json: &str) -> Result<Json> {
     RawValue::from_string(json.to_owned()).map_err(Error::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::json::read;
+
+    #[test]
+    fn an_event_that_is_written_in_few_pieces_is_the_same() {
+        let (room, event) = (RoomId::parse("!r:s").expect("an id"), EventId::parse("$e:s").expect("an id"));
+        let sender = UserId::parse("@a:s").expect("an id");
+        let json = |text: &str| written(text.as_bytes().to_vec()).expect("JSON");
+        // Each of what may be there, or not.
+        for there in 0_u32..1 << 11 {
+            let has = |bit: u32| there >> bit & 1 == 1;
+            let content = match has(0) {
+                true => ClientContent::Raw(JsonText(r#"{ "a":[1] }"#)),
+                false => ClientContent::Made(Map::from_iter([("a\"".to_owned(), 1.into())])),
+            };
+            let made = ClientEvent {
+                content,
+                event_id: "$e\\:s",
+                origin_server_ts: -7,
+                redacts: has(1).then(|| event.clone()),
+                room_id: has(2).then_some(&room),
+                sender: "@\"odd\u{1}:s",
+                state_key: has(3).then_some("k\n"),
+                event_type: "t\u{e9}",
+                unsigned: ClientUnsigned {
+                    age: i64::MAX,
+                    membership: has(4).then_some("join"),
+                    prev_content: has(5).then(|| json(r#"{"b":2}"#)),
+                    prev_sender: has(6).then(|| sender.clone()),
+                    redacted_because: has(7).then(|| json("{}")),
+                    relations: has(8).then(|| json(r#"{"m.thread":{}}"#)),
+                    replaces_state: has(9).then(|| event.clone()),
+                    transaction_id: has(10).then(|| "1 \"2\"".to_owned()),
+                },
+            };
+            let mut pieces = b"before".to_vec();
+            made.push_to(&mut pieces).expect("written");
+            let whole = serde_json::to_string(&made).expect("written");
+            assert_eq!(std::str::from_utf8(&pieces).expect("text"), format!("before{whole}"));
+            read::<Value>(whole.as_bytes()).expect("JSON");
+        }
+    }
 }

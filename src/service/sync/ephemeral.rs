@@ -18,7 +18,7 @@ pub(super) const RECEIPTS_MAX: usize = 1000;
 pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<EventList> {
     let mut events = EventList::default();
     let filter = &context.request.filter.room.ephemeral;
-    let Some((changed, typing)) = context.db.ephemeral_change(room.key)? else { return Ok(events) };
+    let Some((changed, typing)) = context.ephemeral_change(room.key)? else { return Ok(events) };
     if changed <= since || filter.wants_none() || !filter.wants_room(room.room_id.as_str()) {
         return Ok(events);
     }

@@ -170,7 +170,7 @@ fn rooms_to_look_at(
     context: &SyncContext<'_>,
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
 ) -> Result<BTreeSet<RoomKey>> {
-    let everything = context.request.since.is_none() || context.request.full_state;
+    let everything = context.wants_everything();
     // A membership's own change counts by itself: the event that brings us into a room may be no news to the room.
     let mut memberships = match context.has_own_news() {
         true => context.db.rooms_of_since(context.user, if everything { 0 } else { context.since() })?,
@@ -208,7 +208,7 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
         _ => false,
     };
     let page = timeline_page(context, &view, newly_joined)?;
-    let whole = context.request.since.is_none() || context.request.full_state || newly_joined;
+    let whole = context.wants_everything() || newly_joined;
     let keys: HashSet<EventKey> = page.events.iter().map(|shown| shown.event.key).collect();
     let lazy = context.request.filter.room.state.lazy_load_members;
     let members = lazy.then(|| lazy_members(context, &page, whole));
@@ -329,5 +329,7 @@ fn heroes(context: &SyncContext<'_>, room: &Room) -> Result<Option<Vec<UserId>>>
             return Ok(None);
         }
     }
-    Ok(Some(context.db.heroes(room.key, context.user, HEROES_MAX)?))
+    // The user is in it.
+    let alone = room.joined + room.invited <= 1;
+    Ok(Some(context.db.heroes(room.key, context.user, alone, HEROES_MAX)?))
 }

@@ -30,8 +30,8 @@ pub mod unread;
 pub use self::body::AnswerBody;
 pub use self::devices::DeviceLists;
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::cell::{OnceCell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -227,12 +227,19 @@ struct SyncContext<'c> {
     told_members: RefCell<HashSet<ToldMember>>,
     /// The rooms of which it begins the members anew.
     begun_anew: RefCell<HashSet<RoomKey>>,
+    /// What is fleeting in all of the user's rooms, if all are looked into.
+    ephemeral_changes: OnceCell<HashMap<RoomKey, (i64, i64)>>,
 }
 
 impl SyncContext<'_> {
     /// The position that the client has seen; 0, which is before everything, in an initial sync.
     fn since(&self) -> i64 {
         self.request.since.unwrap_or(0)
+    }
+
+    /// Whether rooms are told whole, whatever changed in them.
+    fn wants_everything(&self) -> bool {
+        self.request.since.is_none() || self.request.full_state
     }
 
     /// Whether something may have changed that is the user's alone: their account data, their memberships, what waits
@@ -249,6 +256,17 @@ impl SyncContext<'_> {
     /// A room as the user sees it.
     fn view<'v>(&'v self, room: &'v Room) -> Result<RoomView<'v>> {
         RoomView::ignoring(self.db, room, self.user, self.ignored.clone())
+    }
+
+    /// When something fleeting changed last in a room that the user is in, and when who is typing did.
+    fn ephemeral_change(&self, room: RoomKey) -> Result<Option<(i64, i64)>> {
+        if self.request.since.is_some() {
+            return self.db.ephemeral_change(room);
+        }
+        if self.ephemeral_changes.get().is_none() {
+            let _ = self.ephemeral_changes.set(self.db.ephemeral_changes_of_user(self.user)?);
+        }
+        Ok(self.ephemeral_changes.get().and_then(|changes| changes.get(&room)).copied())
     }
 
     fn wants_room(&self, room: &RoomId) -> bool {
@@ -324,6 +342,7 @@ impl Syncing<'_> {
                 known_members,
                 told_members,
                 begun_anew: RefCell::default(),
+                ephemeral_changes: OnceCell::new(),
             };
             let (mut answer, progress) = answer(&context, now)?;
             let told = (context.told_members.take(), context.begun_anew.take());

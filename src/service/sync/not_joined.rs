@@ -61,7 +61,8 @@ pub fn collect(
     if !context.has_own_news() {
         return Ok(());
     }
-    for of_user in context.db.rooms_of_since(context.user, context.since())? {
+    let of_user = context.db.rooms_of_since(context.user, context.since())?;
+    for of_user in of_user.into_iter().filter(|of_user| of_user.membership != Membership::Join) {
         // Of a room that is forgotten only those hear who may have it: that they have it no more.
         if (of_user.forgotten && context.request.since.is_none())
             || !context.wants_room(&of_user.room_id)

@@ -1,5 +1,7 @@
 //! What is fleeting in rooms: who is typing, and where anything of the kind has changed.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
@@ -51,6 +53,18 @@ impl Db<'_> {
         let mut statement =
             self.conn().prepare_cached("SELECT stream, typing FROM ephemeral_changes WHERE room_key = ?1")?;
         Ok(statement.query_row([room], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+    }
+
+    /// The same of all rooms to which a user is joined and in which there ever was anything fleeting.
+    pub fn ephemeral_changes_of_user(&self, user: &UserId) -> Result<HashMap<RoomKey, (i64, i64)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT m.room_key, c.stream, c.typing FROM memberships m
+               CROSS JOIN ephemeral_changes c ON c.room_key = m.room_key
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join'",
+        )?;
+        let rows =
+            statement.query_map([user.as_str()], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Who is typing in a room, as far as they are in it.

@@ -99,6 +99,10 @@ impl Db<'_> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
+        let any = "SELECT 1 FROM event_relations WHERE room_key = ?1 LIMIT 1";
+        if !self.conn().prepare_cached(any)?.exists([room])? {
+            return Ok(Vec::new());
+        }
         let ids = serde_json::to_string(ids).map_err(Error::internal)?;
         // The range has `m.reference`, `m.replace` and `m.thread`, and little else.
         let mut statement = self.conn().prepare_cached(

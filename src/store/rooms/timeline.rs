@@ -157,9 +157,9 @@ impl Db<'_> {
     }
 
     /// The first members of a room in stream order, but for one user: joined and invited ones, or failing those the
-    /// ones that left or are banned.
-    pub fn heroes(&self, room: RoomKey, but: &UserId, limit: i64) -> Result<Vec<UserId>> {
-        for memberships in ["'join', 'invite'", "'leave', 'ban'"] {
+    /// ones that left or are banned. `alone`: it is known that nobody else is joined or invited.
+    pub fn heroes(&self, room: RoomKey, but: &UserId, alone: bool, limit: i64) -> Result<Vec<UserId>> {
+        for memberships in ["'join', 'invite'", "'leave', 'ban'"].into_iter().skip(usize::from(alone)) {
             let mut statement = self.conn().prepare_cached(&format!(
                 "SELECT user_id FROM memberships WHERE room_key = ?1 AND user_id <> ?2
                  AND membership IN ({memberships}) ORDER BY stream, user_id LIMIT ?3"

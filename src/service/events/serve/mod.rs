@@ -141,7 +141,7 @@ pub(in crate::service) fn state_for_join(
         false => db.state_rows_at(snapshot)?.into_values().collect(),
     };
     if omit_members && !has_name(db, snapshot)? {
-        for hero in db.heroes(room.key, event.pdu.sender(), HEROES_MAX)? {
+        for hero in db.heroes(room.key, event.pdu.sender(), false, HEROES_MAX)? {
             if let Some(tuple_id) = db.state_tuple_id("m.room.member", hero.as_str())? {
                 state.extend(db.state_row_at(snapshot, tuple_id)?);
             }

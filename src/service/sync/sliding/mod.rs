@@ -28,7 +28,7 @@ mod room_list;
 mod rooms;
 mod select;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -220,6 +220,7 @@ impl Syncing<'_> {
                 known_members: Arc::default(),
                 told_members: RefCell::default(),
                 begun_anew: RefCell::default(),
+                ephemeral_changes: OnceCell::new(),
             };
             self.draft_in(&context, list, request, connection)
         })
