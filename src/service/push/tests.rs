@@ -168,6 +168,7 @@ fn an_invite_is_notified_of_until_it_is_answered_and_so_is_no_blocked_one() {
     bob.put(&path, ignored);
     alice.invite(&room, bob.id());
     assert!(after(&server, &bob, 0, 10).is_empty(), "of who is ignored");
+    assert_eq!(badge(&server, &bob), Badge::default(), "no client shows it");
 }
 
 #[test]

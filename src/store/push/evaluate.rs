@@ -15,7 +15,7 @@ use crate::protocol::glob::Steps;
 use crate::protocol::pdu::Membership;
 use crate::protocol::push_rules::{Actions, Outcome, PushEvent, Recipient, RoomFacts, RuleSet};
 use crate::protocol::remote_membership::RemoteMembership;
-use crate::protocol::{Pdu, UserId, content};
+use crate::protocol::{Pdu, UserId};
 use crate::store::push::unread::MAIN_THREAD;
 use crate::store::{Db, EventKey, Room, Tx};
 
@@ -180,14 +180,8 @@ impl Tx<'_> {
         else {
             return Ok(None);
         };
-        Ok(self.shows_invites_of(&user, pdu.sender())?.then_some(user))
-    }
-
-    fn shows_invites_of(&self, user: &UserId, sender: &UserId) -> Result<bool> {
-        let config = self.account_data(user, None, "m.invite_permission_config")?;
-        let config = config.and_then(|text| crate::protocol::json::parse_object(text.as_bytes()).ok());
-        let ignored = self.push_settings(user)?.is_some_and(|own| own.ignored.has(sender.as_str()));
-        Ok(user != sender && !ignored && !config.as_ref().is_some_and(content::blocks_invites))
+        let is_shown = user != *pdu.sender() && self.shown_invites(&user)?(pdu.sender());
+        Ok(is_shown.then_some(user))
     }
 
     fn actions_for(&self, evaluation: &mut Evaluation<'_, '_>, user: &UserId) -> Result<Actions> {
@@ -208,7 +202,7 @@ impl Tx<'_> {
             return Ok(());
         };
         let user = &row.user_id;
-        if !self.shows_invites_of(user, pdu.sender())? {
+        if user == pdu.sender() || !self.shown_invites(user)?(pdu.sender()) {
             return Ok(());
         }
         let room = Room {

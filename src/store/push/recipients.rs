@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::protocol::UserId;
 use crate::protocol::ignored_users::Ignored;
 use crate::protocol::push_rules::{RuleSet, UserRules};
+use crate::protocol::{UserId, content, json};
 use crate::store::{Db, RoomKey};
 
 /// The account data that says what notifies a user.
@@ -47,6 +47,17 @@ impl Db<'_> {
     /// Whether the predefined push rules are with those that make a call ring (MSC4075).
     pub fn has_call_rules(&self) -> bool {
         self.shared.has_call_rules()
+    }
+
+    /// Whose invites a local user is shown: nobody's, or those of whom they do not ignore.
+    pub(in crate::store) fn shown_invites(&self, user: &UserId) -> Result<impl Fn(&UserId) -> bool + use<>> {
+        let config = self.account_data(user, None, "m.invite_permission_config")?;
+        let config = config.and_then(|text| json::parse_object(text.as_bytes()).ok());
+        let blocked = config.as_ref().is_some_and(content::blocks_invites);
+        let settings = self.push_settings(user)?;
+        Ok(move |sender: &UserId| {
+            !blocked && !settings.as_ref().is_some_and(|own| own.ignored.has(sender.as_str()))
+        })
     }
 
     /// What a user has that is not usual.

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
-use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::protocol::push_rules::Outcome;
 use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
+use crate::protocol::{Pdu, UserId};
 use crate::store::{Db, Place, RoomKey, Tx};
 
 /// The thread of everything that is in none.
@@ -317,12 +317,14 @@ impl Db<'_> {
         Ok(events.into_values().collect())
     }
 
-    /// What a user has not seen: invites, and what is unread in the rooms that they are in.
+    /// What a user has not seen: invites, as far as they are shown to them, and what is unread in the rooms that they are in.
     pub fn badge(&self, user: &UserId) -> Result<Badge> {
-        let mut badge = Badge::default();
+        let (mut badge, is_shown) = (Badge::default(), self.shown_invites(user)?);
         for room in self.rooms_of(user)? {
             match room.membership {
-                Membership::Invite => badge.invites += 1,
+                Membership::Invite => {
+                    badge.invites += u64::from(is_shown(self.pdu_by_key(room.event)?.sender()));
+                }
                 Membership::Join => {
                     let unread = self.unread_counts(user, room.room)?.in_all();
                     badge.rooms += u64::from(unread.notifications > 0);
@@ -331,7 +333,10 @@ impl Db<'_> {
                 _ => {}
             }
         }
-        let invited = |row: &&RemoteMembership| row.state == RemoteState::Invited;
+        let invited = |row: &&RemoteMembership| {
+            let sender = row.event.as_ref().map(Pdu::sender);
+            row.state == RemoteState::Invited && sender.is_some_and(&is_shown)
+        };
         badge.invites += self.remote_memberships_of(user, 0, false)?.iter().filter(invited).count() as u64;
         Ok(badge)
     }
