@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::error::Error;
+use crate::protocol::room_version::room_version;
 use crate::store::engine::folder::FILE;
 use crate::store::rooms::snapshots::Delta;
 
@@ -591,4 +592,16 @@ fn a_read_that_takes_too_long_is_broken_off_and_its_connection_goes_on() {
     }
     let long = Instant::now() + std::time::Duration::from_secs(600);
     assert_eq!(store.read_until(long, count(100_000)).expect("read"), 100_000);
+}
+
+#[test]
+fn a_room_of_which_we_have_nothing_has_the_version_that_was_named_last() {
+    let store = in_memory("us.example");
+    let id = crate::protocol::RoomId::parse("!a:x").unwrap();
+    for version in ["11", "12", "11"] {
+        let id = id.clone();
+        let made = store.write(move |tx| tx.make_room(&id, room_version(version).unwrap())).unwrap();
+        let stored = store.read(|db| db.room_by_key(made.key)).unwrap();
+        assert_eq!((made.version.id, stored.version.id), (version, version));
+    }
 }

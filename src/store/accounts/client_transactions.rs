@@ -73,8 +73,9 @@ impl Db<'_> {
         device_id: &str,
         events: impl Iterator<Item = EventKey>,
     ) -> Result<HashMap<EventKey, String>> {
-        let (events, mut txns) = (events.collect::<Vec<_>>(), HashMap::new());
-        let (Some(first), Some(last)) = (events.iter().min(), events.iter().max()) else { return Ok(txns) };
+        let (mut events, mut txns) = (events.collect::<Vec<_>>(), HashMap::new());
+        events.sort_unstable();
+        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(txns) };
         // What was said in one go stands together; else each is found by itself.
         let together = (last - first).unsigned_abs() < (APART_MAX * events.len()) as u64;
         let ranges =
@@ -86,7 +87,11 @@ impl Db<'_> {
         for (first, last) in ranges {
             let mut rows = statement.query(params![first, last, device_id])?;
             while let Some(row) = rows.next()? {
-                txns.insert(row.get(0)?, row.get(1)?);
+                // Between them are those of others, who may call their devices the same.
+                let event = row.get(0)?;
+                if events.binary_search(&event).is_ok() {
+                    txns.insert(event, row.get(1)?);
+                }
             }
         }
         Ok(txns)

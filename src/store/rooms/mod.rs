@@ -285,6 +285,7 @@ impl Tx<'_> {
             return Err(Error::internal(format!("{id} has version {known}, not {said}")));
         }
         self.execute("UPDATE rooms SET version = ?2 WHERE room_key = ?1", params![room.key, version.id])?;
+        self.remember(|cache| cache.change_room(room.key, |row| row.version = version));
         Ok(())
     }
 

@@ -81,6 +81,22 @@ fn an_incremental_sync_has_only_what_is_new() {
 }
 
 #[test]
+fn who_calls_a_device_as_another_does_passes_off_no_event_as_theirs() {
+    let server = TestServer::start();
+    let [alice, mallory] = ["alice", "mallory"].map(|name| server.device_of(&server.user(name), "PHONE"));
+    let room = alice.room_with(&[&mallory], &[]);
+    let since = next(&sync(&alice, ""));
+    for (user, txn) in [(&alice, "one"), (&mallory, "other"), (&alice, "two")] {
+        let path = room_path(&room, &format!("send/m.room.message/{txn}"));
+        user.put(&path, json!({"msgtype": "m.text", "body": txn}));
+    }
+    let answer = sync(&alice, &since);
+    let events = answer["rooms"]["join"][&room]["timeline"]["events"].as_array().unwrap();
+    let told: Vec<_> = events.iter().map(|event| event["unsigned"]["transaction_id"].as_str()).collect();
+    assert_eq!(told, [Some("one"), None, Some("two")]);
+}
+
+#[test]
 fn a_gap_is_marked_and_can_be_filled_and_its_state_is_told() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
