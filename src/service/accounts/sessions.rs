@@ -144,7 +144,7 @@ impl Tokens {
         NewSession {
             access: token_hash(&self.access),
             refresh: self.refresh.as_deref().map(token_hash),
-            expires_ms: self.expires_in_ms.map(|life| now + life),
+            expires_ms: self.expires_in_ms.map(|life| now.saturating_add(life)),
         }
     }
 }

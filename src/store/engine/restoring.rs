@@ -26,6 +26,8 @@ pub struct RestoringFolder {
     staging: PathBuf,
     lock: File,
     is_made: bool,
+    /// What came out of there into the folder.
+    moved: Vec<PathBuf>,
     is_finished: bool,
 }
 
@@ -64,7 +66,7 @@ impl RestoringFolder {
         let folder = folder.to_owned();
         let staging = folder.join(STAGING);
         remove_left(&folder, others)?;
-        let restoring = Self { folder, staging, lock, is_made, is_finished: false };
+        let restoring = Self { folder, staging, lock, is_made, moved: Vec::new(), is_finished: false };
         note(&restoring.folder, &restoring.lock, BEGUN)?;
         let made = DirBuilder::new().mode(0o700).create(&restoring.staging);
         made.map_err(|e| cannot(&restoring.folder, e))?;
@@ -78,7 +80,7 @@ impl RestoringFolder {
 
     /// Makes it the data folder of this server, for good. `others`: what there is beside the database.
     pub fn finish(mut self, server_name: &ServerName, others: &[&str]) -> Result<()> {
-        let Self { folder, staging, .. } = &self;
+        let Self { folder, staging, moved: all_moved, .. } = &mut self;
         // Without its log the database would not be what it was made to be, or nothing at all.
         if fs::metadata(beside(&staging.join(FILE), "-wal")).is_ok_and(|log| log.len() > 0) {
             return Err(refusal(format!(
@@ -91,6 +93,7 @@ impl RestoringFolder {
             for name in others {
                 if staging.join(name).exists() {
                     fs::rename(staging.join(name), folder.join(name))?;
+                    all_moved.push(folder.join(name));
                 }
             }
             sync_folder(folder)?;
@@ -111,16 +114,16 @@ impl Drop for RestoringFolder {
             return;
         }
         let emptied = (|| {
-            for entry in fs::read_dir(&self.folder)? {
-                let entry = entry?;
-                // All that is in it came with us.
-                match entry.file_name() {
-                    name if name == OF_THE_DISK => {}
-                    _ if entry.file_type()?.is_dir() => fs::remove_dir_all(entry.path())?,
-                    _ => fs::remove_file(entry.path())?,
-                }
+            // Whatever else is in it by now somebody has put there meanwhile.
+            self.moved.iter().chain([&self.staging]).try_for_each(|own| match fs::remove_dir_all(own) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => Ok(()),
+            })?;
+            fs::remove_file(self.folder.join(LOCK))?;
+            match fs::read_dir(&self.folder)?.next() {
+                None if self.is_made => fs::remove_dir(&self.folder),
+                _ => Ok(()),
             }
-            if self.is_made { fs::remove_dir(&self.folder) } else { Ok(()) }
         })();
         if let Err(e) = emptied {
             log::error!("{} could not be emptied again: {e}", self.folder.display());
@@ -153,6 +156,29 @@ fn sync_everything() {
 mod tests {
     use super::*;
     use crate::store::tests::Folder;
+
+    #[test]
+    fn a_restore_that_fails_takes_away_what_came_with_it_and_nothing_that_others_put_there_meanwhile() {
+        let folder = Folder::new();
+        let name = ServerName::parse("example.org").unwrap();
+        let restoring = RestoringFolder::begin(&folder.0, &["media"]).unwrap();
+        fs::write(folder.0.join("doorstep.toml"), b"precious").unwrap();
+        fs::create_dir_all(folder.0.join("media/ours")).unwrap();
+        fs::create_dir(restoring.staging().join("media")).unwrap();
+        fs::write(restoring.staging().join(FILE), b"all of it").unwrap();
+        // Theirs stands where ours is to be.
+        restoring.finish(&name, &["media"]).unwrap_err();
+        assert!(folder.0.join("doorstep.toml").exists() && folder.0.join("media/ours").exists());
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 2);
+
+        fs::remove_file(folder.0.join("doorstep.toml")).unwrap();
+        fs::remove_dir_all(folder.0.join("media")).unwrap();
+        let restoring = RestoringFolder::begin(&folder.0, &["media"]).unwrap();
+        fs::create_dir(restoring.staging().join("media")).unwrap();
+        // There is no database to be put in its place.
+        restoring.finish(&name, &["media"]).unwrap_err();
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_database_whose_log_stayed_beside_it_is_not_made_the_servers() {

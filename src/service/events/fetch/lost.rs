@@ -70,6 +70,10 @@ impl Events<'_> {
             return Err(Error::bad_gateway("the room's policy server does not answer"));
         }
         for event in events {
+            if Instant::now() >= until {
+                // Each of them may keep us asking for as long: the rest is for the next time.
+                return Err(Error::bad_gateway("what was said last rests on too much").with_status(504));
+            }
             let id = event.event_id().clone();
             match self.receive_pdu(peer, event) {
                 Err(e) if e.is_own_failure() => return Err(e),
