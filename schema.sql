@@ -618,15 +618,18 @@ CREATE TABLE guest_removals (
   due_ms INTEGER NOT NULL
 ) STRICT;
 
--- The devices that are logged in. `last_seen_ms` and `last_seen_ip` lag a few minutes behind.
+-- The devices that are logged in. `last_seen_ms` and `last_seen_ip` lag a few minutes behind. `opened_by`: the administrator
+-- who logged in there in the user's name, '' for the operator.
 CREATE TABLE devices (
   user_id TEXT NOT NULL REFERENCES users,
   device_id TEXT NOT NULL,
   display_name TEXT,
   last_seen_ms INTEGER,
   last_seen_ip TEXT,
+  opened_by TEXT,
   PRIMARY KEY (user_id, device_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX devices_by_opener ON devices (opened_by) WHERE opened_by IS NOT NULL;
 
 -- What a client proves itself with: an access token and, if it can use one, a refresh token, both as their SHA-256.
 -- `expires_ms` is the access token's (NULL: never). `replaces` is the session whose refresh token made this one; that

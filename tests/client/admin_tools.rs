@@ -141,6 +141,10 @@ fn an_administrator_is_given_a_session_in_the_name_of_a_user_who_sees_it_among_t
     assert_eq!(brief.request("GET", &format!("{V3}/account/whoami"), None).0, 200);
     server.advance(Duration::from_secs(61));
     refused(brief.request("GET", &format!("{V3}/account/whoami"), None), 401, "M_UNKNOWN_TOKEN");
+    let count = || bob.get(&format!("{V3}/devices"))["devices"].as_array().map(Vec::len);
+    let before = count();
+    assert_eq!(admin.request("POST", &path("bob"), Some(json!({}))).0, 200);
+    assert_eq!(count(), before, "what is over has gone: a user may have so many devices only");
 
     refused(admin.request("POST", &path(admin.id()), Some(json!({}))), 400, "M_UNKNOWN");
     refused(admin.request("POST", &path("nobody"), Some(json!({}))), 404, "M_NOT_FOUND");
@@ -154,6 +158,66 @@ fn an_administrator_is_given_a_session_in_the_name_of_a_user_who_sees_it_among_t
     refused(bob.request("POST", &path(admin.id()), Some(json!({}))), 403, "M_FORBIDDEN");
     assert_eq!(admin.request("POST", &format!("{V1}/deactivate/bob"), Some(json!({}))).0, 200);
     refused(admin.request("POST", &path("bob"), Some(json!({}))), 403, "M_FORBIDDEN");
+}
+
+#[test]
+fn a_session_in_the_name_of_a_user_has_no_power_over_the_server_keeps_its_name_and_ends_with_the_administrators()
+ {
+    let server = TestServer::start();
+    let (admin, bob, carol) = (server.user("admin"), server.user("bob"), server.user("carol"));
+    let promote = |user: &str, on: bool| {
+        let path = format!("{V1}/users/{user}/admin");
+        assert_eq!(admin.request("PUT", &path, Some(json!({ "admin": on }))).0, 200, "{user}");
+    };
+    promote("bob", true);
+    promote("carol", true);
+    let open = |by: &TestUser, user: &TestUser, until: Value| {
+        let path = format!("{V1}/users/{}/login", segment(user.id()));
+        let (status, login) = by.request("POST", &path, Some(json!({ "valid_until_ms": until })));
+        assert_eq!(status, 200, "{login}");
+        let opened = TestUser::new(server.url(), user.id(), login["access_token"].as_str().expect("a token"));
+        assert_eq!(opened.request("GET", &format!("{V3}/account/whoami"), None).0, 200);
+        opened
+    };
+    let is_over = |session: &TestUser| {
+        refused(session.request("GET", &format!("{V3}/account/whoami"), None), 401, "M_UNKNOWN_TOKEN")
+    };
+    // Until the end of all times.
+    let as_carol = open(&bob, &carol, json!(i64::MAX));
+    refused(as_carol.request("GET", &format!("{V2}/users"), None), 403, "M_FORBIDDEN");
+    let again = json!({ "admin": true });
+    refused(as_carol.request("PUT", &format!("{V1}/users/bob/admin"), Some(again)), 403, "M_FORBIDDEN");
+    let device =
+        as_carol.get(&format!("{V3}/account/whoami"))["device_id"].as_str().expect("a device").to_owned();
+    let path = format!("{V3}/devices/{device}");
+    let name = json!({ "display_name": "my phone" });
+    refused(as_carol.request("PUT", &path, Some(name)), 403, "M_FORBIDDEN");
+    assert!(carol.get(&path)["display_name"].to_string().contains(bob.id()));
+    assert_eq!(carol.get(&format!("{V2}/users/carol"))["admin"], true, "her own sessions have it");
+
+    promote("bob", false);
+    is_over(&as_carol);
+    promote("bob", true);
+    let others = [open(&bob, &carol, Value::Null), open(&bob, &admin, Value::Null)];
+    let unconcerned = open(&carol, &bob, Value::Null);
+    let change = json!({ "admin": false, "displayname": "Bob" });
+    assert_eq!(admin.request("PUT", &format!("{V2}/users/bob"), Some(change)).0, 200);
+    others.iter().for_each(is_over);
+    promote("bob", true);
+    let as_carol = open(&bob, &carol, Value::Null);
+    let reset = json!({ "new_password": "of another" });
+    assert_eq!(admin.request("POST", &format!("{V1}/reset_password/carol"), Some(reset)).0, 200);
+    is_over(&unconcerned);
+    is_over(&as_carol);
+    let as_admin = open(&bob, &admin, Value::Null);
+    assert_eq!(bob.request("POST", &format!("{V3}/logout/all"), None).0, 200);
+    is_over(&as_admin);
+    let dave = server.user("dave");
+    promote("dave", true);
+    let as_admin = open(&dave, &admin, Value::Null);
+    assert_eq!(admin.request("POST", &format!("{V1}/deactivate/dave"), Some(json!({}))).0, 200);
+    is_over(&as_admin);
+    assert_eq!(admin.request("GET", &format!("{V3}/account/whoami"), None).0, 200);
 }
 
 #[test]

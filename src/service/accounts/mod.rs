@@ -36,7 +36,7 @@ use crate::random;
 use crate::service::accounts::page_sessions::no_first_token;
 use crate::service::accounts::passwords::PasswordProof;
 use crate::service::accounts::profile::checked_display_name;
-use crate::service::accounts::sessions::{Login, NewLogin};
+use crate::service::accounts::sessions::{Login, NewLogin, log_out_devices, log_out_of_others};
 use crate::service::devices::device_lists::tell_of_devices;
 use crate::store::Db;
 use crate::store::accounts::TokenHash;
@@ -225,10 +225,7 @@ impl Accounts<'_> {
             allowed(tx, &user)?;
             tx.set_password(&user, &hash)?;
             match keep {
-                Some(keep) => {
-                    let gone = tx.delete_devices_except(&user, keep.as_deref())?;
-                    tell_of_devices(tx, &user, &gone)
-                }
+                Some(keep) => log_out_devices(tx, &user, keep.as_deref()),
                 None => Ok(()),
             }
         })
@@ -250,7 +247,8 @@ impl Accounts<'_> {
             if erase {
                 tx.erase(&closed)?;
             }
-            tell_of_devices(tx, &closed, &gone)
+            tell_of_devices(tx, &closed, &gone)?;
+            log_out_of_others(tx, &closed)
         })
     }
 }

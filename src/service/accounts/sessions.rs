@@ -8,7 +8,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
 use crate::service::accounts::Accounts;
-use crate::service::accounts::moderation::locked;
+use crate::service::accounts::moderation::{Administrator, locked};
 use crate::service::accounts::passwords::PasswordProof;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_devices};
 use crate::store::Tx;
@@ -55,6 +55,8 @@ pub struct NewLogin<'a> {
     pub from: Option<IpAddr>,
     /// The password by which the user logs in; none: it is not by a password.
     pub proof: Option<&'a PasswordProof>,
+    /// Who logs in in the user's name; none: the user.
+    pub opened_by: Option<&'a Administrator>,
 }
 
 impl NewLogin<'_> {
@@ -70,6 +72,7 @@ impl NewLogin<'_> {
             tokens: Tokens::new(self.refreshable, self.life_ms),
             seen: self.from.map(|ip| (now, ip.to_canonical().to_string())),
             proof: self.proof.cloned(),
+            opened_by: self.opened_by.cloned(),
             now,
         })
     }
@@ -84,6 +87,7 @@ pub(in crate::service) struct PreparedLogin {
     /// When and where from the device is seen by logging in.
     seen: Option<(Millis, String)>,
     proof: Option<PasswordProof>,
+    opened_by: Option<Administrator>,
     now: Millis,
 }
 
@@ -98,6 +102,12 @@ impl PreparedLogin {
             return Err(locked());
         }
         self.proof.iter().try_for_each(|proof| proof.check(tx))?;
+        if self.opened_by.is_some() {
+            // Tools log in again and again, and the user may have so many devices only.
+            let over = tx.opened_devices_over(owner, self.now)?;
+            over.iter().try_for_each(|device| tx.delete_device(owner, device).map(drop))?;
+            tell_of_devices(tx, owner, &over)?;
+        }
         let device = &self.device_id;
         let is_new = tx.device(owner, device)?.is_none();
         if is_new {
@@ -106,6 +116,10 @@ impl PreparedLogin {
             return Err(Error::forbidden("Nobody can log in on a dehydrated device"));
         }
         tx.log_in_device(owner, device, self.display_name.as_deref(), &self.tokens.stored(self.now))?;
+        if let Some(by) = &self.opened_by {
+            check_still_admin(tx, by)?;
+            tx.device_opened_by(owner, device, by.user_id())?;
+        }
         if let Some((at, ip)) = &self.seen {
             tx.device_seen(owner, device, *at, ip)?;
         }
@@ -238,20 +252,49 @@ impl Accounts<'_> {
     /// Logs all of a user's devices out.
     pub fn delete_all_devices(&self, user: &UserId) -> Result<()> {
         let user = user.clone();
-        self.store.write(move |tx| {
-            let gone = tx.delete_devices_except(&user, None)?;
-            tell_of_devices(tx, &user, &gone)
-        })
+        self.store.write(move |tx| log_out_devices(tx, &user, None))
     }
 
-    /// Renames a device. Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM`.
+    /// Renames a device. Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM`, 403 `M_FORBIDDEN` where an administrator has logged in
+    /// in the user's name, who is to see whose it is.
     pub fn rename_device(&self, user: &UserId, device: &str, name: &str) -> Result<()> {
         let (user, device, name) = (user.clone(), device.to_owned(), checked_device_name(name)?);
-        self.store.write(move |tx| match tx.rename_device(&user, &device, &name)? {
-            true => tell_of_device(tx, &user, &device),
-            false => Err(Error::not_found("You have no such device")),
+        self.store.write(move |tx| {
+            if tx.is_opened_device(&user, &device)? {
+                return Err(Error::forbidden("The name says which administrator has this device"));
+            }
+            match tx.rename_device(&user, &device, &name)? {
+                true => tell_of_device(tx, &user, &device),
+                false => Err(Error::not_found("You have no such device")),
+            }
         })
     }
+}
+
+/// What waited, for a password to be hashed say, is done for administrators alone. Errors: 403 `M_FORBIDDEN` for who is none any
+/// more.
+pub(in crate::service) fn check_still_admin(tx: &Tx<'_>, by: &Administrator) -> Result<()> {
+    let Some(user) = by.user_id() else { return Ok(()) };
+    match tx.account(user)? {
+        Some(account) if account.admin && !account.deactivated => Ok(()),
+        _ => Err(Error::forbidden("You are no administrator of this server any more")),
+    }
+}
+
+/// Logs all of a user's devices out but this one, and those on which they are logged in in the names of others.
+pub(in crate::service) fn log_out_devices(tx: &mut Tx<'_>, user: &UserId, keep: Option<&str>) -> Result<()> {
+    let gone = tx.delete_devices_except(user, keep)?;
+    tell_of_devices(tx, user, &gone)?;
+    log_out_of_others(tx, user)
+}
+
+/// Logs the devices out on which an administrator is logged in in the names of others.
+pub(in crate::service) fn log_out_of_others(tx: &mut Tx<'_>, admin: &UserId) -> Result<()> {
+    for (user, device) in tx.devices_opened_by(admin)? {
+        tx.delete_device(&user, &device)?;
+        tell_of_devices(tx, &user, &[device])?;
+    }
+    Ok(())
 }
 
 /// Whether the user may have one more device, of this id. Errors: 403 `M_FORBIDDEN`.

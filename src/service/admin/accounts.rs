@@ -9,7 +9,9 @@ use crate::protocol::{UserId, json};
 use crate::service::accounts::moderation::{Administrator, check_moderated};
 use crate::service::accounts::passwords::check_strength;
 use crate::service::accounts::profile::{check_text, put_profile_text};
-use crate::service::accounts::sessions::{DEVICE_NAME_BYTES_MAX, NewLogin};
+use crate::service::accounts::sessions::{
+    DEVICE_NAME_BYTES_MAX, NewLogin, check_still_admin, log_out_devices, log_out_of_others,
+};
 use crate::service::accounts::{NewAccount, check_not_last_admin};
 use crate::service::admin::Admin;
 use crate::service::devices::device_lists::tell_of_devices;
@@ -175,14 +177,16 @@ impl Admin<'_> {
         if !to {
             check_demotion(admin, user)?;
         }
-        let changed = user.clone();
+        let (by, changed) = (admin.clone(), user.clone());
         self.store.write(move |tx: &mut Tx<'_>| {
+            check_still_admin(tx, &by)?;
             let account = tx.account(&changed)?.ok_or_else(no_user)?;
             match to {
                 true => check_promotion(&account, account.standing)?,
                 false => check_not_last_admin(tx, &changed)?,
             }
-            tx.set_admin(&changed, to)
+            tx.set_admin(&changed, to)?;
+            if to { Ok(()) } else { log_out_of_others(tx, &changed) }
         })?;
         let what = if to { "an administrator" } else { "no administrator any more" };
         log::info!("{admin} has made {user} {what}");
@@ -235,7 +239,8 @@ impl Admin<'_> {
     }
 
     /// A session in the name of a user, for an administrator: the access token, good until this time if one is given. It is a
-    /// device among those of the user, who sees whose it is. Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for oneself; 400
+    /// device among those of the user, who sees whose it is; it ends too when all of the administrator's own do, or they are none
+    /// any more, and nothing can be done by it that only administrators may. Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for oneself; 400
     /// `M_INVALID_PARAM` for a time that is over; 403 `M_FORBIDDEN` for an account that was closed, 401 `M_USER_LOCKED`.
     pub fn log_in_as(&self, admin: &Administrator, user: &UserId, until: Option<Millis>) -> Result<String> {
         self.account(user)?;
@@ -249,7 +254,8 @@ impl Admin<'_> {
         let name = format!("{admin}, who administrates this server");
         // The longest user id leaves no room for more.
         let name = if name.len() > DEVICE_NAME_BYTES_MAX { admin.to_string() } else { name };
-        let login = NewLogin { display_name: Some(&name), life_ms, ..NewLogin::default() };
+        let login =
+            NewLogin { display_name: Some(&name), life_ms, opened_by: Some(admin), ..NewLogin::default() };
         let login = self.accounts().log_in_with(user, &login)?;
         log::info!("{admin} has logged in as {user}, on the device {}", login.device_id);
         Ok(login.access_token)
@@ -356,6 +362,7 @@ fn put_change(
     change: &AccountChange,
     hash: Option<&str>,
 ) -> Result<Changed> {
+    check_still_admin(tx, by)?;
     let account = tx.account(user)?.ok_or_else(no_user)?;
     check_change(tx, by, &account, change)?;
     let mut changed = Changed { words: Vec::new(), tells_rooms: false, is_closed: false };
@@ -366,6 +373,9 @@ fn put_change(
     }
     if let Some(to) = change.admin.filter(|to| *to != account.admin) {
         tx.set_admin(user, to)?;
+        if !to {
+            log_out_of_others(tx, user)?;
+        }
         changed.words.push(if to { "made an administrator" } else { "made no administrator any more" });
     }
     if let Some(locked) = change.locked.filter(|locked| *locked != account.standing.locked) {
@@ -378,14 +388,14 @@ fn put_change(
         tx.set_password(user, hash)?;
         changed.words.push("a new password");
         if change.logout_devices {
-            let gone = tx.delete_devices_except(user, None)?;
-            tell_of_devices(tx, user, &gone)?;
+            log_out_devices(tx, user, None)?;
             changed.words.push("logged out");
         }
     }
     if change.deactivated == Some(true) && !account.deactivated {
         let gone = tx.deactivate(user)?;
         tell_of_devices(tx, user, &gone)?;
+        log_out_of_others(tx, user)?;
         changed.is_closed = true;
         changed.words.push("deactivated");
     }

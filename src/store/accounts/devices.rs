@@ -38,7 +38,7 @@ pub struct Session {
     pub expires_ms: Option<Millis>,
     /// The session that ends with this one's first use.
     pub replaces: Option<SessionKey>,
-    /// Whether the user is an administrator of this server.
+    /// Whether it is an administrator's of this server: of one who logged in, not of another one in their name.
     pub admin: bool,
     /// What keeps the user from doing what others may.
     pub standing: Standing,
@@ -80,7 +80,7 @@ fn session_of(row: &Row<'_>) -> Result<Session> {
 }
 
 const SESSION: &str =
-    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin, d.last_seen_ms, u.locked, u.suspended, u.guest
+    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin AND d.opened_by IS NULL, d.last_seen_ms, u.locked, u.suspended, u.guest
      FROM sessions s JOIN users u USING (user_id) JOIN devices d USING (user_id, device_id)";
 
 impl Db<'_> {
@@ -128,6 +128,32 @@ impl Db<'_> {
         )
     }
 
+    /// The devices on which an administrator has logged in in the names of others.
+    pub fn devices_opened_by(&self, by: &UserId) -> Result<Vec<(UserId, String)>> {
+        let all = "SELECT user_id, device_id FROM devices WHERE opened_by = ?1";
+        let devices = self.rows(all, &[&by.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        devices.into_iter().map(|(user, device)| Ok((UserId::parse(&user)?, device))).collect()
+    }
+
+    /// Those of a user's devices on which an administrator was logged in until before a time.
+    pub fn opened_devices_over(&self, user: &UserId, now: Millis) -> Result<Vec<String>> {
+        self.rows(
+            "SELECT device_id FROM devices d WHERE user_id = ?1 AND opened_by IS NOT NULL AND NOT EXISTS (
+               SELECT 1 FROM sessions s WHERE s.user_id = d.user_id AND s.device_id = d.device_id
+                 AND coalesce(s.expires_ms, ?2) >= ?2)",
+            params![user.as_str(), now],
+            |row| row.get(0),
+        )
+    }
+
+    /// Whether somebody else has logged in there in the user's name.
+    pub fn is_opened_device(&self, user: &UserId, device: &str) -> Result<bool> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT 1 FROM devices WHERE user_id = ?1 AND device_id = ?2 AND opened_by IS NOT NULL",
+        )?;
+        Ok(query.exists([user.as_str(), device])?)
+    }
+
     /// How many devices the user has.
     pub fn count_devices(&self, user: &UserId) -> Result<i64> {
         let mut query = self.conn().prepare_cached("SELECT count(*) FROM devices WHERE user_id = ?1")?;
@@ -147,7 +173,8 @@ impl Tx<'_> {
     ) -> Result<()> {
         self.sessions_changed();
         self.execute(
-            "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET opened_by = NULL",
             params![user.as_str(), device, display_name],
         )?;
         self.execute(
@@ -196,6 +223,16 @@ impl Tx<'_> {
         self.execute(
             "UPDATE devices SET last_seen_ms = ?3, last_seen_ip = ?4 WHERE user_id = ?1 AND device_id = ?2",
             params![user.as_str(), device, now, ip],
+        )?;
+        Ok(())
+    }
+
+    /// Notes that it was not the user who logged in there; nobody is named: the operator did.
+    pub fn device_opened_by(&mut self, user: &UserId, device: &str, by: Option<&UserId>) -> Result<()> {
+        self.sessions_changed();
+        self.execute(
+            "UPDATE devices SET opened_by = ?3 WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device, by.map_or("", UserId::as_str)],
         )?;
         Ok(())
     }
