@@ -194,9 +194,11 @@ struct Look<'l, 'c> {
 
 impl Look<'_, '_> {
     fn behind_the_cursor(&mut self) -> Result<Found> {
-        let notifications = self.db.notifications_after(self.user, self.cursor, LOOK_MAX)?;
-        let is_all = notifications.len() < LOOK_MAX;
-        for notification in notifications {
+        let looked = self.db.notifications_after(self.user, self.cursor, LOOK_MAX)?;
+        // What was found of so many is looked at first; behind the last of it nothing was passed over.
+        let stopped_at = looked.stopped_at.filter(|_| looked.found.len() < LOOK_MAX);
+        let is_all = looked.found.len() < LOOK_MAX && stopped_at.is_none();
+        for notification in looked.found {
             self.cursor = notification.stream;
             let Some(due) = self.due(&notification)? else { continue };
             if due.event.membership() != Some(Membership::Knock) {
@@ -212,6 +214,7 @@ impl Look<'_, '_> {
             bell.waiting.get_or_insert(notification.stream);
             self.bells.insert(room, bell);
         }
+        self.cursor = self.cursor.max(stopped_at.unwrap_or(self.cursor));
         Ok(if is_all { Found::Nothing } else { Found::More })
     }
 
@@ -236,7 +239,7 @@ impl Look<'_, '_> {
             let due = match self.db.last_knock_since(room, first)? {
                 Some(stream) => {
                     let of_room = |notification: &Notification| notification.room == room;
-                    let at = self.db.notifications_after(self.user, stream - 1, 1)?;
+                    let at = self.db.notifications_after(self.user, stream - 1, 1)?.found;
                     let at = at.into_iter().next().filter(|n| n.stream == stream && of_room(n));
                     at.map(|notification| self.due(&notification)).transpose()?.flatten()
                 }

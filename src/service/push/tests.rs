@@ -51,7 +51,7 @@ fn rows(server: &TestServer) -> (i64, i64) {
 
 fn after(server: &TestServer, user: &TestUser, after: i64, limit: usize) -> Vec<Notification> {
     let user = id(user);
-    server.homeserver().store.read(|db| db.notifications_after(&user, after, limit)).expect("read")
+    server.homeserver().store.read(|db| db.notifications_after(&user, after, limit)).expect("read").found
 }
 
 fn before(
@@ -189,7 +189,7 @@ fn what_the_user_said_is_passed_over_a_bounded_part_at_a_time() {
         if let Some(found) = last.found.into_iter().next() {
             break found;
         }
-        let from = last.looked_at_from.expect("there is more");
+        let from = last.stopped_at.expect("there is more");
         assert!(from < position, "it gets on");
         position = from;
     };
@@ -197,6 +197,58 @@ fn what_the_user_said_is_passed_over_a_bounded_part_at_a_time() {
     let page = bob.get("/_matrix/client/v3/notifications?limit=1");
     assert_eq!(page["notifications"][0]["event"]["content"]["body"], "long ago");
     assert!(page.get("next_token").is_none(), "{page}");
+}
+
+#[test]
+fn a_pusher_passes_over_what_its_user_said_a_bounded_part_at_a_time() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let mut position = server.homeserver().store.position();
+    for n in 0..450 {
+        bob.send(&room, &format!("mine {n}"));
+    }
+    let last = mention(&alice, &room, &[&bob]);
+    let (user, mut looks) = (id(&bob), 0);
+    let found = loop {
+        let looked = server.homeserver().store.read(|db| db.notifications_after(&user, position, 1));
+        let looked = looked.expect("read");
+        looks += 1;
+        if let Some(found) = looked.found.into_iter().next() {
+            break found;
+        }
+        let upto = looked.stopped_at.expect("there is more");
+        assert!(upto > position, "it gets on");
+        position = upto;
+    };
+    let event = server.homeserver().store.read(|db| db.event_by_key(found.event.expect("an event")));
+    assert_eq!((event.expect("read").pdu.event_id().as_str(), looks), (last.as_str(), 3));
+}
+
+#[test]
+fn a_pusher_passes_over_what_is_nothing_to_its_user_a_bounded_part_at_a_time() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    mute(&bob, &room);
+    let begin = server.homeserver().store.position();
+    alice.send(&room, "nothing to him");
+    let (key, user) = (RoomId::parse(&room).expect("a room id"), id(&bob));
+    let filled = server.homeserver().store.write(move |tx| {
+        let room = tx.known_room(&key)?.key;
+        let sql = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
+             INSERT INTO notifications_of_users (user_id, room_key, stream, event_key, outcome, instead_of)
+             SELECT ?1, ?2, ?3 + i, 1, 0, 1 FROM n";
+        Ok(tx.conn().execute(sql, rusqlite::params![user.as_str(), room, begin])?)
+    });
+    assert_eq!(filled.expect("written"), 4999);
+    let looked = server.homeserver().store.read(|db| db.notifications_after(&id(&bob), begin, 1));
+    let looked = looked.expect("read");
+    let upto = looked.stopped_at.expect("there is more");
+    assert!(looked.found.is_empty() && (begin + 2000..begin + 2010).contains(&upto), "{upto} from {begin}");
+    assert!(before(&server, &bob, i64::MAX, false, 1).is_empty());
 }
 
 /// Goes through all notifications once; what is left of both kinds.

@@ -74,7 +74,7 @@ impl Rooms<'_> {
                     before = notification.stream;
                     notifications.extend(shown(db, format, &notification)?);
                 }
-                match last.looked_at_from.filter(|_| is_short) {
+                match last.stopped_at.filter(|_| is_short) {
                     Some(from) => before = from,
                     None if is_short => return Ok(NotificationsPage { next_token: None, notifications }),
                     None => {}

@@ -16,7 +16,7 @@ use crate::store::{Db, EventKey, RoomKey, StoredEvent, Tx};
 pub(super) const NOTIFICATIONS_BY_THREAD: [(&str, &str); 2] =
     [("NOT INDEXED", "IS NULL"), ("INDEXED BY notifications_in_threads", "IS NOT NULL")];
 
-/// What a page of a user's notifications looks at in one room, at most: rows of all, and events that may be the user's own.
+/// What one look at a user's notifications goes through in one room, at most: rows, and events that may be the user's own.
 const ROWS_LOOKED_AT_MAX: usize = 2000;
 const EVENTS_LOOKED_AT_MAX: usize = 200;
 
@@ -69,13 +69,13 @@ impl Notification {
     }
 }
 
-/// The last of what a user was notified of.
+/// Some of what a user is notified of.
 #[derive(Debug, Default)]
-pub struct LastNotifications {
-    /// The last ones first.
+pub struct FoundNotifications {
+    /// In the order that was asked for.
     pub found: Vec<Notification>,
-    /// Only what is at this position or behind it was looked at; none: everything.
-    pub looked_at_from: Option<i64>,
+    /// It was looked no further than to this position, which is among what was looked at; none: everything was.
+    pub stopped_at: Option<i64>,
 }
 
 /// Which of a user's notifications are wanted.
@@ -95,6 +95,19 @@ impl Wanted {
             Self::Before(before, highlights) => (0, before, "DESC", if highlights { 3 } else { 1 }),
         }
     }
+
+    /// How far down the order a position is.
+    fn rank(self, stream: i64) -> i64 {
+        match self {
+            Self::After(_) => stream,
+            Self::Before(..) => -stream,
+        }
+    }
+
+    /// The one of two places to stop at that comes first.
+    fn sooner(self, one: Option<i64>, other: Option<i64>) -> Option<i64> {
+        one.into_iter().chain(other).min_by_key(|stream| self.rank(*stream))
+    }
 }
 
 /// A row: stream, event, thread, outcome, actions.
@@ -112,14 +125,15 @@ fn read(row: &Row<'_>, room: RoomKey, room_id: &RoomId) -> rusqlite::Result<Noti
 
 impl Db<'_> {
     /// What a user is notified of by events behind a position, the first ones first, at most `limit`. If there are fewer,
-    /// these are all up to the position of the snapshot. Nothing that the user sent, nothing of rooms that they are not
-    /// in any more, and nothing that was redacted; what they have read is among it.
-    pub fn notifications_after(&self, user: &UserId, after: i64, limit: usize) -> Result<Vec<Notification>> {
+    /// these are all up to where it was looked, or up to the position of the snapshot. Nothing that the user sent, nothing of
+    /// rooms that they are not in any more, and nothing that was redacted; what they have read is among it. Of each room
+    /// so many rows are looked at, as [`Db::notifications_before`] has it.
+    pub fn notifications_after(&self, user: &UserId, after: i64, limit: usize) -> Result<FoundNotifications> {
         let mut rooms: BTreeSet<RoomKey> = self.joined_rooms_with_news(user, after)?.into_iter().collect();
         let changed = self.rooms_of_since(user, after)?;
         let invited = changed.iter().filter(|room| room.membership == Membership::Invite);
         rooms.extend(invited.map(|room| room.room));
-        self.merged(user, rooms, Wanted::After(after), limit).map(|last| last.found)
+        self.merged(user, rooms, Wanted::After(after), limit)
     }
 
     /// What a user was notified of by events before a position, the last ones first, at most `limit`: all, or only what is
@@ -131,7 +145,7 @@ impl Db<'_> {
         before: i64,
         only_highlights: bool,
         limit: usize,
-    ) -> Result<LastNotifications> {
+    ) -> Result<FoundNotifications> {
         let rooms = self.rooms_of(user)?;
         let rooms =
             rooms.iter().filter(|room| matches!(room.membership, Membership::Join | Membership::Invite));
@@ -145,20 +159,22 @@ impl Db<'_> {
         rooms: BTreeSet<RoomKey>,
         wanted: Wanted,
         limit: usize,
-    ) -> Result<LastNotifications> {
+    ) -> Result<FoundNotifications> {
         let mut all = self.remote_invites(user, wanted, limit)?;
-        let mut looked_at_from = None;
+        let mut stopped_at = None;
         for room in rooms {
-            self.own_of_room(user, room, wanted, limit, &mut all)?;
-            looked_at_from = looked_at_from.max(self.usual_of_room(user, room, wanted, limit, &mut all)?);
+            for stopped in [
+                self.own_of_room(user, room, wanted, limit, &mut all)?,
+                self.usual_of_room(user, room, wanted, limit, &mut all)?,
+            ] {
+                stopped_at = wanted.sooner(stopped_at, stopped);
+            }
         }
-        all.retain(|notification| looked_at_from.is_none_or(|from| notification.stream >= from));
-        all.sort_unstable_by_key(|notification| match wanted {
-            Wanted::After(_) => notification.stream,
-            Wanted::Before(..) => -notification.stream,
-        });
+        let is_further = |at: i64, stream| wanted.rank(stream) > wanted.rank(at);
+        all.retain(|notification| !stopped_at.is_some_and(|at| is_further(at, notification.stream)));
+        all.sort_unstable_by_key(|notification| wanted.rank(notification.stream));
         all.truncate(limit);
-        Ok(LastNotifications { found: all, looked_at_from })
+        Ok(FoundNotifications { found: all, stopped_at })
     }
 
     /// Invites to rooms that we are not in, as long as they stand.
@@ -178,7 +194,7 @@ impl Db<'_> {
         Ok(invites)
     }
 
-    /// What is the user's alone in a room.
+    /// What is the user's alone in a room. Where it stopped, if it did not look at everything.
     fn own_of_room(
         &self,
         user: &UserId,
@@ -186,12 +202,11 @@ impl Db<'_> {
         wanted: Wanted,
         limit: usize,
         all: &mut Vec<Notification>,
-    ) -> Result<()> {
+    ) -> Result<Option<i64>> {
         let (after, before, order, bits) = wanted.parts();
         let mut statement = self.conn().prepare_cached(&format!(
-            "SELECT stream, event_key, thread, outcome, actions FROM notifications_of_users
-             WHERE user_id = ?1 AND room_key = ?2 AND stream > ?3 AND stream < ?4 AND outcome & ?5 = ?5
-             ORDER BY stream {order} LIMIT ?6"
+            "SELECT stream, event_key, thread, outcome, actions, outcome & ?5 = ?5 FROM notifications_of_users
+             WHERE user_id = ?1 AND room_key = ?2 AND stream > ?3 AND stream < ?4 ORDER BY stream {order}"
         ))?;
         let since = match self.counts_since(room, user)? {
             Some(since) => since,
@@ -200,15 +215,22 @@ impl Db<'_> {
         };
         let after = after.max(since);
         let room_id = self.room_by_key(room)?.room_id;
-        let values = params![user.as_str(), room, after, before, bits, limit as i64];
-        for notification in statement.query_map(values, |row| read(row, room, &room_id))? {
-            all.push(notification?);
+        let mut rows = statement.query(params![user.as_str(), room, after, before, bits])?;
+        let (mut found, mut looked_at) = (0, 0);
+        while let Some(row) = rows.next()?.filter(|_| found < limit) {
+            looked_at += 1;
+            if row.get(5)? {
+                all.push(read(row, room, &room_id)?);
+                found += 1;
+            }
+            if looked_at >= ROWS_LOOKED_AT_MAX {
+                return Ok(Some(row.get(0)?));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// What it has for everybody, where nothing else is so for the user. Of what is before a position not everything may be
-    /// looked at: then from where on it was.
+    /// What it has for everybody, where nothing else is so for the user. Where it stopped, if it did not look at everything.
     fn usual_of_room(
         &self,
         user: &UserId,
@@ -220,7 +242,7 @@ impl Db<'_> {
         let Some(since) = self.counts_since(room, user)? else { return Ok(None) };
         let (after, before, order, bits) = wanted.parts();
         let room_id = self.room_by_key(room)?.room_id;
-        let mut looked_at_from = None;
+        let mut stopped_at = None;
         for (index, condition) in NOTIFICATIONS_BY_THREAD {
             let mut statement = self.conn().prepare_cached(&format!(
                 "SELECT stream, event_key, thread, outcome, actions,
@@ -241,14 +263,13 @@ impl Db<'_> {
                         found += 1;
                     }
                 }
-                let is_much = looked_at >= ROWS_LOOKED_AT_MAX || events >= EVENTS_LOOKED_AT_MAX;
-                if is_much && matches!(wanted, Wanted::Before(..)) {
-                    looked_at_from = looked_at_from.max(Some(row.get::<_, i64>(0)?));
+                if looked_at >= ROWS_LOOKED_AT_MAX || events >= EVENTS_LOOKED_AT_MAX {
+                    stopped_at = wanted.sooner(stopped_at, Some(row.get(0)?));
                     break;
                 }
             }
         }
-        Ok(looked_at_from)
+        Ok(stopped_at)
     }
 }
 
