@@ -626,3 +626,41 @@ fn every_account_has_the_default_push_rules() {
     let none = format!("{V3}/pushrules/global/override/none");
     assert_eq!(refusal(&alice, "GET", &none, None), says(404, "M_NOT_FOUND"));
 }
+
+#[test]
+fn power_levels_that_nobody_could_set_are_a_malformed_request_and_those_that_one_may_not_set_are_forbidden() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    for version in ["9", "10", "12"] {
+        let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": version }));
+        bob.join(&room);
+        let path = room_path(&room, "state/m.room.power_levels/");
+        let levels = alice.state(&room, "m.room.power_levels", "").expect("levels");
+        let with = |key: &str, value: Value| {
+            let mut levels = levels.clone();
+            levels[key] = value;
+            Some(levels)
+        };
+        let mut wrong = vec![with("users", json!({ "no user": 50 })), with("users", json!([]))];
+        if version != "9" {
+            wrong.extend([with("ban", json!("50")), with("events", json!({ "m.room.name": "50" }))]);
+        }
+        if version == "12" {
+            wrong.push(with("users", json!({ alice.id(): 100 })));
+        }
+        for levels in wrong {
+            assert_eq!(
+                refusal(&alice, "PUT", &path, levels.clone()),
+                says(400, "M_BAD_JSON"),
+                "{version} {levels:?}"
+            );
+        }
+        assert_eq!(refusal(&bob, "PUT", &path, with("ban", json!(0))), says(403, "M_FORBIDDEN"), "{version}");
+        // Made with the room it is the room that cannot be.
+        if version == "12" {
+            let body = json!({ "room_version": "12", "power_level_content_override": { "users": { alice.id(): 100 } } });
+            let made = refusal(&alice, "POST", &format!("{V3}/createRoom"), Some(body));
+            assert_eq!(made, says(400, "M_INVALID_ROOM_STATE"));
+        }
+    }
+}

@@ -52,6 +52,7 @@ pub struct AuthError {
     version: &'static str,
     rule: Option<String>,
     text: Cow<'static, str>,
+    malformed: bool,
 }
 
 impl AuthError {
@@ -61,12 +62,17 @@ impl AuthError {
             rule.push('.');
             rule.push_str(&number.to_string());
         }
-        Self { version: version.id, rule: Some(rule), text: text.into() }
+        Self { version: version.id, rule: Some(rule), text: text.into(), malformed: false }
     }
 
     /// For what no rule names, because the rules take it for granted, or because something else decides.
     pub(crate) fn unnumbered(version: RoomVersion, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { version: version.id, rule: None, text: text.into() }
+        Self { version: version.id, rule: None, text: text.into(), malformed: false }
+    }
+
+    /// The same for content that nobody may send, whatever they are in the room.
+    fn malformed(self) -> Self {
+        Self { malformed: true, ..self }
     }
 
     /// The number of the rule in the event's room version, for example `5.3.2`.
@@ -86,9 +92,11 @@ impl fmt::Display for AuthError {
 
 impl std::error::Error for AuthError {}
 
+/// 400 `M_BAD_JSON` ("The sender's request is malformed") where what it says can be no such event, else 403 `M_FORBIDDEN` ("The
+/// sender doesn't have permission to send the event into the room").
 impl From<AuthError> for Error {
     fn from(e: AuthError) -> Self {
-        Error::forbidden(e.to_string())
+        if e.malformed { Error::bad_json(e.to_string()) } else { Error::forbidden(e.to_string()) }
     }
 }
 

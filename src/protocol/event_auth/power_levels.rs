@@ -238,7 +238,8 @@ fn check_format(
     numbers: &PowerLevelRules,
     before: &PowerLevels,
 ) -> Result<(), AuthError> {
-    let fail = |rule: u8, text: String| Err(AuthError::new(version, Rule::PowerLevels, &[rule], text));
+    let fail =
+        |rule: u8, text: String| Err(AuthError::new(version, Rule::PowerLevels, &[rule], text).malformed());
 
     if version.integer_power_levels {
         // 10.1 (from version 10 on). The single levels are integers, if present.

@@ -210,7 +210,7 @@ pub(super) fn sign_room_events(
                 state.get(&(kind.to_owned(), key.to_owned())).cloned()
             }),
         };
-        allowed.map_err(Error::from)?;
+        allowed.map_err(|refused| Error::forbidden(refused.to_string()))?;
         if pdus.is_empty() {
             if pdu.event_type() != "m.room.create" {
                 return Err(Error::bad_json("A room begins with its create event"));
