@@ -203,6 +203,26 @@ fn a_join_that_is_given_up_while_it_is_on_its_way_ends_as_a_leave_in_the_room() 
 }
 
 #[test]
+fn a_room_that_is_blocked_while_a_join_is_on_its_way_is_not_come_into_and_is_left_again() {
+    let (server, bob, peer, room) = stage("public");
+    let gate = let_in_slowly(&peer, &room, &bob);
+    let door = format!("{}?via={}", segment(room.id.as_str()), segment(peer.name().as_str()));
+    let (status, said) = std::thread::scope(|scope| {
+        let joining = scope.spawn(|| post(&bob, &format!("join/{door}"), json!({})));
+        peer.wait_for("send_join");
+        server.homeserver().admin().set_room_block(&room.id, true, "").expect("blocked");
+        gate.open();
+        joining.join().expect("no panic")
+    });
+    assert!(status >= 400, "{said}");
+    assert!(!is_in(&bob, "join", room.id.as_str()));
+    wait_until("the room is told of the leave", || {
+        let sent = peer.asked("/make_leave/");
+        sent.iter().any(|asked| asked.target.contains(&segment(room.id.as_str())))
+    });
+}
+
+#[test]
 fn a_removal_that_the_room_does_not_allow_does_not_spoil_the_join_that_it_overtook() {
     let (server, bob, peer, mut room) = stage("invite");
     let stranger = Peer::start();

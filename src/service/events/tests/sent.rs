@@ -131,3 +131,31 @@ fn an_event_drafted_for_another_server_is_committed_later_though_the_room_went_o
     assert_eq!(extremities(&hs, &room).len(), 2);
     assert_consistent(&hs, &room);
 }
+
+#[test]
+fn a_room_that_is_shut_after_a_request_was_let_in_is_come_into_by_nobody_and_stays_that_of_its_members() {
+    let server = crate::TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = RoomId::parse(&alice.create_room_with(json!({ "preset": "public_chat" }))).unwrap();
+    let hs = server.homeserver();
+    let said = |user: &crate::testing::TestUser, membership: &str| {
+        let user = UserId::parse(user.id()).unwrap();
+        hs.events().send(Draft {
+            room: room.clone(),
+            sender: user.clone(),
+            event_type: "m.room.member".to_owned(),
+            state_key: Some(user.to_string()),
+            content: json!({ "membership": membership, "displayname": "New" }).as_object().unwrap().clone(),
+            redacts: None,
+        })
+    };
+    // Whoever asked before has passed the door, and has the join yet to be made.
+    hs.admin().set_room_block(&room, true, "").unwrap();
+    let refused = said(&bob, "join").unwrap_err();
+    assert_eq!((refused.status(), refused.errcode()), (403, ErrCode::Forbidden), "{refused}");
+    said(&alice, "join").expect("a new name of who is in it");
+    said(&alice, "leave").expect("the way out");
+    assert!(said(&alice, "join").is_err());
+    hs.admin().set_room_block(&room, false, "").unwrap();
+    said(&bob, "join").expect("it is open");
+}

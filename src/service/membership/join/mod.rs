@@ -343,7 +343,7 @@ impl Memberships<'_> {
 
     /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
     /// was on its way is kicked from the room that we are now in, and who left leaves it. Errors: 403 `M_FORBIDDEN` if they
-    /// were invited anew after that: then the room is not entered by this join.
+    /// were invited anew after that, or the room was blocked here: then it is not entered by this join.
     fn become_resident(&self, room: RoomImport<'_>, join: VerifiedPdu, peer: &ServerName) -> Result<()> {
         let (room_id, user, now) = (join.room_id().clone(), join.sender().clone(), self.clock.now_ms());
         let (entered, user_id) = (room_id.clone(), user.clone());
@@ -366,6 +366,7 @@ impl Memberships<'_> {
             if row.is_some_and(|row| !row.is_entered_by(entered_by.event_id())) {
                 return Err(Refusal::RemovedMeanwhile.into());
             }
+            check_open(tx, entered_by.room_id())?;
             end(tx)
         };
         if room.finish(join.clone(), enter)? == ImportOutcome::WasResident {
