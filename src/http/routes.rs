@@ -286,6 +286,8 @@ pub const ROUTES: &[Route] = &[
         .even_suspended(),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)).guests(),
+    get("/_matrix/client/v3/events", UserWaiting(sync::event_stream::events)).guests(),
+    get("/_matrix/client/v3/initialSync", User(sync::event_stream::initial)),
     post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", UserWaiting(sync::sliding::sync))
         .even_suspended()
         .rate(Rate::Read),

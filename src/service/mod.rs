@@ -186,6 +186,7 @@ impl Homeserver {
             let (behind, pushes) = (catch_up_worker.clone(), sender.clone());
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, changes.all_users());
+                notifier.publish_rooms(changes.position, &changes.rooms);
                 outgoing.committed(changes);
                 pushes.committed(changes);
                 if changes.due || !changes.forked.is_empty() {

@@ -54,7 +54,7 @@ fn there_are_guests_only_where_they_are_wanted_and_none_of_them_administers_the_
 
 /// "The following API endpoints are allowed to be accessed by guest accounts", and what stands beside them here:
 /// joining by the path that clients use, logging out, and what this server can do.
-const FOR_GUESTS: [&str; 28] = [
+const FOR_GUESTS: [&str; 29] = [
     "GET /rooms/{roomId}/state",
     "GET /rooms/{roomId}/context/{eventId}",
     "GET /rooms/{roomId}/event/{eventId}",
@@ -63,6 +63,7 @@ const FOR_GUESTS: [&str; 28] = [
     "GET /rooms/{roomId}/members",
     "GET /rooms/{roomId}/initialSync",
     "GET /sync",
+    "GET /events",
     "POST /rooms/{roomId}/join",
     "POST /rooms/{roomId}/leave",
     "PUT /rooms/{roomId}/send/{eventType}/{txnId}",
@@ -238,6 +239,12 @@ fn a_room_is_looked_into_in_one_answer() {
     ));
     assert_eq!(earlier["chunk"][0]["event_id"], said[1]);
     let new = alice.send(&room, "new");
+    let from = seen["messages"]["end"].as_str().unwrap();
+    let events = format!("{V3}/events?timeout=0&from={from}");
+    let stream = guest.get(&format!("{events}&room_id={}", segment(&room)));
+    assert_eq!(stream["chunk"][0]["event_id"], new);
+    // "As used for room previews".
+    refused(guest.request("GET", &events, None), 403, "M_GUEST_ACCESS_FORBIDDEN");
     let later = guest.get(&room_path(
         &room,
         &format!("messages?dir=f&from={}", seen["messages"]["end"].as_str().unwrap()),

@@ -41,6 +41,7 @@ mod cross_signing;
 mod dehydrated;
 mod delayed_events;
 mod erasure;
+mod event_stream;
 mod guests;
 mod key_backup;
 mod keys;

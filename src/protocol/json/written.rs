@@ -54,6 +54,17 @@ impl JsonList {
         debug_assert!(pushed.is_ok());
     }
 
+    /// Adds the elements of another list.
+    pub fn append(&mut self, other: Self) {
+        if self.is_empty() {
+            *self = other;
+        } else if !other.is_empty() {
+            self.0.pop();
+            self.0.push(b',');
+            self.0.extend_from_slice(&other.0[1..]);
+        }
+    }
+
     /// Whether it has no element.
     pub fn is_empty(&self) -> bool {
         self.0.len() == 2

@@ -7,17 +7,22 @@
 //!
 //! Of a thousand who wait for the same only a few are woken at a time, and each who is done with it lets the next come:
 //! all of them at once would stand in each other's way at every lock, on processors that cannot run them anyway.
+//!
+//! Who looks into a room without being in it is no audience of the room. As long as their request waits they are noted as watching
+//! it, from before they look, and are woken as users by what comes into it.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
+use crate::bounded::{BoundedMap, Worth};
 use crate::locks::lock;
 use crate::protocol::UserId;
+use crate::store::RoomKey;
 
 /// Users are spread over this many locks, so that a thousand waiters do not queue at one.
 const SHARDS: usize = 16;
@@ -25,6 +30,11 @@ const SHARDS: usize = 16;
 /// A user nobody waits for is forgotten once a shard holds more than this many; forgetting is safe because every
 /// forgotten position is covered by the shard's `floor`.
 const SHARD_USERS_MAX: usize = 4096;
+
+/// Rooms that one user watches at the same time, and those that are watched by anybody. Who watches more has to wait for their time
+/// to be up.
+const WATCHED_OF_USER_MAX: usize = 32;
+const WATCHERS_MAX: usize = 8192;
 
 /// So many of those who were woken are at work for each processor, and a few at least.
 const TURNS_EACH_PROCESSOR: usize = 2;
@@ -47,6 +57,10 @@ pub struct Notifier {
     crowd: Arc<Crowd>,
     stopping: AtomicBool,
     waiting: AtomicUsize,
+    /// Who watches rooms that they are not in: for each user until when.
+    watchers: Mutex<BoundedMap<UserId, HashMap<RoomKey, Instant>, WATCHERS_MAX>>,
+    /// Whether there are any.
+    watched: AtomicBool,
 }
 
 /// Those who are to be woken.
@@ -112,7 +126,48 @@ impl Notifier {
             crowd: Arc::new(Crowd { turns_max, queue: Mutex::default() }),
             stopping: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
+            watchers: Mutex::default(),
+            watched: AtomicBool::new(false),
         }
+    }
+
+    /// The user's waiting requests are to hear of what comes into a room, until then. To be called before the room is looked at: what
+    /// comes after that concerns them.
+    pub fn watch_room(&self, user: &UserId, room: RoomKey, until: Instant) {
+        let now = Instant::now();
+        let mut watchers = lock(&self.watchers);
+        let is_over = |rooms: &HashMap<RoomKey, Instant>| match rooms.values().all(|until| *until < now) {
+            true => Worth::Nothing,
+            false => Worth::Little,
+        };
+        let rooms = watchers.get_or_default(user.clone(), is_over);
+        rooms.retain(|_, until| *until >= now);
+        if rooms.len() >= WATCHED_OF_USER_MAX && !rooms.contains_key(&room) {
+            let first = rooms.iter().min_by_key(|(_, until)| **until).map(|(room, _)| *room);
+            first.map(|first| rooms.remove(&first));
+        }
+        let known = rooms.entry(room).or_insert(until);
+        *known = (*known).max(until);
+        self.watched.store(true, Ordering::SeqCst);
+    }
+
+    /// [`Notifier::publish`] to those who watch one of these rooms. Costs nothing where nobody does.
+    pub fn publish_rooms(&self, position: i64, changed: &HashSet<RoomKey>) {
+        if changed.is_empty() || !self.watched.load(Ordering::SeqCst) {
+            return;
+        }
+        let (now, mut concerned) = (Instant::now(), Vec::new());
+        let mut watchers = lock(&self.watchers);
+        watchers.retain(|user, rooms| {
+            rooms.retain(|_, until| *until >= now);
+            if rooms.keys().any(|room| changed.contains(room)) {
+                concerned.push(user.clone());
+            }
+            !rooms.is_empty()
+        });
+        self.watched.store(!watchers.is_empty(), Ordering::SeqCst);
+        drop(watchers);
+        self.publish(position, &concerned);
     }
 
     /// Tells the waiting requests of these users that position `position` concerns them. Called after the commit is
@@ -344,6 +399,28 @@ mod tests {
             notifier.publish(2, [&user("bob")]);
             assert_eq!(bob.join().unwrap(), Woken::News);
         });
+    }
+
+    #[test]
+    fn who_watches_a_room_is_woken_by_what_comes_into_it_as_long_as_they_said() {
+        let notifier = Notifier::new();
+        let (alice, bob) = (user("alice"), user("bob"));
+        notifier.watch_room(&alice, 1, soon());
+        notifier.watch_room(
+            &bob,
+            1,
+            Instant::now().checked_sub(Duration::from_secs(1)).expect("a while ago"),
+        );
+        notifier.publish_rooms(5, &HashSet::from([1, 2]));
+        assert_eq!(wait(&notifier, "alice", 4, soon()), Woken::News);
+        assert_eq!(wait(&notifier, "bob", 4, Instant::now()), Woken::TimedOut);
+        notifier.publish_rooms(6, &HashSet::from([2]));
+        assert_eq!(wait(&notifier, "alice", 5, Instant::now()), Woken::TimedOut);
+        for room in 0..1000 {
+            notifier.watch_room(&alice, room, soon());
+        }
+        assert!(lock(&notifier.watchers).get(&alice).is_some_and(|rooms| rooms.len() == WATCHED_OF_USER_MAX));
+        assert_eq!(lock(&notifier.watchers).len(), 1);
     }
 
     #[test]

@@ -13,11 +13,14 @@
 //! - `told_members`: which members a client with lazy loading has.
 //! - `unread`: what is unread, remembered from answer to answer.
 //! - `filters`: those that clients store here.
+//! - `initial`, `event_stream`: what clients used before there was `/sync`, made of the same parts.
 
 mod body;
 mod devices;
 mod ephemeral;
+mod event_stream;
 pub mod filters;
+mod initial;
 mod joined;
 pub mod light;
 mod not_joined;

@@ -1,6 +1,7 @@
 //! Client-server API, "Syncing".
 
 pub mod ephemeral;
+pub mod event_stream;
 pub mod presence;
 pub mod sliding;
 pub mod sliding_v4;
@@ -31,13 +32,7 @@ pub(super) const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// `GET /_matrix/client/v3/sync`.
 pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll: Poll) -> Result<Outcome> {
     let asked_before = request.memo::<SyncRequest>();
-    let timeout = match request.query_int("timeout")? {
-        None => Duration::ZERO,
-        Some(ms) => {
-            let ms = u64::try_from(ms).map_err(|_| Error::invalid_param("timeout must not be negative"))?;
-            Duration::from_millis(ms).min(SYNC_TIMEOUT_MAX)
-        }
-    };
+    let timeout = timeout(request)?.unwrap_or_default();
     let asked = match asked_before {
         Some(asked) => asked,
         None => asked(hs, request, requester)?,
@@ -66,6 +61,13 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
         });
     }
     Ok(Outcome::Reply(reply_in_turn(turn, answer.body)))
+}
+
+/// How long the request waits for news, if it says so.
+fn timeout(request: &Request) -> Result<Option<Duration>> {
+    let Some(ms) = request.query_int("timeout")? else { return Ok(None) };
+    let ms = u64::try_from(ms).map_err(|_| Error::invalid_param("timeout must not be negative"))?;
+    Ok(Some(Duration::from_millis(ms).min(SYNC_TIMEOUT_MAX)))
 }
 
 /// The turn of an answer that may be large, waited for while somebody waits for the answer.
