@@ -72,7 +72,7 @@ fn an_invite_of_another_server_is_notified_of_while_it_stands() {
         let id = UserId::parse(user.id()).expect("a user id");
         let read = server.homeserver().store.read(|db| {
             Ok((
-                db.notifications_after(&id, 0, 10)?,
+                db.notifications_after(&id, 0, 10)?.found,
                 db.notifications_before(&id, i64::MAX, false, 10)?.found,
                 db.badge(&id)?,
             ))
