@@ -9,15 +9,17 @@ use doorstep::testing::certificates;
 use serde_json::{Value, json};
 
 /// An agent that trusts the test authority, as another server would.
-fn agent() -> ureq::Agent {
+pub fn agent() -> ureq::Agent {
     let pem = std::fs::read(&certificates().ca).expect("the authority's certificate");
     let certificate = ureq::tls::Certificate::from_pem(&pem).expect("a certificate");
     let roots = ureq::tls::RootCerts::from(vec![certificate]);
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ureq::tls::TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider);
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
         .timeout_global(Some(Duration::from_secs(60)))
-        .tls_config(ureq::tls::TlsConfig::builder().root_certs(roots).build())
+        .tls_config(tls.build())
         .build()
         .into()
 }

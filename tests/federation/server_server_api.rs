@@ -7,7 +7,7 @@ use crate::common::peer::Peer;
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::internals::ROUTES;
-use doorstep::testing::{TestUser, certificates, segment};
+use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
 const V1: &str = "/_matrix/federation/v1";
@@ -166,15 +166,7 @@ fn what_is_asked_with_a_body_has_the_answer_that_the_specification_gives_it() {
 #[test]
 fn nobody_is_answered_who_does_not_say_who_they_are() {
     let server = TestServer::start();
-    let pem = std::fs::read(&certificates().ca).expect("the authority's certificate");
-    let certificate = ureq::tls::Certificate::from_pem(&pem).expect("a certificate");
-    let roots = ureq::tls::RootCerts::from(vec![certificate]);
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .proxy(None)
-        .tls_config(ureq::tls::TlsConfig::builder().root_certs(roots).build())
-        .build()
-        .into();
+    let agent = crate::federation_keys::agent();
     let mut asked = 0;
     for route in ROUTES.iter().filter(|route| route.handler.who() == "another server") {
         let url = format!("https://{}{}", server.name(), route.path.replace(['{', '}'], ""));
