@@ -259,7 +259,7 @@ impl Worker {
                     self.failures = 0;
                     // Not at once, however old it was when it was made.
                     let left = facts.not_after.saturating_sub(began);
-                    self.due_by(&facts, began.saturating_add(left / 3))
+                    self.due_by(&facts, began, began.saturating_add(left / 3))
                 }
                 Err(e) => self.due_after(&e),
             };
@@ -271,14 +271,17 @@ impl Worker {
         // Who was told to wait does so across a restart.
         let wait = self.folder.wait(&self.settings.directory).min(self.wait_until_max());
         match self.folder.certificate() {
-            Ok(Some(kept)) if kept.is_for(&self.settings.names) => self.due_by(&kept.facts, wait),
+            Ok(Some(kept)) if kept.is_for(&self.settings.names) => {
+                self.due_by(&kept.facts, self.clock.now_ms(), wait)
+            }
             _ => Due::at(wait, false),
         }
     }
 
-    fn due_by(&self, facts: &CertificateFacts, not_before: Millis) -> Due {
+    /// `since`: when it was begun to get it, or when it was found.
+    fn due_by(&self, facts: &CertificateFacts, since: Millis, not_before: Millis) -> Due {
         let [chance] = random::bytes::<1>();
-        let soonest = self.clock.now_ms().saturating_add(BETWEEN_CERTIFICATES_MIN_MS);
+        let soonest = since.saturating_add(BETWEEN_CERTIFICATES_MIN_MS);
         let at = facts.renewal(chance).max(not_before).max(soonest);
         log::info!(
             "the certificate for {} is good until {}; another is got at {}",
@@ -287,7 +290,7 @@ impl Worker {
             utc(at)
         );
         let ask_at = match facts.renewal_id {
-            Some(_) => self.clock.now_ms().saturating_add(RENEWAL_INFO_MIN_MS),
+            Some(_) => since.saturating_add(RENEWAL_INFO_MIN_MS),
             None => Millis::MAX,
         };
         Due { ask_at, ..Due::at(at, false) }
