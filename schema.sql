@@ -881,6 +881,15 @@ CREATE TABLE device_changes (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX device_changes_by_stream ON device_changes (stream);
 
+-- One row, once there was a reason: how `device_changes` are swept. Changes up to `upto` that are of interest to nobody go
+-- at `due_ms`, when they are old enough; up to `swept_upto` some may have gone.
+CREATE TABLE device_changes_sweep (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  swept_upto INTEGER NOT NULL,
+  upto INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL
+) STRICT;
+
 -- How well we know the devices and keys of other servers' users: up to which update of theirs. `fetched_ms`: when the
 -- whole list was fetched last; if it never was, devices may be missing in it. `due_ms`: something is missing, and the whole
 -- list is to be fetched then; `attempts` to do so have failed. Keys are answered from here only where the list is

@@ -133,6 +133,8 @@ pub struct Homeserver {
     pub media_sweep: media::sweep::MediaSweep,
     /// How far the notifications were.
     pub notification_sweep: push::sweep::NotificationSweep,
+    /// How far the changes of devices are gone through.
+    pub changes_sweep: devices::swept_changes::ChangesSweep,
     /// Whose turn it is to search.
     pub search_turns: limits::search_turns::SearchTurns,
     /// What sliding sync keeps in memory.
@@ -261,6 +263,7 @@ impl Homeserver {
             regular_backups: admin::backup::regular::RegularBackups::default(),
             media_sweep: media::sweep::MediaSweep::default(),
             notification_sweep: push::sweep::NotificationSweep::default(),
+            changes_sweep: devices::swept_changes::ChangesSweep::default(),
             search_turns: limits::search_turns::SearchTurns::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),

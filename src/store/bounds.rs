@@ -397,9 +397,13 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table(
         "device_changes",
-        &[rooms("one for each user who shares a room with one of us, or did", "")],
-        "never",
+        &[rooms(
+            "one for each user who shares a room with one of us, or did a month ago",
+            "changes_of_who_shares_no_room_any_more_go_after_a_month_and_who_was_away_for_longer_is_told_all_the_same",
+        )],
+        "once a month, of users whom nobody here shares a room with (`sweep_device_changes`)",
     ),
+    table("device_changes_sweep", &[itself("one row")], "never"),
     table(
         "remote_device_lists",
         &[rooms("one for each user who shares a room with one of us", "")],

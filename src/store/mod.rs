@@ -98,6 +98,8 @@ pub(crate) struct StoreState {
     any_erased_users: AtomicBool,
     /// Whether any of our users may be guests.
     any_guests: AtomicBool,
+    /// Up to where changes of devices may have gone.
+    changes_swept_upto: AtomicI64,
     /// The numbers of the state tuples that are asked for.
     tuple_ids: TupleIds,
     /// Whether the predefined push rules are with those that make a call ring, and these rules, compiled.
@@ -110,6 +112,7 @@ impl StoreState {
         let any_erased_users = accounts::are_any_erased(connection)?;
         let any_guests = accounts::guests::are_there_any(connection)?;
         let any_late_extremities = rooms::late_extremities::are_there_any(connection)?;
+        let changes_swept_upto = devices::swept_changes::swept_upto(connection)?;
         Ok(Self {
             server_name: server_name.clone(),
             position: AtomicI64::new(position),
@@ -123,6 +126,7 @@ impl StoreState {
             any_late_extremities: AtomicBool::new(any_late_extremities),
             any_erased_users: AtomicBool::new(any_erased_users),
             any_guests: AtomicBool::new(any_guests),
+            changes_swept_upto: AtomicI64::new(changes_swept_upto),
             tuple_ids: TupleIds::default(),
             call_rules: AtomicBool::new(false),
             predefined_rules: Default::default(),

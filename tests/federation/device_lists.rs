@@ -262,6 +262,62 @@ fn a_list_is_dropped_when_no_room_is_shared_any_more_and_fetched_when_there_is_n
 }
 
 #[test]
+fn changes_of_who_shares_no_room_any_more_go_after_a_month_and_who_was_away_for_longer_is_told_all_the_same()
+{
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let (a, mut b) = TestServer::pair();
+    let (alice, dave, bob) = (a.user("alice"), a.user("dave"), b.user("bob"));
+    let ids = [&alice, &dave, &bob].map(|user| UserId::parse(user.id()).expect("a user id"));
+    let rooms = [alice.create_room(), dave.create_room()];
+    for room in &rooms {
+        bob.join_via(room, &[a.name()]);
+    }
+    let away = bob.initial_sync()["next_batch"].as_str().expect("a token").to_owned();
+    let settled = |b: &TestServer, user: &UserId| {
+        let list = b.homeserver().store.read(|db| db.remote_device_list(user)).expect("read");
+        list.is_some_and(|list| list.stream_id.is_some() && list.due_ms.is_none())
+    };
+    let told = |since: &str| {
+        let path = format!("/_matrix/client/v3/sync?since={since}&timeout=0");
+        bob.get(&path)["device_lists"]["changed"].clone()
+    };
+    for user in [&alice, &dave] {
+        a.device_of(user, "SECOND");
+    }
+    wait_until("both lists are held", || ids[..2].iter().all(|user| settled(&b, user)));
+    alice.leave(&rooms[0]);
+    wait_until("alice is gone", || bob.membership_of(&rooms[0], alice.id()).as_deref() == Some("leave"));
+    let noted = |b: &TestServer| {
+        let all = b.homeserver().store.read(|db| db.device_changes_between(0, i64::MAX, 100));
+        let all = all.expect("read").expect("few");
+        ids.each_ref().map(|user| all.contains(user))
+    };
+    assert_eq!(noted(&b), [true; 3]);
+    // It is not time yet: neither by the first look, nor a month after the start.
+    b.advance(Duration::from_secs(2 * 3600));
+    let is_planned = || b.homeserver().store.read(|db| db.next_changes_sweep()).expect("read").is_some();
+    wait_until("the round is planned", is_planned);
+    b.advance(29 * DAY);
+    assert_eq!(noted(&b), [true; 3]);
+    b.advance(2 * DAY);
+    wait_until("alice's change is gone", || noted(&b) == [false, true, true]);
+    // It is known after a restart, too. That a month has passed, the others know as well.
+    b.restart();
+    a.advance(31 * DAY);
+    alice.join(&rooms[0]);
+    wait_until("alice is back", || bob.membership_of(&rooms[0], alice.id()).as_deref() == Some("join"));
+    // The client that was away all the time saw alice in the room before, as it does now.
+    let changed = told(&away);
+    assert!(changed.as_array().is_some_and(|users| users.contains(&json!(alice.id()))), "{changed}");
+    let keys_changed = bob.get(&format!("/_matrix/client/v3/keys/changes?from={away}&to={away}"));
+    assert!(keys_changed["changed"].to_string().contains(alice.id()), "{keys_changed}");
+    // Who has looked since is not told again and again.
+    let now =
+        bob.get("/_matrix/client/v3/sync?timeout=0")["next_batch"].as_str().expect("a token").to_owned();
+    assert_eq!(told(&now), Value::Null);
+}
+
+#[test]
 fn who_came_and_went_is_listed_whatever_rooms_the_client_wants_to_hear_of() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

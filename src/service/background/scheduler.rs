@@ -403,6 +403,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
         .chain([hs.syncing().sweep_sliding_connections(now)?, hs.media().sweep_media(now)?])
         .chain([more_to_index, hs.push().sweep_notifications(now)?, hs.events().sweep_spare_states(now)?])
+        .chain([hs.devices().sweep_device_changes(now)?])
         .flatten()
         .min())
 }

@@ -1,6 +1,7 @@
 //! Devices: their lists, messages to them, and the keys that they keep here, here and across servers.
 //!
 //! - `device_lists`: which devices somebody has, told to other servers and heard from them.
+//! - `swept_changes`: changes of devices that are of interest to nobody any more.
 //! - `dehydrated`: devices that nobody is logged in on, which keep what comes for them.
 //! - `key_backup`: room keys that clients keep here, encrypted; `key_restore`: how they are read back in bulk.
 //! - `remote_keys`: end-to-end keys across servers.
@@ -14,6 +15,7 @@ pub mod key_backup;
 pub mod key_restore;
 pub mod keys;
 pub mod remote_keys;
+pub mod swept_changes;
 pub mod to_device;
 
 use std::ops::Deref;

@@ -137,6 +137,7 @@ pub(in crate::service) fn device_lists_between(
 ) -> Result<DeviceLists> {
     let mut lists = DeviceLists::default();
     lists.changed.extend(changed_devices(db, user, since, position)?);
+    lists.changed.extend(db.sharers_of_swept_changes(user, since)?);
     lists.changed.extend(db.own_signing_news(user, since, position)?);
     let (mut parted, mut parted_encrypted) = (BTreeSet::new(), BTreeSet::new());
     let mut rooms: BTreeSet<RoomKey> = match news {
