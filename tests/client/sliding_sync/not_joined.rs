@@ -35,6 +35,47 @@ fn rule_11_an_invite_comes_with_its_stripped_state_and_the_own_member_event() {
 }
 
 #[test]
+fn rule_11_an_invite_that_was_told_before_its_inviter_was_ignored_is_for_the_client_to_hide() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "private_chat" }));
+    alice.invite(&room, bob.id());
+    let body = one_list(20, 5, &json!([]));
+    let told = slide(&bob, None, &body);
+    assert_eq!((&told["lists"]["all"]["count"], room_ids(&told)), (&json!(1), vec![room.as_str()]));
+    let sync = |since: &Value| match since["next_batch"].as_str() {
+        Some(since) => bob.get(&format!("{V3}/sync?since={since}")),
+        None => bob.get(&format!("{V3}/sync")),
+    };
+    let before = sync(&json!({}));
+    assert!(before["rooms"]["invite"][&room].is_object());
+    let list = format!("{V3}/user/{}/account_data/m.ignored_user_list", segment(bob.id()));
+    bob.put(&list, json!({ "ignored_users": { alice.id(): {} } }));
+    // "Clients are responsible for determining if they should hide previously sent events": there is no event that takes
+    // the invite back, and none is made up.
+    let ignoring = sync(&before);
+    assert!(ignoring["account_data"].to_string().contains(alice.id()) && ignoring.get("rooms").is_none());
+    let hidden = slide(&bob, Some(&told), &body);
+    assert_eq!((&hidden["lists"]["all"]["count"], room_ids(&hidden)), (&json!(0), vec![]));
+    assert!(sync(&json!({})).get("rooms").is_none(), "who begins anew is not told of it");
+    let mut of_another = body.clone();
+    of_another["conn_id"] = json!("another");
+    assert_eq!(slide(&bob, None, &of_another)["lists"]["all"]["count"], 0);
+    // It stands all the same, and its end is told.
+    bob.put(&list, json!({ "ignored_users": {} }));
+    let again = slide(&bob, Some(&hidden), &body);
+    assert_eq!((&again["lists"]["all"]["count"], room_ids(&again)), (&json!(1), vec![]), "the client has it");
+    assert!(sync(&json!({}))["rooms"]["invite"][&room].is_object());
+    bob.put(&list, json!({ "ignored_users": { alice.id(): {} } }));
+    let ignoring = sync(&ignoring);
+    let hidden = slide(&bob, Some(&again), &body);
+    alice.act_on("kick", &room, bob.id());
+    assert!(sync(&ignoring)["rooms"]["leave"][&room].is_object());
+    let gone = slide(&bob, Some(&hidden), &body);
+    assert_eq!(gone["rooms"][&room]["required_state"][0]["content"]["membership"], "leave");
+}
+
+#[test]
 fn rule_11_a_knock_is_told_as_an_invite_is() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
