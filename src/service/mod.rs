@@ -154,6 +154,17 @@ fn location(data: &Data, stopped: Option<&Homeserver>) -> Result<Location> {
     })
 }
 
+/// How other servers are asked.
+fn client_settings(config: &Config, clock: &Clock) -> federation::ClientSettings {
+    federation::ClientSettings {
+        server_name: config.server_name.clone(),
+        trust_ca: config.trust_ca.clone(),
+        allow_private_addresses: config.allow_private_addresses,
+        names: config.names.clone(),
+        clock: clock.clone(),
+    }
+}
+
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
@@ -210,14 +221,8 @@ impl Homeserver {
             admin::backup::sweep(folder)?;
         }
         let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
-        let settings = federation::ClientSettings {
-            server_name: config.server_name.clone(),
-            trust_ca: config.trust_ca.clone(),
-            allow_private_addresses: config.allow_private_addresses,
-            names: config.names.clone(),
-            clock: clock.clone(),
-        };
-        let federation = way_out(settings, key_ring.signer())?.limited_to(config.peers.clone());
+        let federation = way_out(client_settings(&config, &clock), key_ring.signer())?;
+        let federation = federation.limited_to(config.peers.clone());
         let metrics = (!config.metrics.is_empty()).then(Arc::default);
         if metrics.is_some() {
             store.count_writes();

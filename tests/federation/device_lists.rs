@@ -312,6 +312,7 @@ fn changes_of_who_shares_no_room_any_more_go_after_a_month_and_who_was_away_for_
     let keys_changed = bob.get(&format!("/_matrix/client/v3/keys/changes?from={away}&to={away}"));
     assert!(keys_changed["changed"].to_string().contains(alice.id()), "{keys_changed}");
     // Who has looked since is not told again and again.
+    wait_until("her list is held anew", || settled(&b, &ids[0]));
     let now =
         bob.get("/_matrix/client/v3/sync?timeout=0")["next_batch"].as_str().expect("a token").to_owned();
     assert_eq!(told(&now), Value::Null);

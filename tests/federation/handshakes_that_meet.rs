@@ -417,14 +417,14 @@ fn an_invite_that_follows_a_rejection_at_once_is_an_invite() {
     assert!(lost.is_empty(), "{} of {TRIES} were lost: {lost:?}", lost.len());
 }
 
-/// A template for a user of the scripted server, signed.
-fn signed(peer: &Peer, server: &str, kind: &str, room: &str, user: &UserId) -> Pdu {
+/// A template for a user of the scripted server, signed as of then.
+fn signed(peer: &Peer, server: &str, kind: &str, (room, user): (&str, &UserId), at_ms: i64) -> Pdu {
     let path =
         format!("/_matrix/federation/v1/make_{kind}/{}/{}?ver=11", segment(room), segment(user.as_str()));
     let (status, made) = peer.ask(server, "GET", &path, None);
     assert_eq!(status, 200, "make_{kind}: {made}");
     let mut event = made["event"].as_object().expect("a template is an object").clone();
-    event.insert("origin_server_ts".into(), now_ms().into());
+    event.insert("origin_server_ts".into(), at_ms.into());
     peer.sign(event, room_version("11").expect("a known version"))
 }
 
@@ -440,10 +440,7 @@ fn knocks_of_one_user_that_are_handed_in_at_the_same_moment_are_each_judged_once
         let scene = scene(&alice, server.user(&format!("bob{number}")), server.name(), "11");
         let user = peer.user(&format!("u{number}"));
         let mut knocks: Vec<Pdu> = (0..3)
-            .map(|_| {
-                std::thread::sleep(Duration::from_millis(2));
-                signed(&peer, server.name(), "knock", &scene.room, &user)
-            })
+            .map(|later| signed(&peer, server.name(), "knock", (&scene.room, &user), now_ms() + later))
             .collect();
         // The same one twice, too.
         knocks.push(knocks[0].clone());
@@ -482,7 +479,7 @@ fn who_is_banned_while_their_knock_is_handed_in_stays_banned() {
     for number in 0..TRIES {
         let scene = scene(&alice, server.user(&format!("bob{number}")), server.name(), "11");
         let user = peer.user(&format!("u{number}"));
-        let knock = signed(&peer, server.name(), "knock", &scene.room, &user);
+        let knock = signed(&peer, server.name(), "knock", (&scene.room, &user), now_ms());
         let start = Barrier::new(2);
         std::thread::scope(|scope| {
             let banning = scope.spawn(|| {

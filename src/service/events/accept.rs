@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::authorise;
-use super::build::check_not_shut;
+use super::entry::check_not_shut;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;

@@ -15,7 +15,7 @@ use super::{accept, authorise, policy_server, resolve};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth;
-use crate::protocol::pdu::{Membership, PREV_EVENTS_MAX};
+use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::rooms::server_acl::ServerAcl;
 use crate::protocol::signatures::sign::SigningKey;
@@ -26,6 +26,7 @@ use crate::random;
 use crate::service::events::Events;
 use crate::service::events::accept::Sent;
 use crate::service::events::authorise::{AuthContext, RoomExtremities};
+use crate::service::events::entry::check_entry;
 use crate::service::events::extremities::may_be_late;
 use crate::service::events::resolve::{ResolutionBudget, StateSet};
 use crate::service::events::state_view::StateView;
@@ -234,41 +235,6 @@ fn check_speakable(db: &Db<'_>, room: &Room) -> Result<()> {
         return Ok(());
     }
     Err(not_resident())
-}
-
-/// Whose account was closed comes into no room any more, and nobody into a room that is shut: what they, or somebody else for them,
-/// had begun before may end after that. Errors: 403 `M_FORBIDDEN`.
-fn check_entry(db: &Db<'_>, room: &Room, draft: &Draft) -> Result<()> {
-    let membership = draft.content.get("membership").and_then(Value::as_str);
-    let enters = matches!(membership, Some("join" | "invite" | "knock"));
-    let Some(member) = draft.state_key.as_ref().filter(|_| enters && draft.event_type == "m.room.member")
-    else {
-        return Ok(());
-    };
-    if db.is_local(member) {
-        check_not_closed(db, member)?;
-    }
-    check_not_shut(db, room, member)
-}
-
-/// Errors: 403 `M_FORBIDDEN` if nobody is to come into the room, and this user is not there yet.
-pub(in crate::service) fn check_not_shut(db: &Db<'_>, room: &Room, member: &str) -> Result<()> {
-    if !db.is_room_shut(&room.room_id)? {
-        return Ok(());
-    }
-    let is_in = match UserId::parse(member) {
-        Ok(user) => db.membership(room.key, &user)? == Some(Membership::Join),
-        Err(_) => false,
-    };
-    if is_in { Ok(()) } else { Err(Error::forbidden("This room has been blocked on this server")) }
-}
-
-/// Errors: 403 `M_FORBIDDEN` for a user of ours whose account was closed.
-pub(in crate::service) fn check_not_closed(db: &Db<'_>, user: &str) -> Result<()> {
-    match db.is_closed_user(user)? {
-        true => Err(Error::forbidden("There is no such account any more")),
-        false => Ok(()),
-    }
 }
 
 fn authorise_draft(

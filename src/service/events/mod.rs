@@ -49,7 +49,7 @@
 //! # The files
 //!
 //! - `build.rs`: an event of a local user, from a draft to a signed event in its room. `merge_forks.rs`: one that
-//!   nobody sees.
+//!   nobody sees. `entry.rs`: who comes into no room at all.
 //! - `accept.rs`: events of other servers, and events that were signed before, into their room.
 //! - `authorise.rs`, with `state_view.rs`, `extremities.rs`, `resolve.rs`: the decision on an event; they write
 //!   nothing.
@@ -62,6 +62,7 @@
 pub mod accept;
 pub(super) mod authorise;
 pub mod build;
+pub mod entry;
 pub(super) mod erasure;
 pub(super) mod extremities;
 pub mod fetch;

@@ -9,7 +9,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
 use crate::protocol::rooms::stripped_state::{self, STRIPPED_TYPES};
 use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
-use crate::service::events::build::check_not_closed;
+use crate::service::events::entry::check_not_closed;
 use crate::service::membership::Memberships;
 use crate::store::{Db, RoomKey, Tx};
 

@@ -80,7 +80,7 @@ impl Syncing<'_> {
                     Some(room) => of_rooms.entry(room.clone()).or_default().push(entry),
                 }
             }
-            let mut rooms = Rooms { body: BodyWriter::default(), count: 0 };
+            let mut rooms = InitialRooms { body: BodyWriter::default(), count: 0 };
             rooms.body.text("{\"rooms\":[");
             for of_user in db.rooms_of(user)?.iter().filter(|room| !room.forgotten) {
                 if !db.has_remote_membership(&of_user.room_id, user)? {
@@ -104,12 +104,12 @@ impl Syncing<'_> {
 }
 
 /// The rooms, as they are written.
-struct Rooms {
+struct InitialRooms {
     body: BodyWriter,
     count: usize,
 }
 
-impl Rooms {
+impl InitialRooms {
     fn push(&mut self, room: &InitialRoom<'_>) -> Result<()> {
         self.body.text(if self.count == 0 { "" } else { "," });
         self.count += 1;
@@ -122,7 +122,7 @@ fn room_here(
     of_user: &RoomOfUser,
     archived: bool,
     data: &[AccountData],
-    rooms: &mut Rooms,
+    rooms: &mut InitialRooms,
 ) -> Result<()> {
     let (mut invite, mut inside) = (None, None);
     match of_user.membership {
@@ -180,7 +180,7 @@ fn room_elsewhere(
     context: &SyncContext<'_>,
     row: &RemoteMembership,
     archived: bool,
-    rooms: &mut Rooms,
+    rooms: &mut InitialRooms,
 ) -> Result<()> {
     let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
     let (membership, invite) = match section {

@@ -1,0 +1,45 @@
+//! Who comes into no room of ours, whatever its rules say: whose account was closed; and into a room that the operator has shut,
+//! nobody. Asked by the transaction in which somebody comes in: what was begun before may end after that.
+
+use serde_json::Value;
+
+use super::build::Draft;
+use crate::error::{Error, Result};
+use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
+use crate::store::{Db, Room};
+
+/// Whose account was closed comes into no room any more, and nobody into a room that is shut: what they, or somebody else for them,
+/// had begun before may end after that. Errors: 403 `M_FORBIDDEN`.
+pub(super) fn check_entry(db: &Db<'_>, room: &Room, draft: &Draft) -> Result<()> {
+    let membership = draft.content.get("membership").and_then(Value::as_str);
+    let enters = matches!(membership, Some("join" | "invite" | "knock"));
+    let Some(member) = draft.state_key.as_ref().filter(|_| enters && draft.event_type == "m.room.member")
+    else {
+        return Ok(());
+    };
+    if db.is_local(member) {
+        check_not_closed(db, member)?;
+    }
+    check_not_shut(db, room, member)
+}
+
+/// Errors: 403 `M_FORBIDDEN` if nobody is to come into the room, and this user is not there yet.
+pub(in crate::service) fn check_not_shut(db: &Db<'_>, room: &Room, member: &str) -> Result<()> {
+    if !db.is_room_shut(&room.room_id)? {
+        return Ok(());
+    }
+    let is_in = match UserId::parse(member) {
+        Ok(user) => db.membership(room.key, &user)? == Some(Membership::Join),
+        Err(_) => false,
+    };
+    if is_in { Ok(()) } else { Err(Error::forbidden("This room has been blocked on this server")) }
+}
+
+/// Errors: 403 `M_FORBIDDEN` for a user of ours whose account was closed.
+pub(in crate::service) fn check_not_closed(db: &Db<'_>, user: &str) -> Result<()> {
+    match db.is_closed_user(user)? {
+        true => Err(Error::forbidden("There is no such account any more")),
+        false => Ok(()),
+    }
+}
