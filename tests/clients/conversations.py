@@ -48,9 +48,13 @@ class Stage:
         if self._node:
             self._node.end()
 
+    def next_name(self, role):
+        """What the next device is called, and its user if it registers."""
+        return f"{role}{self._made + 1}-{self.unique}"
+
     def _device(self, server, kind, role):
+        name = self.next_name(role)
         self._made += 1
-        name = f"{role}{self._made}-{self.unique}"
         if kind == "js":
             if self._node is None:
                 self._node = devices.Node(self.folder / "node.log")
@@ -389,16 +393,17 @@ def claimed(thief, guest, body, former):
 @conversation("answers lost on the way", LIKE_WITH_LIKE)
 def answers_lost(stage):
     host = stage.host()
+    name_of_guest = stage.next_name("guest")
     left = []
     for part, times in (("/keys/upload", 1), ("/keys/claim", 1), ("/sendToDevice", 1), ("/keys/query", 2)):
-        left.append((part, stage.guest_server.exchanges.lose_answers(part, times)))
+        left.append((part, stage.guest_server.exchanges.lose_answers(part, times, name_of_guest)))
     guest = stage.guest()
     room = room_of_two(host, guest)
     both_talk(guest, host, room)
     both_talk(host, guest, room)
     for part, count in left:
         demand(count() == 0, f"no answer to {part} was lost")
-    lost = stage.guest_server.exchanges.lose_answers("/sync", 3)
+    lost = stage.guest_server.exchanges.lose_answers("/sync", 3, name_of_guest)
     both_talk(guest, host, room)
     event_id = host.send_rekeyed(room=room, body="into the gap")
     readable(guest, room, event_id, "into the gap")

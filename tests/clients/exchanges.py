@@ -40,6 +40,7 @@ class Exchanges:
         self._server = server
         self._record = open(record, "a", buffering=1)
         self._losses = []
+        self._owners = {}  # who is meant by an Authorization
         self._watches = []
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
@@ -48,10 +49,10 @@ class Exchanges:
             Exchanges._loop = in_background()
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
 
-    def lose_answers(self, part, times):
-        """The next `times` answers to requests whose method and path contain `part` do not arrive. The server has
-        done what was asked. Returns a function that tells how many are still to be lost."""
-        loss = {"part": part, "left": times}
+    def lose_answers(self, part, times, localpart):
+        """The next `times` answers to this user's requests whose method and path contain `part` do not arrive. The
+        server has done what was asked. Returns a function that tells how many are still to be lost."""
+        loss = {"part": part, "left": times, "owner": f"@{localpart}:"}
         self._losses.append(loss)
         return lambda: loss["left"]
 
@@ -88,8 +89,10 @@ class Exchanges:
             return web.Response(status=502)
         self.count += 1
         self._write(request, sent, answer, content)
+        owner = self._owners.get(request.headers.get("Authorization"), "")
         for loss in self._losses:
-            if loss["left"] and loss["part"] in f"{request.method} {request.raw_path}":
+            is_theirs = owner.startswith(loss["owner"])
+            if loss["left"] and is_theirs and loss["part"] in f"{request.method} {request.raw_path}":
                 loss["left"] -= 1
                 if request.transport:
                     request.transport.abort()
@@ -106,6 +109,9 @@ class Exchanges:
             "response_body": _parsed(content),
         }
         self._record.write(json.dumps(exchange) + "\n")
+        told = exchange["response_body"]
+        if isinstance(told, dict) and "access_token" in told and "user_id" in told:
+            self._owners[f"Bearer {told['access_token']}"] = told["user_id"]
         for part, bodies in self._watches:
             if part in f"{request.method} {request.raw_path}":
                 bodies.append(exchange["request_body"])
