@@ -65,6 +65,7 @@ def relations_that_are_found_later(stage):
         shown = device.until_thread(room=room, root=root, count=7, latest="reply 6, edited")
         demand(shown["participated"], f"{device.name} took part: {shown}")
         device.until_text(room=room, id=root, body="root, edited")
+        device.scroll_back_to(room=room, id=root)
         device.until_reactions(room=room, id=root, wanted={"👍": both})
         told = device.thread(room=room, root=root, count=7)
         wanted = [*(f"reply {n}" for n in range(6)), "reply 6, edited"]
@@ -110,6 +111,7 @@ def relations_by_pages(stage):
     late.thread_list(room=room)
     late.until_thread(room=room, root=root, count=4, latest="reply 3")
     late.until_text(room=room, id=root, body="root")
+    late.scroll_back_to(room=room, id=root)
     late.until_reactions(room=room, id=root, wanted={})
     pages = late.relations(room=room, id=root)
     demand(pages["found"] == said[3::-1], f"{late.name} is told of {pages}, not of {said[:4]}")

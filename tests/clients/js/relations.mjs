@@ -38,6 +38,16 @@ export function relationVerbs(until) {
             });
         },
 
+        // The room's own timeline as somebody sees it who scrolls back to this event, with what relates to it. A thread's root
+        // may be known from the thread before.
+        async scrollBackTo({ room, id }) {
+            const isReached = () => Boolean(this.client.getRoom(room).getUnfilteredTimelineSet().getTimelineForEvent(id));
+            await until(`${this.name}: ${id}, scrolled back to`, async () => {
+                if (!isReached()) await this.scrollBack(room).catch(() => {});
+                return isReached();
+            });
+        },
+
         // A thread as its panel is opened, which begins one where there is none.
         async openThread(room, root) {
             const event = await this.eventOf(room, root);
