@@ -162,6 +162,7 @@ pub mod internals {
     };
     pub use crate::locks::lock;
     pub use crate::service::accounts::NewAccount;
+    pub use crate::service::accounts::moderation::Administrator;
     pub use crate::service::accounts::sessions::NewLogin;
     pub use crate::service::admin::backup::restore::{restore, restore_from};
     pub use crate::service::admin::backup::written::write_file;

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::service::accounts::check_not_last_admin;
+use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::accounts::passwords::PasswordProof;
 
 impl Homeserver {
@@ -29,9 +30,14 @@ impl Homeserver {
         self.leave_all_rooms(user)
     }
 
-    /// The same for an administrator. Errors: 403 `M_FORBIDDEN` for the only administrator there is.
-    pub(super) fn deactivate_by_admin(&self, user: &UserId, erase: bool) -> Result<()> {
-        self.accounts().close(user, erase, check_not_last_admin)?;
+    /// The same for an administrator. Errors: 403 `M_FORBIDDEN` for the only administrator there is, and
+    /// where the one who asks is none any more.
+    pub(super) fn deactivate_by_admin(&self, by: &Administrator, user: &UserId, erase: bool) -> Result<()> {
+        let by = by.clone();
+        self.accounts().close(user, erase, move |db, user| {
+            check_still_admin(db, &by)?;
+            check_not_last_admin(db, user)
+        })?;
         self.leave_all_rooms(user)
     }
 

@@ -652,3 +652,30 @@ fn of_a_change_that_cannot_be_made_as_a_whole_nothing_is_made() {
     assert_eq!(made["name"], format!("@new:{}", server.name()));
     assert_eq!(admin.request("PUT", &path, Some(whole)).0, 200);
 }
+
+#[test]
+fn an_account_is_made_locked_or_closed_if_it_is_to_be_so_or_not_at_all() {
+    let server = TestServer::start();
+    let admin = server.user("admin");
+    let put = |name: &str, body: Value| admin.request("PUT", &format!("{V2}/users/{name}"), Some(body));
+    let (status, made) = put("locked", json!({ "password": "x", "locked": true, "deactivated": false }));
+    assert_eq!((status, &made["locked"], &made["deactivated"]), (201, &json!(true), &json!(false)), "{made}");
+    refused(log_in(&server, "locked", "x"), 401, "M_USER_LOCKED");
+    done(put("locked", json!({ "locked": false })));
+    assert_eq!(log_in(&server, "locked", "x").0, 200);
+    // A name that nobody is to have.
+    let (status, made) = put("closed", json!({ "password": "x", "locked": false, "deactivated": true }));
+    assert_eq!((status, &made["locked"], &made["deactivated"]), (201, &json!(false), &json!(true)), "{made}");
+    refused(log_in(&server, "closed", "x"), 403, "M_FORBIDDEN");
+    let taken = format!("{V1}/username_available?username=closed");
+    refused(admin.request("GET", &taken, None), 400, "M_USER_IN_USE");
+    for (body, status, errcode) in [
+        (json!({ "locked": true, "deactivated": true }), 400, "M_UNKNOWN"),
+        (json!({ "locked": true, "admin": true }), 403, "M_FORBIDDEN"),
+        (json!({ "locked": "yes" }), 400, "M_BAD_JSON"),
+        (json!({ "deactivated": 1 }), 400, "M_BAD_JSON"),
+    ] {
+        refused(put("never", body), status, errcode);
+        refused(admin.request("GET", &format!("{V2}/users/never"), None), 404, "M_NOT_FOUND");
+    }
+}

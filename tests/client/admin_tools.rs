@@ -101,7 +101,7 @@ fn other_servers_are_listed_with_how_they_stand_and_the_rooms_that_they_are_in()
     );
     assert_eq!(admin.get(&of("?destination=localhost&order_by=retry_interval&dir=b"))["total"], 1);
     assert_eq!(admin.get(&of("?destination=elsewhere"))["total"], 0);
-    assert_eq!(admin.get(&of("?limit=0"))["next_token"], "0");
+    assert_eq!(admin.get(&of("?limit=0")).get("next_token"), None, "that would be the same page again");
     there.resume();
     // Hours may be left until it is tried again: it is tried at once.
     assert_eq!(admin.request("POST", &reset, Some(json!({}))), (200, json!({})));

@@ -373,3 +373,70 @@ fn knocks_are_answered_by_administrators_too() {
     assert_eq!(answer("accept"), (200, json!({})));
     refused(answer("refuse"), 404, "M_NOT_FOUND");
 }
+
+/// What a page of a list says of the pages beside it.
+fn neighbours(page: &Value) -> Vec<(&str, &Value)> {
+    let beside = ["next_token", "next_batch", "prev_batch"];
+    beside.into_iter().filter_map(|name| Some((name, page.get(name).filter(|at| !at.is_null())?))).collect()
+}
+
+#[test]
+fn no_page_of_a_list_names_itself_as_the_next_one_and_all_that_there_is_is_told_page_by_page() {
+    let (here, there) = TestServer::pair();
+    let (admin, alice, bob) = (here.user("admin"), here.user("alice"), there.user("bob"));
+    for n in 0..3 {
+        let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+        bob.join_via(&room, &[here.name()]);
+        upload(&alice, "image/png", "a.png", format!("file {n}").as_bytes());
+        alice.post(&room_path(&room, "report"), json!({ "reason": "bad" }));
+        let event = alice.send(&room, "hello");
+        alice.post(&room_path(&room, &format!("report/{}", segment(&event))), json!({ "reason": "bad" }));
+        let user = format!("@u{n}:elsewhere.example");
+        alice.post(&format!("{V3}/users/{}/report", segment(&user)), json!({ "reason": "bad" }));
+    }
+    upload(&admin, "image/png", "a.png", b"a file");
+    let them = segment(there.name());
+    let lists = [
+        ("/_synapse/admin/v2/users".to_owned(), "users", 2),
+        ("/_synapse/admin/v3/users".to_owned(), "users", 2),
+        (format!("{V1}/rooms"), "rooms", 3),
+        (format!("{V1}/event_reports"), "event_reports", 3),
+        (format!("{V1}/user_reports"), "user_reports", 3),
+        ("/_doorstep/admin/v1/room_reports".to_owned(), "room_reports", 3),
+        (format!("{V1}/federation/destinations"), "destinations", 1),
+        (format!("{V1}/federation/destinations/{them}/rooms"), "rooms", 3),
+        (format!("{V1}/users/{}/media", segment(alice.id())), "media", 3),
+        (format!("{V1}/statistics/users/media"), "users", 2),
+    ];
+    for (path, list, all) in &lists {
+        let told = |page: &Value| page[list].as_array().expect("a list").len();
+        let page = |query: &str| admin.get(&format!("{path}?{query}"));
+        let huge = i64::MAX;
+        for query in [
+            "limit=0".to_owned(),
+            "limit=0&from=1".to_owned(),
+            format!("limit=0&from={huge}"),
+            format!("from={huge}"),
+        ] {
+            let page = page(&query);
+            let itself = neighbours(&page).into_iter().filter(|(name, at)| {
+                *name != "prev_batch"
+                    || at.to_string().trim_matches('"') == query.rsplit('=').next().expect("a value")
+            });
+            assert_eq!((told(&page), itself.count()), (0, 0), "{path}?{query}: {page}");
+        }
+        let whole = page(&format!("limit={huge}"));
+        assert_eq!((told(&whole), neighbours(&whole).len()), (*all, 0), "{path}: {whole}");
+        for wrong in ["limit=-1", "from=-1", "limit=x", "limit=9223372036854775808", "from=1.5"] {
+            refused(admin.request("GET", &format!("{path}?{wrong}"), None), 400, "M_INVALID_PARAM");
+        }
+        let (mut from, mut seen) = ("0".to_owned(), 0);
+        for _ in 0..=*all {
+            let page = page(&format!("limit=1&from={from}"));
+            seen += told(&page);
+            let Some(next) = page.get("next_token").or(page.get("next_batch")) else { break };
+            from = next.to_string().trim_matches('"').to_owned();
+        }
+        assert_eq!(seen, *all, "{path}");
+    }
+}

@@ -8,7 +8,7 @@ use crate::common::process::cpu_ms;
 use crate::common::random::Random;
 use crate::common::scene::{Scene, heads};
 use crate::common::wait::wait_until;
-use doorstep::internals::{DeletionOrder, Status};
+use doorstep::internals::{Administrator, DeletionOrder, Status};
 use doorstep::protocol::{EventId, Pdu, UserId};
 use serde_json::{Value, json};
 
@@ -367,7 +367,12 @@ fn states_that_nothing_needs_go_and_those_of_all_events_stay_as_they_were() {
         // And nothing of it stays when it is deleted.
         fork.scene.alice.leave(&room);
         let order = DeletionOrder { purge: true, force_purge: true, ..DeletionOrder::default() };
-        fork.scene.server.homeserver().admin().delete_room(&fork.scene.room.id, order, "").expect("deleted");
+        fork.scene
+            .server
+            .homeserver()
+            .admin()
+            .delete_room(&fork.scene.room.id, order, &Administrator::Operator)
+            .expect("deleted");
         for table in ["snapshots", "snapshot_entries", "spare_snapshots"] {
             assert_eq!(count(&fork, table), 0, "{table}");
         }

@@ -30,9 +30,9 @@ struct RenameBody {
 }
 
 /// `PUT /_synapse/admin/v2/users/{userId}/devices/{deviceId}`
-pub fn update(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+pub fn update(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let RenameBody { display_name } = request.json()?;
-    hs.accounts().rename_device(&user(hs, request)?, request.param("deviceId"), &display_name)?;
+    hs.admin().rename_device(admin, &user(hs, request)?, request.param("deviceId"), &display_name)?;
     Ok(Reply::empty())
 }
 

@@ -62,13 +62,13 @@ pub fn of_user(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) 
 }
 
 /// `DELETE /_synapse/admin/v1/users/{userId}/media`: those on the page.
-pub fn delete_of_user(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    Ok(deleted(&hs.admin().delete_media_of(&request.user_id()?, &page(request)?)?))
+pub fn delete_of_user(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    Ok(deleted(&hs.admin().delete_media_of(admin, &request.user_id()?, &page(request)?)?))
 }
 
 /// `POST /_synapse/admin/v1/user/{userId}/media/quarantine`
-pub fn quarantine_of_user(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    let count = hs.admin().quarantine_media_of(&request.user_id()?)?;
+pub fn quarantine_of_user(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    let count = hs.admin().quarantine_media_of(admin, &request.user_id()?)?;
     Ok(Reply::json(&json!({ "num_quarantined": count })))
 }
 
@@ -81,25 +81,25 @@ pub fn of_room(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) 
 }
 
 /// `POST /_synapse/admin/v1/room/{roomId}/media/quarantine`, and by its old name `quarantine_media/{roomId}`.
-pub fn quarantine_of_room(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    let count = hs.admin().quarantine_media_of_room(&request.room_id()?)?;
+pub fn quarantine_of_room(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    let count = hs.admin().quarantine_media_of_room(admin, &request.room_id()?)?;
     Ok(Reply::json(&json!({ "num_quarantined": count })))
 }
 
 /// `POST /_synapse/admin/v1/media/delete`, and with the server's own name before `/delete`.
-pub fn delete_old(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+pub fn delete_old(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let server = request.param("serverName");
     if !server.is_empty() && server != hs.server_name().as_str() {
         return Err(Error::invalid_param("Can only delete local media"));
     }
     let larger = count(request, "size_gt", 0)?;
     let keep = request.query_bool("keep_profiles")?.unwrap_or(true);
-    Ok(deleted(&hs.admin().delete_old_media(before(request)?, larger.max(0).unsigned_abs(), keep)?))
+    Ok(deleted(&hs.admin().delete_old_media(admin, before(request)?, larger.max(0).unsigned_abs(), keep)?))
 }
 
 /// `POST /_synapse/admin/v1/purge_media_cache`
-pub fn purge_cache(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    Ok(Reply::json(&json!({ "deleted": hs.admin().purge_media_cache(before(request)?)? })))
+pub fn purge_cache(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    Ok(Reply::json(&json!({ "deleted": hs.admin().purge_media_cache(admin, before(request)?)? })))
 }
 
 /// `GET /_synapse/admin/v1/statistics/users/media`

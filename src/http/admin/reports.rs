@@ -37,8 +37,8 @@ fn get(hs: &Homeserver, request: &Request, kind: ReportKind) -> Result<Reply> {
     Ok(Reply::json(&hs.admin().report(kind, id(request)?)?))
 }
 
-fn delete(hs: &Homeserver, request: &Request, kind: ReportKind) -> Result<Reply> {
-    hs.admin().delete_report(kind, id(request)?)?;
+fn delete(hs: &Homeserver, request: &Request, by: &Administrator, kind: ReportKind) -> Result<Reply> {
+    hs.admin().delete_report(by, kind, id(request)?)?;
     Ok(Reply::empty())
 }
 
@@ -53,8 +53,8 @@ pub fn of_event(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator)
 }
 
 /// `DELETE /_synapse/admin/v1/event_reports/{reportId}`
-pub fn delete_of_event(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    delete(hs, request, ReportKind::Event)
+pub fn delete_of_event(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    delete(hs, request, admin, ReportKind::Event)
 }
 
 /// `GET /_synapse/admin/v1/user_reports`
@@ -68,8 +68,8 @@ pub fn of_user(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) 
 }
 
 /// `DELETE /_synapse/admin/v1/user_reports/{reportId}`
-pub fn delete_of_user(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    delete(hs, request, ReportKind::User)
+pub fn delete_of_user(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    delete(hs, request, admin, ReportKind::User)
 }
 
 /// `GET /_doorstep/admin/v1/room_reports`
@@ -83,6 +83,6 @@ pub fn of_room(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) 
 }
 
 /// `DELETE /_doorstep/admin/v1/room_reports/{reportId}`
-pub fn delete_of_room(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    delete(hs, request, ReportKind::Room)
+pub fn delete_of_room(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    delete(hs, request, admin, ReportKind::Room)
 }

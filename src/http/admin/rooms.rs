@@ -22,11 +22,6 @@ use super::users::backwards;
 /// How many rooms a page has if nothing is said.
 const USUAL_PAGE: usize = 100;
 
-/// The administrator's name in what is written down; '' is the operator's.
-fn name_of(admin: &Administrator) -> &str {
-    admin.user_id().map_or("", UserId::as_str)
-}
-
 /// `GET /_synapse/admin/v1/rooms`
 pub fn list(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     let order = request.query("order_by").unwrap_or("name");
@@ -91,7 +86,7 @@ pub fn set_block(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator)
         Value::Null => return Err(Error::missing_param("Missing params: ['block']")),
         _ => return Err(Error::bad_json("Param 'block' must be a boolean.")),
     };
-    hs.admin().set_room_block(&room_id, block, name_of(admin))?;
+    hs.admin().set_room_block(&room_id, block, admin)?;
     Ok(Reply::json(&json!({ "block": block })))
 }
 
@@ -127,13 +122,13 @@ fn order(request: &Request) -> Result<DeletionOrder> {
 /// `DELETE /_synapse/admin/v1/rooms/{roomId}`: answers when it is done.
 pub fn delete(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let order = order(request)?;
-    reply(&hs.admin().delete_room(&request.room_id()?, order, name_of(admin))?)
+    reply(&hs.admin().delete_room(&request.room_id()?, order, admin)?)
 }
 
 /// `DELETE /_synapse/admin/v2/rooms/{roomId}`: answers at once.
 pub fn begin_deletion(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let order = order(request)?;
-    let delete_id = hs.admin().begin_room_deletion(&request.room_id()?, order, name_of(admin))?;
+    let delete_id = hs.admin().begin_room_deletion(&request.room_id()?, order, admin)?;
     Ok(Reply::json(&json!({ "delete_id": delete_id })))
 }
 

@@ -11,7 +11,7 @@ use crate::protocol::UserId;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
 use crate::service::accounts::moderation::Administrator;
-use crate::service::admin::accounts::{AccountChange, AccountsPage, check_profile};
+use crate::service::admin::accounts::{AccountChange, AccountsPage};
 use crate::store::accounts::listed::{AccountFilter, AccountOrder};
 
 /// How many accounts a page has if nothing is said.
@@ -108,19 +108,8 @@ pub fn put(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Re
         locked: flag(&body, "locked")?,
         deactivated: flag(&body, "deactivated")?,
     };
-    if hs.store.read(|db| db.account(&user))?.is_some() {
-        return Ok(Reply::json(&hs.admin().change_account(admin, &user, &change)?));
-    }
-    check_profile(change.displayname.as_deref(), change.avatar_url.as_deref())?;
-    let new = NewAccount {
-        localpart: Some(user.localpart()),
-        password: change.password.as_deref(),
-        admin: change.admin.unwrap_or(false),
-        display_name: change.displayname.as_deref(),
-        avatar_url: change.avatar_url.as_deref(),
-        ..NewAccount::default()
-    };
-    Ok(Reply::json_status(201, &hs.admin().add_account(admin, &new)?))
+    let (account, is_made) = hs.admin().put_account(admin, &user, &change)?;
+    Ok(Reply::json_status(if is_made { 201 } else { 200 }, &account))
 }
 
 /// What this server keeps nothing of is not taken as if it did. Errors: 400 `M_INVALID_PARAM`.

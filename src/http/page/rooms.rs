@@ -12,6 +12,7 @@ use crate::http::{Reply, Requester};
 use crate::protocol::RoomId;
 use crate::protocol::media::web_url::percent_encoded;
 use crate::service::Homeserver;
+use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::rooms::{RoomOrder, RoomsPage};
 
 /// So many rooms are on one page.
@@ -113,7 +114,7 @@ pub fn change(hs: &Arc<Homeserver>, visit: &Visit<'_>, admin: &Requester) -> Res
         }
         deed @ ("block" | "unblock") => {
             let block = deed == "block";
-            hs.admin().set_room_block(&room, block, admin.user_id.as_str())?;
+            hs.admin().set_room_block(&room, block, &Administrator::User(admin.user_id.clone()))?;
             Ok(see(if block { "/page/rooms?done=blocked" } else { "/page/rooms?done=unblocked" }))
         }
         _ => Err(Error::invalid_param("The form does not say what is to be done")),

@@ -38,9 +38,9 @@ use crate::service::accounts::passwords::PasswordProof;
 use crate::service::accounts::profile::checked_display_name;
 use crate::service::accounts::sessions::{Login, NewLogin, log_out_devices, log_out_of_others};
 use crate::service::devices::device_lists::tell_of_devices;
-use crate::store::Db;
 use crate::store::accounts::TokenHash;
 use crate::store::accounts::registration_tokens::RegistrationToken;
+use crate::store::{Db, Tx};
 
 /// Accounts, their sessions and what they prove who they are with; profiles and account data.
 #[derive(Clone, Copy)]
@@ -83,6 +83,9 @@ pub struct NewAccount<'a> {
     pub from: Option<IpAddr>,
 }
 
+/// What else is done in the transaction that makes an account.
+pub(in crate::service) type Also = Box<dyn FnOnce(&mut Tx<'_>, &UserId) -> Result<()> + Send>;
+
 impl Accounts<'_> {
     /// The user id that somebody who asks for this localpart would get: in lower case, since there are no others.
     /// Errors: 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
@@ -101,6 +104,16 @@ impl Accounts<'_> {
         &self,
         new: &NewAccount<'_>,
         login: Option<&NewLogin<'_>>,
+    ) -> Result<(UserId, Option<Login>)> {
+        self.create_account_with(new, login, Box::new(|_, _| Ok(())))
+    }
+
+    /// [`Accounts::create_account`], with what else is done in its transaction, where that can be done.
+    pub(in crate::service) fn create_account_with(
+        &self,
+        new: &NewAccount<'_>,
+        login: Option<&NewLogin<'_>>,
+        also: Also,
     ) -> Result<(UserId, Option<Login>)> {
         let localpart = new.localpart.map_or_else(|| random::letters(12).to_ascii_lowercase(), str::to_owned);
         let user = self.available_user_id(&localpart)?;
@@ -138,7 +151,8 @@ impl Accounts<'_> {
             if let Some(picture) = &picture {
                 tx.set_profile_field(&created, "avatar_url", picture)?;
             }
-            session.map_or(Ok(()), |session| session.begin(tx, &created))
+            session.map_or(Ok(()), |session| session.begin(tx, &created))?;
+            also(tx, &created)
         })?;
         Ok((user.clone(), login.map(|login| login.into_login(&user))))
     }
@@ -210,7 +224,9 @@ impl Accounts<'_> {
         self.put_password(proof.user(), password, log_out_except, Some(from), move |db, _| proved.check(db))
     }
 
-    fn put_password(
+    /// Sets a user's password, if it is `allowed`, which is asked in the transaction. `log_out_except`: all their devices are logged
+    /// out, but for that one. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED`, those of `allowed`.
+    pub(in crate::service) fn put_password(
         &self,
         user: &UserId,
         password: &str,

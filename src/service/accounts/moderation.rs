@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
+use crate::service::Homeserver;
 use crate::service::accounts::Accounts;
 use crate::store::accounts::{Account, Standing};
 use crate::store::{Db, Tx};
@@ -27,6 +28,11 @@ impl Administrator {
             Self::Operator => None,
         }
     }
+
+    /// Their name in what is written down; '' is the operator's.
+    pub fn name(&self) -> &str {
+        self.user_id().map_or("", UserId::as_str)
+    }
 }
 
 /// As the log names them.
@@ -36,6 +42,33 @@ impl fmt::Display for Administrator {
             Self::User(user) => f.write_str(user.as_str()),
             Self::Operator => f.write_str("the operator"),
         }
+    }
+}
+
+impl Homeserver {
+    /// [`crate::store::Store::write`] on behalf of an administrator: whether they are one is looked at again in the transaction,
+    /// since between the look at their token and this there may be a long body, a password to be hashed, a wait for the writer, or
+    /// a portion of the same deed. Errors: 403 `M_FORBIDDEN` for who is none any more.
+    pub(in crate::service) fn write_as<T: Send + 'static>(
+        &self,
+        by: &Administrator,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let by = by.clone();
+        self.store.write(move |tx| {
+            check_still_admin(tx, &by)?;
+            f(tx)
+        })
+    }
+}
+
+/// What waited, for a password to be hashed say, is done for administrators alone. Errors: 403 `M_FORBIDDEN` for who is none any
+/// more.
+pub(in crate::service) fn check_still_admin(db: &Db<'_>, by: &Administrator) -> Result<()> {
+    let Some(user) = by.user_id() else { return Ok(()) };
+    match db.account(user)? {
+        Some(account) if account.admin && !account.deactivated => Ok(()),
+        _ => Err(Error::forbidden("You are no administrator of this server any more")),
     }
 }
 
@@ -62,7 +95,7 @@ impl Accounts<'_> {
         self.store.read(|db| Ok(moderated(db, user)?.standing))
     }
 
-    /// Changes it. Errors as [`Accounts::standing`]; nobody can do it to themselves, since whoever may is an
+    /// Changes it. Errors as [`Accounts::standing`], and of [`Homeserver::write_as`]; nobody can do it to themselves, since whoever may is an
     /// administrator.
     pub fn change_standing(
         &self,
@@ -71,7 +104,7 @@ impl Accounts<'_> {
         change: impl FnOnce(&mut Standing) + Send + 'static,
     ) -> Result<Standing> {
         let changed = user.clone();
-        let (before, after) = self.store.write(move |tx: &mut Tx<'_>| {
+        let (before, after) = self.write_as(admin, move |tx: &mut Tx<'_>| {
             let before = moderated(tx, &changed)?.standing;
             let mut after = before;
             change(&mut after);

@@ -8,7 +8,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
 use crate::service::accounts::Accounts;
-use crate::service::accounts::moderation::{Administrator, locked};
+use crate::service::accounts::moderation::{Administrator, check_still_admin, locked};
 use crate::service::accounts::passwords::PasswordProof;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_devices};
 use crate::store::Tx;
@@ -238,15 +238,7 @@ impl Accounts<'_> {
     /// Logs devices out and forgets them. Those that do not exist are fine.
     pub fn delete_devices(&self, user: &UserId, devices: Vec<String>) -> Result<()> {
         let user = user.clone();
-        self.store.write(move |tx| {
-            let mut gone = Vec::new();
-            for device in devices {
-                if tx.delete_device(&user, &device)? {
-                    gone.push(device);
-                }
-            }
-            tell_of_devices(tx, &user, &gone)
-        })
+        self.store.write(move |tx| log_out_some(tx, &user, devices))
     }
 
     /// Logs all of a user's devices out.
@@ -259,26 +251,35 @@ impl Accounts<'_> {
     /// in the user's name, who is to see whose it is.
     pub fn rename_device(&self, user: &UserId, device: &str, name: &str) -> Result<()> {
         let (user, device, name) = (user.clone(), device.to_owned(), checked_device_name(name)?);
-        self.store.write(move |tx| {
-            if tx.is_opened_device(&user, &device)? {
-                return Err(Error::forbidden("The name says which administrator has this device"));
-            }
-            match tx.rename_device(&user, &device, &name)? {
-                true => tell_of_device(tx, &user, &device),
-                false => Err(Error::not_found("You have no such device")),
-            }
-        })
+        self.store.write(move |tx| put_device_name(tx, &user, &device, &name))
     }
 }
 
-/// What waited, for a password to be hashed say, is done for administrators alone. Errors: 403 `M_FORBIDDEN` for who is none any
-/// more.
-pub(in crate::service) fn check_still_admin(tx: &Tx<'_>, by: &Administrator) -> Result<()> {
-    let Some(user) = by.user_id() else { return Ok(()) };
-    match tx.account(user)? {
-        Some(account) if account.admin && !account.deactivated => Ok(()),
-        _ => Err(Error::forbidden("You are no administrator of this server any more")),
+/// Errors: those of [`Accounts::rename_device`].
+pub(in crate::service) fn put_device_name(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    device: &str,
+    name: &str,
+) -> Result<()> {
+    if tx.is_opened_device(user, device)? {
+        return Err(Error::forbidden("The name says which administrator has this device"));
     }
+    match tx.rename_device(user, device, name)? {
+        true => tell_of_device(tx, user, device),
+        false => Err(Error::not_found("There is no such device")),
+    }
+}
+
+/// Logs these of a user's devices out and forgets them. Those that do not exist are fine.
+pub(in crate::service) fn log_out_some(tx: &mut Tx<'_>, user: &UserId, devices: Vec<String>) -> Result<()> {
+    let mut gone = Vec::new();
+    for device in devices {
+        if tx.delete_device(user, &device)? {
+            gone.push(device);
+        }
+    }
+    tell_of_devices(tx, user, &gone)
 }
 
 /// Logs all of a user's devices out but this one, and those on which they are logged in in the names of others.

@@ -6,14 +6,15 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{UserId, json};
-use crate::service::accounts::moderation::{Administrator, check_moderated};
+use crate::service::accounts::moderation::{Administrator, check_moderated, check_still_admin};
 use crate::service::accounts::passwords::check_strength;
 use crate::service::accounts::profile::{check_text, put_profile_text};
 use crate::service::accounts::sessions::{
-    DEVICE_NAME_BYTES_MAX, NewLogin, check_still_admin, log_out_devices, log_out_of_others,
+    DEVICE_NAME_BYTES_MAX, NewLogin, checked_device_name, log_out_devices, log_out_of_others, log_out_some,
+    put_device_name,
 };
 use crate::service::accounts::{NewAccount, check_not_last_admin};
-use crate::service::admin::Admin;
+use crate::service::admin::{Admin, next_place};
 use crate::service::devices::device_lists::tell_of_devices;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::accounts::listed::{AccountFilter, AccountOrder, ListedAccount};
@@ -86,10 +87,10 @@ impl Admin<'_> {
         let (users, total) = self
             .store
             .read(|db| db.listed_accounts(&page.filter, (page.order, page.backwards), (page.from, limit)))?;
-        let next = page.from.saturating_add(i64::try_from(users.len()).unwrap_or(i64::MAX));
+        let next = next_place(page.from, users.len(), total);
         let users: Vec<Value> = users.iter().map(listed).collect();
         let mut answer = json!({ "users": users, "total": total });
-        if next < total && next > page.from {
+        if let Some(next) = next {
             answer["next_token"] = next.to_string().into();
         }
         Ok(answer)
@@ -116,9 +117,52 @@ impl Admin<'_> {
 
     /// Makes an account. Errors: as [`crate::service::accounts::Accounts::create_account`].
     pub fn add_account(&self, admin: &Administrator, new: &NewAccount<'_>) -> Result<Value> {
-        let (user, _) = self.accounts().create_account(new, None)?;
+        self.make_account(admin, new, &AccountChange::default())
+    }
+
+    /// Makes an account and changes it: all of that, or nothing, in one transaction.
+    fn make_account(
+        &self,
+        admin: &Administrator,
+        new: &NewAccount<'_>,
+        change: &AccountChange,
+    ) -> Result<Value> {
+        let (by, wanted) = (admin.clone(), change.clone());
+        let also = move |tx: &mut Tx<'_>, user: &UserId| put_change(tx, &by, user, &wanted, None).map(drop);
+        let (user, _) = self.accounts().create_account_with(new, None, Box::new(also))?;
         log::info!("{admin} has made the account {user}");
+        if change.deactivated == Some(true) {
+            self.leave_all_rooms(&user)?;
+        }
         self.account_details(&user)
+    }
+
+    /// An account as it is to be: it is changed if there is one, else made. The account, and whether it was made. Errors: those of
+    /// [`Admin::change_account`] and of [`Admin::add_account`].
+    pub fn put_account(
+        &self,
+        admin: &Administrator,
+        user: &UserId,
+        wanted: &AccountChange,
+    ) -> Result<(Value, bool)> {
+        if self.store.read(|db| db.account(user))?.is_some() {
+            return Ok((self.change_account(admin, user, wanted)?, false));
+        }
+        check_profile(wanted.displayname.as_deref(), wanted.avatar_url.as_deref())?;
+        let new = NewAccount {
+            localpart: Some(user.localpart()),
+            password: wanted.password.as_deref(),
+            admin: wanted.admin.unwrap_or(false),
+            display_name: wanted.displayname.as_deref(),
+            avatar_url: wanted.avatar_url.as_deref(),
+            ..NewAccount::default()
+        };
+        let standing = AccountChange {
+            locked: wanted.locked,
+            deactivated: wanted.deactivated,
+            ..AccountChange::default()
+        };
+        Ok((self.make_account(admin, &new, &standing)?, true))
     }
 
     /// Changes an account: all of it, or nothing, in one transaction. Rooms are told and left after that.
@@ -141,12 +185,14 @@ impl Admin<'_> {
         if !done.words.is_empty() {
             log::info!("{admin} has changed {user}: {}", done.words.join(", "));
         }
+        // Of a guest who has left there is nothing to be told.
+        let details = self.account_details(user)?;
         if done.is_closed {
             self.leave_all_rooms(user)?;
         } else if done.tells_rooms {
             self.accounts().tell_rooms_of_profile(user)?;
         }
-        self.account_details(user)
+        Ok(details)
     }
 
     /// Sets a user's password, and logs all their devices out if that is wished. Errors: 404 `M_NOT_FOUND`, 400
@@ -160,7 +206,12 @@ impl Admin<'_> {
     ) -> Result<()> {
         let account = self.account(user)?;
         check_new_password(&account, password)?;
-        self.accounts().set_password(user, password, logout_devices)?;
+        let (by, log_out) = (admin.clone(), logout_devices.then_some(None));
+        // Working the new one out takes its time, in which a guest may become a user, and anybody's account be closed.
+        self.accounts().put_password(user, password, log_out, None, move |db, user| {
+            check_still_admin(db, &by)?;
+            check_has_password(&db.account(user)?.ok_or_else(no_user)?)
+        })?;
         log::info!("{admin} has set a new password of {user}");
         Ok(())
     }
@@ -177,9 +228,8 @@ impl Admin<'_> {
         if !to {
             check_demotion(admin, user)?;
         }
-        let (by, changed) = (admin.clone(), user.clone());
-        self.store.write(move |tx: &mut Tx<'_>| {
-            check_still_admin(tx, &by)?;
+        let changed = user.clone();
+        self.write_as(admin, move |tx: &mut Tx<'_>| {
             let account = tx.account(&changed)?.ok_or_else(no_user)?;
             match to {
                 true => check_promotion(&account, account.standing)?,
@@ -197,7 +247,7 @@ impl Admin<'_> {
     /// `M_FORBIDDEN` for the only administrator there is.
     pub fn deactivate_account(&self, admin: &Administrator, user: &UserId, erase: bool) -> Result<()> {
         self.account(user)?;
-        self.deactivate_by_admin(user, erase)?;
+        self.deactivate_by_admin(admin, user, erase)?;
         log::info!("{admin} has deactivated {user}");
         Ok(())
     }
@@ -230,12 +280,26 @@ impl Admin<'_> {
             Some(devices) => format!("{} devices", devices.len()),
             None => "all devices".to_owned(),
         };
-        match devices {
-            Some(devices) => self.accounts().delete_devices(user, devices)?,
-            None => self.accounts().delete_all_devices(user)?,
-        }
+        let gone = user.clone();
+        self.write_as(admin, move |tx| match devices {
+            Some(devices) => log_out_some(tx, &gone, devices),
+            None => log_out_devices(tx, &gone, None),
+        })?;
         log::info!("{admin} has logged out of {user}: {what}");
         Ok(())
+    }
+
+    /// Renames a user's device. Errors: 404 `M_NOT_FOUND`, and those of
+    /// [`crate::service::accounts::Accounts::rename_device`].
+    pub fn rename_device(
+        &self,
+        admin: &Administrator,
+        user: &UserId,
+        device: &str,
+        name: &str,
+    ) -> Result<()> {
+        let (user, device, name) = (user.clone(), device.to_owned(), checked_device_name(name)?);
+        self.write_as(admin, move |tx| put_device_name(tx, &user, &device, &name))
     }
 
     /// A session in the name of a user, for an administrator: the access token, good until this time if one is given. It is a
@@ -308,10 +372,16 @@ fn check_promotion(account: &Account, standing: Standing) -> Result<()> {
 
 /// Errors: 400 `M_UNKNOWN` for an account that has no password; 400 `M_WEAK_PASSWORD`.
 fn check_new_password(account: &Account, password: &str) -> Result<()> {
+    check_has_password(account)?;
+    check_strength(password)
+}
+
+/// Errors: 400 `M_UNKNOWN`.
+fn check_has_password(account: &Account) -> Result<()> {
     if account.deactivated || account.standing.guest {
         return Err(wrong("This account was deactivated, or is a guest's, and has no password"));
     }
-    check_strength(password)
+    Ok(())
 }
 
 /// Whether all of a change can be: nobody is given half of what was asked for. Errors: those of its parts.
@@ -403,7 +473,7 @@ fn put_change(
 }
 
 /// Errors: 400 `M_INVALID_PARAM` for what is too long.
-pub fn check_profile(displayname: Option<&str>, avatar_url: Option<&str>) -> Result<()> {
+fn check_profile(displayname: Option<&str>, avatar_url: Option<&str>) -> Result<()> {
     let fields = [("displayname", displayname), ("avatar_url", avatar_url)];
     fields.iter().filter_map(|(field, text)| Some((field, (*text)?))).try_for_each(|(f, t)| check_text(f, t))
 }

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ServerName;
-use crate::service::admin::Admin;
+use crate::service::admin::{Admin, next_place, number};
+use crate::store::Db;
 use crate::store::servers::destinations::Destination;
 
 /// A page has no more servers, or rooms, than this, however many are asked for.
@@ -110,17 +111,27 @@ impl ServerStanding {
     }
 }
 
+/// How a server stands by what is `known` of it in memory, or else by what was written down.
+fn standing_of(
+    db: &Db<'_>,
+    server: ServerName,
+    known: Option<&(Destination, Millis)>,
+) -> Result<ServerStanding> {
+    if let Some((kept, last_try)) = known {
+        return Ok(ServerStanding::new(server, kept, *last_try));
+    }
+    let kept = db.destination(&server)?;
+    Ok(ServerStanding::new(server, &kept, kept.failing_since_ms))
+}
+
 impl Admin<'_> {
     /// How the servers stand that are in a room with us or were sent something.
     fn standings(&self) -> Result<Vec<ServerStanding>> {
         let known = self.outgoing.standings();
         self.store.read(|db| {
-            let all = db.known_servers()?.into_iter().map(|server| match known.get(&server) {
-                Some((kept, last_try)) => Ok(ServerStanding::new(server, kept, *last_try)),
-                None => {
-                    let kept = db.destination(&server)?;
-                    Ok(ServerStanding::new(server, &kept, kept.failing_since_ms))
-                }
+            let all = db.known_servers()?.into_iter().map(|server| {
+                let known = known.get(&server);
+                standing_of(db, server, known)
             });
             all.collect()
         })
@@ -139,9 +150,9 @@ impl Admin<'_> {
         }
         let total = all.len();
         let told: Vec<_> = all.into_iter().skip(page.from).take(page.limit.min(PAGE_MAX)).collect();
-        let next = page.from.saturating_add(told.len());
+        let next = next_place(number(page.from), told.len(), number(total));
         let mut answer = json!({ "destinations": told, "total": total });
-        if next < total {
+        if let Some(next) = next {
             answer["next_token"] = next.to_string().into();
         }
         Ok(answer)
@@ -149,8 +160,11 @@ impl Admin<'_> {
 
     /// How one server stands. Errors: 404 `M_NOT_FOUND` for one with which we have nothing to do.
     pub fn server_standing(&self, server: &ServerName) -> Result<ServerStanding> {
-        let found = self.standings()?.into_iter().find(|standing| standing.destination == *server);
-        found.ok_or_else(|| Error::not_found("Unknown destination"))
+        let known = self.outgoing.standing(server);
+        self.store.read(|db| match db.knows_server(server)? {
+            true => standing_of(db, server.clone(), known.as_ref()),
+            false => Err(Error::not_found("Unknown destination")),
+        })
     }
 
     /// A page of the rooms that a server is in, as `rooms`. Errors: 404 `M_NOT_FOUND`.
@@ -162,13 +176,12 @@ impl Admin<'_> {
         limit: usize,
     ) -> Result<Value> {
         self.server_standing(server)?;
-        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let place = (number(from), number(limit.min(PAGE_MAX)));
         let (rooms, total) = self.store.read(|db| db.rooms_of_server(server, backwards, place))?;
-        let next = number(from).saturating_add(number(rooms.len()));
+        let next = next_place(number(from), rooms.len(), total);
         let told = rooms.into_iter().map(|(id, at)| json!({ "room_id": id, "stream_ordering": at }));
         let mut answer = json!({ "rooms": told.collect::<Vec<_>>(), "total": total });
-        if next < total {
+        if let Some(next) = next {
             answer["next_token"] = next.to_string().into();
         }
         Ok(answer)

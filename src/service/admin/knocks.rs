@@ -8,7 +8,7 @@ use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::admin::Admin;
-use crate::service::events::power_levels::power_levels;
+use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::store::{Db, Room};
 
 /// Of one room so many are told, the last who came: as many as may wait before it at a time.
@@ -114,18 +114,6 @@ impl Admin<'_> {
             })
         })
     }
-}
-
-/// The local member who has most power in a room, among those who may do something.
-pub(in crate::service) fn mightiest_local_member(
-    db: &Db<'_>,
-    room: &Room,
-    may: impl Fn(&PowerLevels, &UserId) -> bool,
-) -> Result<Option<UserId>> {
-    let levels = power_levels(db, room)?;
-    let members = db.joined_local_users(room.key)?.into_iter().filter(|member| may(&levels, member));
-    // Of equals the first: what is asked twice is done by the same.
-    Ok(members.rev().max_by_key(|member| levels.user(member.as_str())))
 }
 
 fn add_knocks_of(db: &Db<'_>, room: &Room, now: i64, knocks: &mut Vec<(i64, WaitingKnock)>) -> Result<()> {

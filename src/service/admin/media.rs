@@ -9,7 +9,8 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::media::{MediaId, MxcUri};
 use crate::protocol::{UserId, json};
-use crate::service::admin::Admin;
+use crate::service::accounts::moderation::Administrator;
+use crate::service::admin::{Admin, next_place, number};
 use crate::service::media::no_such_media;
 use crate::store::media::MediaRow;
 use crate::store::media::listed::{MediaOrder, UsageOrder};
@@ -93,10 +94,10 @@ impl Admin<'_> {
             let media = db.media_of_user(user, (page.order, page.backwards), (page.from, limit))?;
             Ok((media, db.count_media_of_user(user)?))
         })?;
-        let next = page.from.saturating_add(media.len());
+        let next = next_place(number(page.from), media.len(), i64::try_from(total).unwrap_or(i64::MAX));
         let media: Vec<Value> = media.iter().map(|(id, row)| told(id, row)).collect();
         let mut answer = json!({ "media": media, "total": total });
-        if !media.is_empty() && (next as u64) < total {
+        if let Some(next) = next {
             answer["next_token"] = next.into();
         }
         Ok(answer)
@@ -104,20 +105,25 @@ impl Admin<'_> {
 
     /// `DELETE /_synapse/admin/v1/users/{userId}/media`: takes those on a page away; the ids of those that went. What is
     /// quarantined stays so. Errors: as of [`Admin::media_of`].
-    pub fn delete_media_of(&self, user: &UserId, page: &MediaPage) -> Result<Vec<String>> {
+    pub fn delete_media_of(
+        &self,
+        by: &Administrator,
+        user: &UserId,
+        page: &MediaPage,
+    ) -> Result<Vec<String>> {
         self.own_user(user)?;
         let limit = page.limit.min(PAGE_MAX);
         let media =
             self.store.read(|db| db.media_of_user(user, (page.order, page.backwards), (page.from, limit)))?;
         let media = media.into_iter().filter(|(_, row)| !row.quarantined).map(|(id, row)| (row.key, id));
-        self.delete_rows(media.collect())
+        self.delete_rows(by, media.collect())
     }
 
     /// Takes media away, a portion at a time. Gives their ids.
-    fn delete_rows(&self, media: Vec<(i64, String)>) -> Result<Vec<String>> {
+    fn delete_rows(&self, by: &Administrator, media: Vec<(i64, String)>) -> Result<Vec<String>> {
         for portion in media.chunks(ROWS_AT_ONCE_MAX) {
             let keys: Vec<i64> = portion.iter().map(|(key, _)| *key).collect();
-            self.store.write(move |tx| tx.delete_media_rows(&keys))?;
+            self.write_as(by, move |tx| tx.delete_media_rows(&keys))?;
         }
         self.scheduler.wake();
         Ok(media.into_iter().map(|(_, id)| id).collect())
@@ -125,7 +131,7 @@ impl Admin<'_> {
 
     /// `POST /_synapse/admin/v1/user/{userId}/media/quarantine`: nobody is given anything any more that the user has
     /// uploaded. How many files those are. Errors: as of [`Admin::media_of`].
-    pub fn quarantine_media_of(&self, user: &UserId) -> Result<usize> {
+    pub fn quarantine_media_of(&self, by: &Administrator, user: &UserId) -> Result<usize> {
         self.own_user(user)?;
         let (mut from, mut quarantined) = (0, 0);
         loop {
@@ -139,7 +145,7 @@ impl Admin<'_> {
             let open = media.iter().filter(|(_, row)| !row.quarantined).map(|(id, _)| MediaId::parse(id));
             let open = open.collect::<Result<Vec<_>>>()?;
             quarantined += open.len();
-            self.store.write(move |tx| {
+            self.write_as(by, move |tx| {
                 for media_id in open {
                     tx.quarantine_media(&MxcUri { server: server.clone(), media_id }, true, now)?;
                 }
@@ -150,7 +156,13 @@ impl Admin<'_> {
 
     /// `POST /_synapse/admin/v1/media/delete`: takes what our users have uploaded and nobody has asked for since then, if it is
     /// larger than that. `keep_profiles`: but for avatars of our users and of rooms. Gives the ids.
-    pub fn delete_old_media(&self, before: Millis, larger: u64, keep_profiles: bool) -> Result<Vec<String>> {
+    pub fn delete_old_media(
+        &self,
+        by: &Administrator,
+        before: Millis,
+        larger: u64,
+        keep_profiles: bool,
+    ) -> Result<Vec<String>> {
         let kept = if keep_profiles { self.avatars()? } else { HashSet::new() };
         let (mut behind, mut gone) = (0, Vec::new());
         loop {
@@ -158,7 +170,7 @@ impl Admin<'_> {
             let Some((last, _)) = media.last() else { return Ok(gone) };
             behind = *last;
             media.retain(|(_, id)| !kept.contains(&format!("mxc://{}/{id}", self.server_name())));
-            gone.extend(self.delete_rows(media)?);
+            gone.extend(self.delete_rows(by, media)?);
         }
     }
 
@@ -177,10 +189,10 @@ impl Admin<'_> {
 
     /// `POST /_synapse/admin/v1/purge_media_cache`: lets go of files of other servers that nobody has asked for since then.
     /// How many those were.
-    pub fn purge_media_cache(&self, before: Millis) -> Result<usize> {
+    pub fn purge_media_cache(&self, by: &Administrator, before: Millis) -> Result<usize> {
         let mut gone = 0;
         loop {
-            let evicted = self.store.write(move |tx| tx.evict_media(before, u64::MAX, ROWS_AT_ONCE_MAX))?;
+            let evicted = self.write_as(by, move |tx| tx.evict_media(before, u64::MAX, ROWS_AT_ONCE_MAX))?;
             gone += evicted;
             if evicted < ROWS_AT_ONCE_MAX {
                 self.scheduler.wake();
@@ -228,9 +240,9 @@ impl Admin<'_> {
                         "media_length": usage.bytes })
             })
             .collect();
-        let next = page.from.saturating_add(told.len());
+        let next = next_place(number(page.from), told.len(), number(total));
         let mut answer = json!({ "users": told, "total": total });
-        if !told.is_empty() && next < total {
+        if let Some(next) = next {
             answer["next_token"] = next.into();
         }
         Ok(answer)

@@ -22,6 +22,8 @@ pub mod knocks;
 pub mod media;
 pub mod own_door;
 pub mod reports;
+#[cfg(test)]
+mod rights_tests;
 pub mod room_deletion;
 #[cfg(test)]
 mod room_deletion_tests;
@@ -45,6 +47,18 @@ impl Deref for Admin<'_> {
     fn deref(&self) -> &Homeserver {
         self.0
     }
+}
+
+/// A count as numbers are in JSON and in the database.
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Where the page begins that follows one, which passed over so many and tells so many of all that there are. None: there is no
+/// more, or the page told nothing, so that the next one would be the same again.
+fn next_place(from: i64, told: usize, total: i64) -> Option<i64> {
+    let next = from.saturating_add(number(told));
+    (told > 0 && next < total).then_some(next)
 }
 
 impl Homeserver {

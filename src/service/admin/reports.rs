@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::rooms::text_of;
 use crate::error::{Error, Result};
 use crate::protocol::{EventId, RoomId};
-use crate::service::admin::Admin;
+use crate::service::accounts::moderation::Administrator;
+use crate::service::admin::{Admin, next_place};
 use crate::service::rooms::client_format::for_operator;
 use crate::store::Db;
 use crate::store::accounts::reports::{KeptReport, ReportFilter, ReportKind};
@@ -38,9 +39,9 @@ impl Admin<'_> {
             let told: Result<Vec<Value>> = reports.iter().map(|report| told(db, page.kind, report)).collect();
             Ok((told?, total))
         })?;
-        let next = page.from.saturating_add(i64::try_from(told.len()).unwrap_or(i64::MAX));
+        let next = next_place(page.from, told.len(), total);
         let mut answer = json!({ (list_name(page.kind)): told, "total": total });
-        if next < total {
+        if let Some(next) = next {
             answer["next_token"] = next.into();
         }
         Ok(answer)
@@ -63,8 +64,8 @@ impl Admin<'_> {
     }
 
     /// Puts a report away. Errors: 404 `M_NOT_FOUND`.
-    pub fn delete_report(&self, kind: ReportKind, id: i64) -> Result<()> {
-        match self.store.write(move |tx| tx.delete_report(kind, id))? {
+    pub fn delete_report(&self, by: &Administrator, kind: ReportKind, id: i64) -> Result<()> {
+        match self.write_as(by, move |tx| tx.delete_report(kind, id))? {
             true => Ok(()),
             false => Err(no_report()),
         }

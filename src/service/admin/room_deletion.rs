@@ -16,6 +16,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::RemoteState;
 use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, json};
 use crate::random;
+use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::Admin;
 use crate::service::events::build::Draft;
 use crate::service::membership::JoinTarget;
@@ -94,16 +95,26 @@ impl Deletion {
 }
 
 impl Admin<'_> {
-    /// Begins to delete a room, in the name of an administrator ('': of who runs the server): the id to ask by what becomes of
+    /// Begins to delete a room, on behalf of an administrator: the id to ask by what becomes of
     /// it. Errors: 404 `M_NOT_FOUND` for a room that is not known here, unless it is to be blocked; 400 `M_UNKNOWN` if it is
     /// being deleted already, or the new room's user is not one of ours.
-    pub fn begin_room_deletion(&self, room_id: &RoomId, order: DeletionOrder, by: &str) -> Result<String> {
+    pub fn begin_room_deletion(
+        &self,
+        room_id: &RoomId,
+        order: DeletionOrder,
+        by: &Administrator,
+    ) -> Result<String> {
         self.add_room_deletion(room_id, &order, by, false)
     }
 
     /// Deletes a room. Errors: as of [`Admin::begin_room_deletion`]; 400 `M_UNKNOWN` if not all of our users could leave.
     /// Where nothing runs in the background to tell other servers of it, the room's rows go after the next start.
-    pub fn delete_room(&self, room_id: &RoomId, order: DeletionOrder, by: &str) -> Result<ShutdownResult> {
+    pub fn delete_room(
+        &self,
+        room_id: &RoomId,
+        order: DeletionOrder,
+        by: &Administrator,
+    ) -> Result<ShutdownResult> {
         let delete_id = self.add_room_deletion(room_id, &order, by, true)?;
         self.pursue_room_deletion(&delete_id)?;
         let deletion = self.room_deletion(&delete_id)?;
@@ -117,7 +128,7 @@ impl Admin<'_> {
         &self,
         room_id: &RoomId,
         order: &DeletionOrder,
-        by: &str,
+        by: &Administrator,
         leased: bool,
     ) -> Result<String> {
         let now = self.clock.now_ms();
@@ -134,15 +145,15 @@ impl Admin<'_> {
             stage: DeletionStage::Leaving,
             error: None,
         };
-        let (delete_id, block, by) = (row.delete_id.clone(), order.block, by.to_owned());
-        self.store.write(move |tx| {
+        let (delete_id, block, name) = (row.delete_id.clone(), order.block, by.name().to_owned());
+        self.write_as(by, move |tx| {
             let is_known =
                 tx.room(&row.room_id)?.is_some() || !tx.remote_memberships_in(&row.room_id)?.is_empty();
             if !is_known && !block {
                 return Err(Error::not_found("Room not found"));
             }
             if block {
-                tx.block_room(&row.room_id, &by, now)?;
+                tx.block_room(&row.room_id, &name, now)?;
             }
             let due = if leased { now + LEASE_MS } else { now };
             match tx.add_room_deletion(&row, due, now)? {

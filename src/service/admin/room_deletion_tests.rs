@@ -8,6 +8,7 @@ use super::room_deletion::DeletionOrder;
 use crate::protocol::media::MxcUri;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
+use crate::service::accounts::moderation::Administrator;
 use crate::service::media::upload::UploadHead;
 use crate::testing::{TestServer, TestUser, segment};
 
@@ -29,6 +30,10 @@ fn run_for(time: Duration) {
 
 fn id(user: &TestUser) -> UserId {
     UserId::parse(user.id()).unwrap()
+}
+
+fn by(admin: &TestUser) -> Administrator {
+    Administrator::User(id(admin))
 }
 
 fn purge() -> DeletionOrder {
@@ -152,7 +157,7 @@ fn of_a_room_that_is_deleted_nothing_is_left_and_other_rooms_are_as_they_were() 
     }
 
     let room_id = RoomId::parse(&room).unwrap();
-    let done = hs.admin().delete_room(&room_id, purge(), "").unwrap();
+    let done = hs.admin().delete_room(&room_id, purge(), &Administrator::Operator).unwrap();
     assert_eq!(done.kicked_users.len(), 3, "{done:?}");
     assert_eq!((done.failed_to_kick_users.len(), done.new_room_id), (0, None));
     let after = rows(hs);
@@ -191,8 +196,12 @@ fn a_deletion_that_is_cut_short_goes_on_until_nothing_is_left() {
         carol.send(&room, &format!("message {number}"));
     }
     let room_id = RoomId::parse(&room).unwrap();
-    let delete_id = here.homeserver().admin().begin_room_deletion(&room_id, purge(), alice.id()).unwrap();
-    let again = here.homeserver().admin().begin_room_deletion(&room_id, purge(), "").unwrap_err();
+    let delete_id = here.homeserver().admin().begin_room_deletion(&room_id, purge(), &by(&alice)).unwrap();
+    let again = here
+        .homeserver()
+        .admin()
+        .begin_room_deletion(&room_id, purge(), &Administrator::Operator)
+        .unwrap_err();
     assert_eq!((again.status(), again.message().contains("already in progress")), (400, true));
     let status = |here: &TestServer| here.homeserver().admin().room_deletion_status(&delete_id).unwrap();
     // Cut short again and again, each time a little later.
@@ -231,8 +240,15 @@ fn users_are_brought_to_a_new_room_with_the_aliases_and_the_old_one_can_be_block
     };
     let elsewhere = UserId::parse("@x:example.org").unwrap();
     let wrong = DeletionOrder { new_room_user_id: Some(elsewhere), ..order.clone() };
-    assert_eq!(here.homeserver().admin().delete_room(&room_id, wrong, "").unwrap_err().status(), 400);
-    let done = here.homeserver().admin().delete_room(&room_id, order, admin.id()).unwrap();
+    assert_eq!(
+        here.homeserver()
+            .admin()
+            .delete_room(&room_id, wrong, &Administrator::Operator)
+            .unwrap_err()
+            .status(),
+        400
+    );
+    let done = here.homeserver().admin().delete_room(&room_id, order, &by(&admin)).unwrap();
     let new_room = done.new_room_id.unwrap();
     assert_eq!(done.local_aliases, [format!("#pub:{}", here.name())]);
     assert_eq!(done.kicked_users.len(), 2);

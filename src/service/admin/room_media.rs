@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::protocol::RoomId;
 use crate::protocol::json::parse_object;
 use crate::protocol::media::MxcUri;
+use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::Admin;
 use crate::store::Place;
 
@@ -32,12 +33,12 @@ impl Admin<'_> {
 
     /// `POST /_synapse/admin/v1/room/{roomId}/media/quarantine`: nobody is given these any more. How many were given out until
     /// then.
-    pub fn quarantine_media_of_room(&self, room: &RoomId) -> Result<usize> {
+    pub fn quarantine_media_of_room(&self, by: &Administrator, room: &RoomId) -> Result<usize> {
         let (uris, now) = (Vec::from_iter(self.media_of_room(room)?), self.clock.now_ms());
         let mut quarantined = 0;
         for portion in uris.chunks(FILES_AT_ONCE_MAX) {
             let portion = portion.to_vec();
-            quarantined += self.store.write(move |tx| {
+            quarantined += self.write_as(by, move |tx| {
                 let mut new = 0;
                 for uri in portion {
                     let is_already = tx.media(&uri, now)?.is_some_and(|row| row.quarantined);

@@ -12,10 +12,9 @@ use crate::protocol::event_auth::PowerLevel;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::accounts::moderation::Administrator;
-use crate::service::admin::Admin;
-use crate::service::admin::knocks::mightiest_local_member;
+use crate::service::admin::{Admin, next_place, number};
 use crate::service::events::build::Draft;
-use crate::service::events::power_levels::power_levels;
+use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::client_format::{Json, for_operator};
 use crate::store::{Db, Room};
@@ -228,12 +227,12 @@ impl Admin<'_> {
             let shown = sorted.iter().skip(page.from).take(limit);
             Ok((shown.map(|(_, room)| listed(db, room)).collect::<Result<Vec<_>>>()?, total))
         })?;
+        let next = next_place(number(page.from), rooms.len(), number(total));
         let mut answer = json!({ "offset": page.from, "rooms": rooms, "total_rooms": total });
-        let next = page.from.saturating_add(limit);
-        if limit > 0 && next < total {
+        if let Some(next) = next {
             answer["next_batch"] = next.into();
         }
-        if page.from > 0 {
+        if page.from > 0 && limit > 0 {
             answer["prev_batch"] = page.from.saturating_sub(limit).into();
         }
         Ok(answer)
@@ -325,10 +324,10 @@ impl Admin<'_> {
 
     /// Blocks a room, or does so no more: while it is, nobody of this server joins it or knocks upon it, nor is anybody
     /// invited there. Who is in it stays in it.
-    pub fn set_room_block(&self, room_id: &RoomId, block: bool, by: &str) -> Result<()> {
-        let (room_id, by, now) = (room_id.clone(), by.to_owned(), self.clock.now_ms());
-        self.store.write(move |tx| match block {
-            true => tx.block_room(&room_id, &by, now),
+    pub fn set_room_block(&self, room_id: &RoomId, block: bool, by: &Administrator) -> Result<()> {
+        let (room_id, name, now) = (room_id.clone(), by.name().to_owned(), self.clock.now_ms());
+        self.write_as(by, move |tx| match block {
+            true => tx.block_room(&room_id, &name, now),
             false => tx.unblock_room(&room_id),
         })
     }

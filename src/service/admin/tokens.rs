@@ -90,7 +90,7 @@ impl Admin<'_> {
         };
         new.terms.apply(&mut row);
         let made = row.clone();
-        self.store.write(move |tx| {
+        self.write_as(admin, move |tx| {
             if tx.registration_token(&made.hash)?.is_some() {
                 return Err(Error::invalid_param("There is such a token already"));
             }
@@ -113,7 +113,7 @@ impl Admin<'_> {
     pub fn change_token(&self, admin: &Administrator, token: &str, terms: &TokenTerms) -> Result<Value> {
         terms.check(self.clock.now_ms())?;
         let (named, terms) = (token.to_owned(), *terms);
-        let changed = self.store.write(move |tx: &mut Tx<'_>| {
+        let changed = self.write_as(admin, move |tx: &mut Tx<'_>| {
             let mut found = find(tx, &named)?;
             terms.apply(&mut found);
             tx.put_registration_token(&found)?;
@@ -126,7 +126,7 @@ impl Admin<'_> {
     /// Revokes a token. Errors: 404 `M_NOT_FOUND`.
     pub fn revoke_token(&self, admin: &Administrator, token: &str) -> Result<()> {
         let token = token.to_owned();
-        let hash = self.store.write(move |tx: &mut Tx<'_>| {
+        let hash = self.write_as(admin, move |tx: &mut Tx<'_>| {
             let hash = find(tx, &token)?.hash;
             tx.delete_registration_token(&hash)?;
             Ok(hash)

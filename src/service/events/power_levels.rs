@@ -28,3 +28,15 @@ pub(in crate::service) fn may_send_state(
     let level: PowerLevel = levels.user(user.as_str());
     Ok(level.reaches(levels.required(event_type, true)))
 }
+
+/// The local member who has most power in a room, among those who may do something.
+pub(in crate::service) fn mightiest_local_member(
+    db: &Db<'_>,
+    room: &Room,
+    may: impl Fn(&PowerLevels, &UserId) -> bool,
+) -> Result<Option<UserId>> {
+    let levels = power_levels(db, room)?;
+    let members = db.joined_local_users(room.key)?.into_iter().filter(|member| may(&levels, member));
+    // Of equals the first: what is asked twice is done by the same.
+    Ok(members.rev().max_by_key(|member| levels.user(member.as_str())))
+}

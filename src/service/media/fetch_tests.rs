@@ -12,6 +12,7 @@ use crate::federation::client::scripted_peer::{AskedOfPeer, ScriptedAnswer, Scri
 use crate::protocol::UserId;
 use crate::protocol::media::MediaId;
 use crate::protocol::media::multipart::envelope;
+use crate::service::accounts::moderation::Administrator;
 use crate::testing::TestServer;
 
 fn small(config: &mut Config) {
@@ -242,7 +243,7 @@ fn what_nobody_is_to_be_given_is_not_fetched_nor_a_thumbnail_of_it() {
     let peer = ScriptedPeer::start(|_| file_of(b"x"));
     let server = TestServer::start_with(small);
     let (wanted, media) = (uri(&peer, "abc"), server.homeserver().media());
-    media.quarantine(&wanted, true).expect("quarantined");
+    media.quarantine(&Administrator::Operator, &wanted, true).expect("quarantined");
     assert_eq!(refusal(&server, &wanted).0, 404);
     let query = ThumbnailQuery { width: 96, height: 96, method: "crop", animated: false };
     let thumbnail = media.fetch_thumbnail(&wanted, query, &asker("alice"), soon());

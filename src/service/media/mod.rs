@@ -28,6 +28,7 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::media::{MxcUri, file_name, media_type};
 use crate::service::Homeserver;
+use crate::service::accounts::moderation::Administrator;
 use crate::store::media::{MediaRow, NewMedia};
 
 /// It is noted once an hour that something is asked for.
@@ -193,16 +194,16 @@ impl Media<'_> {
 
     /// Whether nobody is to be given this any more, nor the same file by another URI. Errors: 404 `M_NOT_FOUND` if it is one
     /// of ours that there is not.
-    pub fn quarantine(&self, uri: &MxcUri, quarantined: bool) -> Result<()> {
+    pub fn quarantine(&self, by: &Administrator, uri: &MxcUri, quarantined: bool) -> Result<()> {
         let (uri, now) = (uri.clone(), self.clock.now_ms());
-        let known = self.store.write(move |tx| tx.quarantine_media(&uri, quarantined, now))?;
+        let known = self.write_as(by, move |tx| tx.quarantine_media(&uri, quarantined, now))?;
         if known { Ok(()) } else { Err(no_such_media()) }
     }
 
     /// Takes a URI of this server away, or what was fetched by one of another's. Errors: 404 `M_NOT_FOUND`.
-    pub fn delete(&self, uri: &MxcUri) -> Result<()> {
+    pub fn delete(&self, by: &Administrator, uri: &MxcUri) -> Result<()> {
         let uri = uri.clone();
-        let known = self.store.write(move |tx| tx.delete_media(&uri))?;
+        let known = self.write_as(by, move |tx| tx.delete_media(&uri))?;
         self.scheduler.wake();
         if known { Ok(()) } else { Err(no_such_media()) }
     }

@@ -138,7 +138,7 @@ fn the_same_file_is_there_once_and_goes_with_the_last_that_has_it() {
     );
     for (n, uri) in uris.iter().enumerate() {
         assert_eq!(house.read(uri).unwrap(), b"the same");
-        house.media().delete(uri).unwrap();
+        house.media().delete(&Administrator::Operator, uri).unwrap();
         house.sweep();
         assert!(house.is_gone(uri));
         assert_eq!(house.files().len(), usize::from(n < 2), "{n}");
@@ -146,7 +146,7 @@ fn the_same_file_is_there_once_and_goes_with_the_last_that_has_it() {
     for user in [Some(&alice), Some(&bob), None] {
         assert_eq!(house.store.read(|db| db.media_bytes(user)).unwrap(), 0);
     }
-    assert!(house.media().delete(&uris[0]).is_err());
+    assert!(house.media().delete(&Administrator::Operator, &uris[0]).is_err());
     // And it can come again.
     let again = house.upload(&bob, b"the same");
     assert_eq!(house.read(&again).unwrap(), b"the same");
@@ -236,7 +236,7 @@ fn what_is_quarantined_nobody_is_given_by_any_uri_and_nobody_brings_again() {
     let alice = house.user("alice");
     let (own, fetched) = (house.upload(&alice, b"bad"), house.fetched("bad", b"bad"));
     let good = house.upload(&alice, b"good");
-    house.media().quarantine(&fetched, true).unwrap();
+    house.media().quarantine(&Administrator::Operator, &fetched, true).unwrap();
     for uri in [&own, &fetched] {
         assert!(house.is_gone(uri), "{uri}");
     }
@@ -244,7 +244,7 @@ fn what_is_quarantined_nobody_is_given_by_any_uri_and_nobody_brings_again() {
     let again = house.media().store_stream(&mut &b"bad"[..], 100);
     assert_eq!(again.err().map(|e| e.status()), Some(403));
     // Neither age nor a full cache makes it forgotten, nor does the end of all that has it.
-    house.media().delete(&own).unwrap();
+    house.media().delete(&Administrator::Operator, &own).unwrap();
     house.clock.advance(Duration::from_secs(400 * 86_400));
     (0..10_u8).for_each(|n| drop(house.fetched(&format!("f{n}"), &[n])));
     house.sweep();
@@ -252,13 +252,16 @@ fn what_is_quarantined_nobody_is_given_by_any_uri_and_nobody_brings_again() {
     assert_eq!(house.try_upload(&alice, b"bad").unwrap_err().status(), 403);
     // What was never here can be refused beforehand, unless it is one of ours.
     let never = MxcUri::parse("mxc://elsewhere.example/never").unwrap();
-    house.media().quarantine(&never, true).unwrap();
+    house.media().quarantine(&Administrator::Operator, &never, true).unwrap();
     let blob = house.media().store_stream(&mut &b"never"[..], 100).unwrap();
     assert!(house.media().insert_remote(&never, blob, None, None).is_err());
-    house.media().quarantine(&MxcUri::parse("mxc://example.org/never").unwrap(), true).unwrap_err();
+    house
+        .media()
+        .quarantine(&Administrator::Operator, &MxcUri::parse("mxc://example.org/never").unwrap(), true)
+        .unwrap_err();
     // And it can be taken back.
-    house.media().quarantine(&fetched, false).unwrap();
-    house.media().quarantine(&never, false).unwrap();
+    house.media().quarantine(&Administrator::Operator, &fetched, false).unwrap();
+    house.media().quarantine(&Administrator::Operator, &never, false).unwrap();
     assert_eq!(house.read(&fetched).unwrap(), b"bad");
     let blob = house.media().store_stream(&mut &b"never"[..], 100).unwrap();
     house.media().insert_remote(&never, blob, None, None).unwrap();
@@ -334,7 +337,7 @@ fn a_users_share_is_bounded_in_all_and_at_once_and_nobody_elses_is_touched() {
     assert!(house.try_upload(&alice, b"a").is_ok());
     assert_eq!(house.try_upload(&alice, b"b").unwrap_err().status(), 403);
     house.upload(&bob, &[0; 12_000]);
-    house.media().delete(&kept).unwrap();
+    house.media().delete(&Administrator::Operator, &kept).unwrap();
     house.upload(&alice, &[1; 9000]);
 
     let begun: Vec<_> = (0..).map_while(|_| house.begin(&bob, None).ok()).collect();
@@ -357,7 +360,7 @@ fn a_server_without_a_folder_has_files_without_names() {
         (house.read(&uris[0]).unwrap(), house.read(&uris[2]).unwrap()),
         (Vec::new(), b"something".to_vec())
     );
-    uris.iter().for_each(|uri| house.media().delete(uri).unwrap());
+    uris.iter().for_each(|uri| house.media().delete(&Administrator::Operator, uri).unwrap());
     house.sweep();
     assert!(uris.iter().all(|uri| house.is_gone(uri)));
     let hash = BlobHash(sha2_of(b"something"));
@@ -404,7 +407,7 @@ fn who_uploads_and_who_sweeps_at_the_same_moment_lose_nothing() {
                     // All of them have the same few files, which come and go.
                     let uri = house.upload(alice, format!("file {}", round % 3).as_bytes());
                     assert!(house.read(&uri).is_ok(), "{thread} {round}");
-                    house.media().delete(&uri).expect("a deletion");
+                    house.media().delete(&Administrator::Operator, &uri).expect("a deletion");
                 }
             });
         }

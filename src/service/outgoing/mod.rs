@@ -221,6 +221,13 @@ impl Outgoing {
         known.map(|(name, peer)| (name.clone(), (peer.kept.clone(), peer.last_attempt_at()))).collect()
     }
 
+    /// The same of one server; none: that is not known here.
+    pub fn standing(&self, server: &ServerName) -> Option<(Destination, Millis)> {
+        let state = lock(&self.0.state);
+        let peer = state.destinations.get(server).filter(|peer| peer.loaded)?;
+        Some((peer.kept.clone(), peer.last_attempt_at()))
+    }
+
     /// A server that pauses after failures is tried now. Whether it did pause.
     pub fn try_now(&self, server: &ServerName) -> bool {
         let now = self.0.clock.now_ms();

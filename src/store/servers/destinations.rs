@@ -90,6 +90,15 @@ impl Db<'_> {
         Ok(names.iter().filter_map(|name| ServerName::parse(name).ok()).collect())
     }
 
+    /// Whether this is one of [`Db::known_servers`].
+    pub fn knows_server(&self, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT ?1 <> ?2 AND (EXISTS (SELECT 1 FROM destinations WHERE server = ?1)
+               OR EXISTS (SELECT 1 FROM resident_servers WHERE server = ?1))",
+        )?;
+        Ok(statement.query_row([server.as_str(), self.server_name().as_str()], |row| row.get(0))?)
+    }
+
     /// A page of the rooms that a server is in, in their order or `backwards`: each with the position of our last event in it
     /// that it is sent, or of its coming if there is none; and how many there are in all.
     pub fn rooms_of_server(

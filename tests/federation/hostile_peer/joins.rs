@@ -210,7 +210,11 @@ fn a_room_that_is_blocked_while_a_join_is_on_its_way_is_not_come_into_and_is_lef
     let (status, said) = std::thread::scope(|scope| {
         let joining = scope.spawn(|| post(&bob, &format!("join/{door}"), json!({})));
         peer.wait_for("send_join");
-        server.homeserver().admin().set_room_block(&room.id, true, "").expect("blocked");
+        server
+            .homeserver()
+            .admin()
+            .set_room_block(&room.id, true, &doorstep::internals::Administrator::Operator)
+            .expect("blocked");
         gate.open();
         joining.join().expect("no panic")
     });

@@ -157,20 +157,20 @@ pub fn frozen(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
 
 /// `POST /_synapse/admin/v1/media/quarantine/{serverName}/{mediaId}`: nobody is given it any more, nor the same file by
 /// another URI, and nobody can upload it again.
-pub fn quarantine(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    hs.media().quarantine(&request.mxc_uri()?, true)?;
+pub fn quarantine(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    hs.media().quarantine(admin, &request.mxc_uri()?, true)?;
     Ok(Reply::empty())
 }
 
 /// `POST /_synapse/admin/v1/media/unquarantine/{serverName}/{mediaId}`
-pub fn unquarantine(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    hs.media().quarantine(&request.mxc_uri()?, false)?;
+pub fn unquarantine(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    hs.media().quarantine(admin, &request.mxc_uri()?, false)?;
     Ok(Reply::empty())
 }
 
 /// `DELETE /_synapse/admin/v1/media/{serverName}/{mediaId}`
-pub fn delete(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+pub fn delete(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let uri = request.mxc_uri()?;
-    hs.media().delete(&uri)?;
+    hs.media().delete(admin, &uri)?;
     Ok(Reply::json(&json!({ "deleted_media": [uri.media_id.as_str()], "total": 1 })))
 }

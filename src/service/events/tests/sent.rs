@@ -1,6 +1,7 @@
 //! Events that are made here: sent, refused, drafted for others.
 
 use super::*;
+use crate::service::accounts::moderation::Administrator;
 
 #[test]
 fn a_room_of_every_version_is_made_and_spoken_in() {
@@ -150,12 +151,12 @@ fn a_room_that_is_shut_after_a_request_was_let_in_is_come_into_by_nobody_and_sta
         })
     };
     // Whoever asked before has passed the door, and has the join yet to be made.
-    hs.admin().set_room_block(&room, true, "").unwrap();
+    hs.admin().set_room_block(&room, true, &Administrator::Operator).unwrap();
     let refused = said(&bob, "join").unwrap_err();
     assert_eq!((refused.status(), refused.errcode()), (403, ErrCode::Forbidden), "{refused}");
     said(&alice, "join").expect("a new name of who is in it");
     said(&alice, "leave").expect("the way out");
     assert!(said(&alice, "join").is_err());
-    hs.admin().set_room_block(&room, false, "").unwrap();
+    hs.admin().set_room_block(&room, false, &Administrator::Operator).unwrap();
     said(&bob, "join").expect("it is open");
 }
