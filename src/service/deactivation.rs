@@ -10,7 +10,7 @@ use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::accounts::passwords::PasswordProof;
 
 impl Homeserver {
-    /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown
+    /// Closes an account for good, and leaves its rooms. Its name stays taken; of a guest's there is nothing else left. With `erase`, what it sent is shown
     /// redacted to those who come later (see `service/events/erasure.rs`), and what else there is of it is deleted.
     pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
         self.accounts().close(user, erase, |_, _| Ok(()))?;
@@ -43,7 +43,7 @@ impl Homeserver {
 
     /// Finishes the deactivations that the last stop cut short.
     pub(super) fn finish_deactivations(&self) -> Result<()> {
-        let users = self.store.read(|db| db.deactivated_users_in_rooms())?;
+        let users = self.store.read(|db| db.unfinished_deactivations())?;
         users.iter().try_for_each(|user| self.leave_all_rooms(user))
     }
 
@@ -73,9 +73,13 @@ impl Homeserver {
 mod tests {
     use serde_json::json;
 
+    use crate::clock::Clock;
+    use crate::config::Config;
     use crate::error::ErrCode;
     use crate::protocol::{RoomId, ServerName, UserId};
     use crate::service::Homeserver;
+    use crate::service::accounts::NewAccount;
+    use crate::service::accounts::moderation::Administrator;
     use crate::service::accounts::sessions::NewLogin;
     use crate::service::membership::JoinTarget;
     use crate::service::rooms::create::CreateRoom;
@@ -94,10 +98,70 @@ mod tests {
     fn what_a_guest_had_begun_brings_them_into_no_room_once_they_are_forgotten() {
         has_no_way_in(|hs| {
             let guest = hs.register_guest(&NewLogin::default()).unwrap().user_id;
-            hs.end_guest_account(&guest).unwrap();
+            hs.deactivate(&guest, false).unwrap();
             assert!(hs.store.read(|db| db.account(&guest)).unwrap().is_none());
             guest
         });
+    }
+
+    #[test]
+    fn a_guest_whose_account_was_being_closed_when_the_server_stopped_is_forgotten_and_nobody_gets_their_name()
+     {
+        let mut config = Config::for_name(ServerName::parse("here.example").unwrap());
+        config.guests = true;
+        let hs = Homeserver::open(config.clone(), Clock::new()).unwrap();
+        let (admin, _) = hs.accounts().register_user("admin", None).unwrap();
+        let guest = || hs.register_guest(&NewLogin::default()).unwrap().user_id;
+        let (closed, left, erased, stays) = (guest(), guest(), guest(), guest());
+        // One was closed and has not left yet, one has; and then it stopped.
+        hs.accounts().close(&closed, false, |_, _| Ok(())).unwrap();
+        hs.accounts().close(&left, false, |_, _| Ok(())).unwrap();
+        let has_left = left.to_string();
+        hs.store
+            .write(move |tx| {
+                Ok(tx.conn().execute("UPDATE users SET leaving = 0 WHERE user_id = ?1", [has_left])?)
+            })
+            .unwrap();
+        hs.accounts().close(&erased, true, |_, _| Ok(())).unwrap();
+        let again = Homeserver::open_after(Some(&hs), config, Clock::new(), crate::federation::Client::new);
+        let hs = again.unwrap();
+        hs.finish_deactivations().unwrap();
+        let account = |user: &UserId| hs.store.read(|db| db.account(user)).unwrap();
+        for gone in [&closed, &left] {
+            assert!(account(gone).is_none(), "{gone}");
+        }
+        // What they wrote is hidden: that is all that there is of them.
+        assert!(account(&erased).unwrap().deactivated);
+        assert!(hs.store.read(|db| db.erased_users()).unwrap().contains_key(erased.as_str()));
+        assert_eq!(
+            hs.store.read(|db| db.count_guests()).unwrap(),
+            1,
+            "those who are gone take nobody's place"
+        );
+        // Whatever way somebody asks for such a name, and whether it was anybody's.
+        let never = UserId::parse("@guest-abcdefghijkl:here.example").unwrap();
+        for name in [&closed, &left, &erased, &stays, &never].map(UserId::localpart) {
+            let taken = hs.accounts().available_user_id(name).unwrap_err();
+            assert_eq!(taken.errcode(), ErrCode::UserInUse, "{name}");
+            let new = NewAccount { localpart: Some(name), ..NewAccount::default() };
+            for made in [
+                hs.accounts().create_account(&new, None).map(drop),
+                hs.admin().add_account(&Administrator::User(admin.clone()), &new).map(drop),
+            ] {
+                assert_eq!(made.unwrap_err().errcode(), ErrCode::UserInUse, "{name}");
+            }
+            let user = UserId::parse(&format!("@{name}:here.example")).unwrap();
+            let made = hs.store.write(move |tx| tx.create_account(&user, None, false, 0)).unwrap();
+            assert!(!made, "at the same moment: {name}");
+        }
+        for other in ["guest-abc", "guest", "guest-abcdefghijk1", "aguest-abcdefghijkl"] {
+            hs.accounts().register_user(other, None).unwrap();
+        }
+        // Who has become a user has the name for good.
+        let new = NewAccount { password: Some("x"), ..NewAccount::default() };
+        hs.upgrade_guest(&stays, &new, None).unwrap();
+        hs.deactivate(&stays, false).unwrap();
+        assert!(account(&stays).unwrap().deactivated);
     }
 
     /// What requests do that were let in before an account was closed, and are done after it has left everything.

@@ -32,7 +32,7 @@ impl Homeserver {
         })?;
         if let Some(quietest) = quietest {
             log::info!("{quietest} makes place for another guest");
-            self.end_guest_account(&quietest)?;
+            self.deactivate(&quietest, false)?;
         } else if count >= GUESTS_MAX {
             return Err(Error::new(
                 ErrCode::LimitExceeded,
@@ -49,12 +49,6 @@ impl Homeserver {
             false => Err(Error::internal("a guest of this name")),
         })?;
         Ok(prepared.into_login(&user))
-    }
-
-    pub(super) fn end_guest_account(&self, user: &UserId) -> Result<()> {
-        self.deactivate(user, false)?;
-        let gone = user.clone();
-        self.store.write(move |tx| tx.forget_guest(&gone))
     }
 
     /// The guest who shows this access token. Errors: 403 `M_FORBIDDEN` if it is no guest's.

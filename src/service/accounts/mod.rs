@@ -91,9 +91,9 @@ impl Accounts<'_> {
     /// Errors: 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
     pub fn available_user_id(&self, localpart: &str) -> Result<UserId> {
         let user = new_user_id(localpart, self.server_name().as_str())?;
-        match self.store.read(|db| db.account(&user))? {
-            Some(_) => Err(in_use()),
-            None => Ok(user),
+        match self.store.read(|db| Ok(db.account(&user)?.is_some() || db.is_closed_user(user.as_str())?))? {
+            true => Err(in_use()),
+            false => Ok(user),
         }
     }
 

@@ -39,7 +39,9 @@ impl Db<'_> {
 
     /// How many guests there are, those included that are leaving.
     pub fn count_guests(&self) -> Result<i64> {
-        let mut query = self.conn().prepare_cached("SELECT count(*) FROM users WHERE guest = 1")?;
+        let mut query = self.conn().prepare_cached(
+            "SELECT count(*) FROM users WHERE guest = 1 AND (deactivated = 0 OR leaving = 1)",
+        )?;
         Ok(first(&mut query, [])?.unwrap_or(0))
     }
 
@@ -100,15 +102,20 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Forgets a guest whose account was closed and who has left their rooms: nobody else will ever have the name.
-    pub fn forget_guest(&mut self, user: &UserId) -> Result<()> {
+    /// Forgets this user if they are a guest whose account was closed and who has left their rooms: nobody else will ever have
+    /// the name. That what they wrote is to be hidden is remembered.
+    pub(super) fn forget_guest(&mut self, user: &UserId) -> Result<()> {
+        let gone = self.execute(
+            "DELETE FROM users
+             WHERE user_id = ?1 AND guest = 1 AND deactivated = 1 AND leaving = 0 AND erased_at IS NULL",
+            params![user.as_str()],
+        )?;
+        if gone == 0 {
+            return Ok(());
+        }
         for table in ["account_data", "profile_fields", "filters", "presence"] {
             self.execute(&format!("DELETE FROM {table} WHERE user_id = ?1"), params![user.as_str()])?;
         }
-        self.execute(
-            "DELETE FROM users WHERE user_id = ?1 AND guest = 1 AND deactivated = 1 AND leaving = 0",
-            params![user.as_str()],
-        )?;
         Ok(())
     }
 

@@ -143,9 +143,12 @@ impl Db<'_> {
         Ok(admins == [user.as_str()])
     }
 
-    /// Deactivated users who still have rooms to leave.
-    pub fn deactivated_users_in_rooms(&self) -> Result<Vec<UserId>> {
-        let mut query = self.conn().prepare_cached("SELECT user_id FROM users WHERE leaving = 1")?;
+    /// Deactivated users who still have rooms to leave, and guests of whom there is still more than the name.
+    pub fn unfinished_deactivations(&self) -> Result<Vec<UserId>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT user_id FROM users WHERE leaving = 1
+             UNION SELECT user_id FROM users WHERE guest = 1 AND deactivated = 1 AND erased_at IS NULL",
+        )?;
         let ids = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
         ids.iter().map(|id| UserId::parse(id)).collect()
     }
@@ -162,7 +165,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Makes an account; the first one of all is the administrator. False: the name is taken.
+    /// Makes an account; the first one of all is the administrator. False: the name is taken, or was a guest's for all that is
+    /// known: of those who are gone there is nothing left, and what they did goes by it.
     pub fn create_account(
         &mut self,
         user: &UserId,
@@ -170,6 +174,9 @@ impl Tx<'_> {
         admin: bool,
         now: Millis,
     ) -> Result<bool> {
+        if guests::is_guest_name(user.as_str()) {
+            return Ok(false);
+        }
         let admin = self.begin_first_account()? || admin;
         let made = self.execute(
             "INSERT INTO users (user_id, password, admin, created_ms) VALUES (?1, ?2, ?3, ?4)
@@ -242,10 +249,10 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// A deactivated user has left every room.
+    /// A deactivated user has left every room; a guest is forgotten with that.
     pub fn deactivated_user_left(&mut self, user: &UserId) -> Result<()> {
         self.execute("UPDATE users SET leaving = 0 WHERE user_id = ?1", params![user.as_str()])?;
-        Ok(())
+        self.forget_guest(user)
     }
 }
 
