@@ -34,7 +34,6 @@ pub(crate) mod servers;
 pub(crate) mod sizes;
 
 use std::cell::{Cell, RefCell};
-use std::fs::File;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -163,7 +162,7 @@ pub struct Store {
     writer: Writer,
     shared: Arc<StoreState>,
     pages: engine::space::PagesFile,
-    _lock: Option<File>,
+    _lock: Option<engine::folder::FolderLock>,
 }
 
 impl Store {

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::ErrorKind;
+use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -32,8 +33,32 @@ const NEW: &str = "doorstep.db.new";
 /// What SQLite keeps beside a database, and takes to belong to whatever has the database's name.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 
+/// The lock of a folder that this process has. Dropped, it is released: a child that was begun meanwhile has a copy of every
+/// descriptor until it is the program that it is to be, and a lock that is only closed would be held by that copy.
+pub(in crate::store) struct FolderLock(File);
+
+impl Deref for FolderLock {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        unlock(&self.0);
+    }
+}
+
+/// Releases a lock that was taken by `flock`, for all copies of the descriptor.
+pub(super) fn unlock(file: &File) {
+    // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
 /// Makes the folder if need be and takes its lock, which the kernel releases when the process ends in whatever way.
-pub(in crate::store) fn lock(folder: &Path) -> Result<File> {
+pub(in crate::store) fn lock(folder: &Path) -> Result<FolderLock> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| cannot(folder, e))?;
     let file = OpenOptions::new()
         .create(true)
@@ -45,7 +70,7 @@ pub(in crate::store) fn lock(folder: &Path) -> Result<File> {
         .map_err(|e| cannot(folder, e))?;
     // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(file);
+        return Ok(FolderLock(file));
     }
     let e = std::io::Error::last_os_error();
     if e.kind() == ErrorKind::WouldBlock {
@@ -359,6 +384,26 @@ mod tests {
                 assert!(message.contains(suffix) && message.contains("there was one"), "{message}");
             }
         }
+    }
+
+    #[test]
+    fn a_folder_is_free_once_it_was_let_go_although_a_child_that_was_begun_meanwhile_has_a_copy_of_the_lock()
+    {
+        let folder = Folder::new();
+        let taken = lock(&folder.0).unwrap();
+        // As it is between the fork that begins another program and its beginning.
+        let copy = taken.try_clone().unwrap();
+        let again = lock(&folder.0).err().expect("it is taken");
+        assert!(again.message().contains("in use"), "{again}");
+        drop(taken);
+        let next = lock(&folder.0).expect("it is free");
+        // Nor is it the copy's to release.
+        drop(copy);
+        assert!(lock(&folder.0).is_err());
+        drop(next);
+        // The same of who only looks.
+        assert!(!Store::is_served(&folder.0));
+        lock(&folder.0).expect("it is free");
     }
 
     #[test]

@@ -49,7 +49,11 @@ impl Store {
     pub fn is_served(folder: &Path) -> bool {
         let Ok(file) = File::open(folder.join(folder::LOCK)) else { return false };
         // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
-        unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) != 0 }
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } != 0 {
+            return true;
+        }
+        folder::unlock(&file);
+        false
     }
 }
 
