@@ -379,7 +379,8 @@ CREATE INDEX owed_joins_due ON owed_joins (due_ms, user_id);
 
 -- Rooms that replace others with more bans than come with a new room at once, and how far they have the rest: all up to that of
 -- `user_id` in the old room, at `stream`, the last ones first and of one position by the user's id. In the name of `sender`,
--- who upgraded the room. Taken up at `due_ms`; `attempts`: how often the next ban was tried in vain.
+-- who upgraded the room, or of another local member while that one may not. Taken up at `due_ms`; `attempts`: how often the
+-- next ban was tried in vain.
 CREATE TABLE owed_bans (
   room_id TEXT PRIMARY KEY,
   old_room_id TEXT NOT NULL,

@@ -197,7 +197,7 @@ pub const TABLES: &[TableBounds] = &[
     table(
         "owed_bans",
         &[users("one for each room that one of us made of another with more than 1000 bans", "")],
-        "when the last one is carried over, or nobody may (`carry_bans`)",
+        "when the last one is carried over, or one of the rooms is gone (`carry_bans`)",
     ),
     table(
         "event_texts",
