@@ -29,13 +29,29 @@ const LAST_EVENTS_MAX: usize = 20;
 
 impl Events<'_> {
     /// Asks the servers of a room for what was said last, if there is anybody to be asked.
+    /// What fails for a reason of ours is an attempt as well.
     pub(in crate::service) fn ask_for_lost_events(&self, key: RoomKey, attempts: u32) -> Result<()> {
+        let asked = self.ask_servers_for_lost_events(key);
+        if self.scheduler.is_stopping() {
+            return asked.map(drop);
+        }
+        let is_over = matches!(asked, Ok(true)) || attempts + 1 >= ATTEMPTS_MAX;
+        let due = self.clock.now_ms() + SILENCE_BACKOFF.pause_ms(attempts + 1);
+        self.store.write(move |tx| match is_over {
+            true => tx.end_room_behind_backup(key),
+            false => tx.put_off_room_behind_backup(key, due, attempts + 1),
+        })?;
+        asked.map(drop)
+    }
+
+    /// Whether one has answered, or there is none. Errors: those that are ours.
+    fn ask_servers_for_lost_events(&self, key: RoomKey) -> Result<bool> {
         let room = self.store.read(|db| db.room_by_key(key))?;
         let servers = if room.resident { self.backfill_servers(&room)? } else { Vec::new() };
-        let mut is_over = servers.is_empty() || attempts + 1 >= ATTEMPTS_MAX;
+        let mut is_over = servers.is_empty();
         for peer in servers.iter().take(SERVERS_ASKED_MAX) {
             if self.scheduler.is_stopping() {
-                return Ok(());
+                break;
             }
             match self.receive_last_events(&room, peer) {
                 Ok(()) => is_over = true,
@@ -43,11 +59,7 @@ impl Events<'_> {
                 Err(e) => log::debug!("{peer} does not say what was said last in {}: {e}", room.room_id),
             }
         }
-        let due = self.clock.now_ms() + SILENCE_BACKOFF.pause_ms(attempts + 1);
-        self.store.write(move |tx| match is_over {
-            true => tx.end_room_behind_backup(key),
-            false => tx.put_off_room_behind_backup(key, due, attempts + 1),
-        })
+        Ok(is_over)
     }
 
     /// Receives the last events that a server has of a room, and with them what they rest on. Errors: it does not answer.
@@ -112,4 +124,36 @@ impl Events<'_> {
 /// An event as `prev_events` name it: by its id, or in room versions 1 and 2 by a pair of id and hashes.
 fn named_event(named: &Value) -> Option<EventId> {
     EventId::parse(named.as_str().or_else(|| named.get(0)?.as_str())?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::testing::secluded;
+
+    #[test]
+    fn what_fails_for_a_reason_of_ours_is_tried_so_often_and_less_and_less_and_no_more_than_what_nobody_answers()
+     {
+        let hs = secluded(Config::for_name(ServerName::parse("here.example").expect("a name")));
+        // A room of which the database has nothing but that.
+        let lost: RoomKey = 7777;
+        let row = "INSERT INTO rooms_behind_backup (room_key, due_ms, attempts) VALUES (?1, 0, 0)";
+        hs.store.write(move |tx| Ok(tx.conn().execute(row, [lost])?)).expect("written");
+        let due = |at: Millis| hs.store.read(|db| db.due_room_behind_backup(at)).expect("read");
+        let (mut now, mut pauses) = (hs.clock.now_ms(), Vec::new());
+        for attempts in 0..ATTEMPTS_MAX {
+            assert_eq!(due(now), Some((lost, attempts)));
+            let e = hs.events().ask_for_lost_events(lost, attempts).expect_err("there is no such room");
+            assert!(e.is_own_failure(), "{e}");
+            let next = hs.store.read(|db| db.next_room_behind_backup_due()).expect("read");
+            let Some(next) = next else { break };
+            assert_eq!(due(next - 1), None);
+            pauses.push(next - hs.clock.now_ms());
+            now = next;
+        }
+        assert_eq!(due(Millis::MAX), None, "after two days it is left to who speaks next");
+        assert_eq!(pauses.len(), ATTEMPTS_MAX as usize - 1);
+        assert!(pauses.is_sorted() && pauses[0] > 30_000 && pauses.iter().sum::<Millis>() > 24 * 3_600_000);
+    }
 }
