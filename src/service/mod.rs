@@ -91,6 +91,8 @@ pub struct Homeserver {
     pub large_answers: limits::large_answers::LargeAnswers,
     /// What many who wait for news are told at once.
     pub room_tails: sync::light::RoomTails,
+    /// What others say of rooms that are being joined.
+    pub kept_edus: ephemeral::kept::KeptEdus,
     /// What was unread when it was last told.
     pub unread_memory: sync::unread::UnreadMemory,
     /// Interactive authentication that is under way.
@@ -237,6 +239,7 @@ impl Homeserver {
             told_members: sync::told_members::ToldMembers::default(),
             large_answers: limits::large_answers::LargeAnswers::default(),
             room_tails: sync::light::RoomTails::default(),
+            kept_edus: ephemeral::kept::KeptEdus::default(),
             unread_memory: sync::unread::UnreadMemory::default(),
             uia_sessions: UiaSessions::default(),
             registration_nonces: RegistrationNonces::default(),

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::common::peer::{Peer, now_ms};
+use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{bob_at, edus_at};
-use crate::common::wait::wait_until;
+use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -215,6 +215,42 @@ fn receipts_and_typing_travel_between_servers_both_ways() {
     sees_receipt(&bob, &room, alice.id(), Some("main"), &answer);
     // Whoever looks for the first time sees them, too.
     assert!(receipt_in(&alice.initial_sync(), &room, "m.read", bob.id(), None).is_some());
+}
+
+#[test]
+fn what_is_fleeting_in_a_room_while_one_of_us_joins_it_is_there_once_we_are_in() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let (room, other) = (FakeRoom::new(&peer, "12", "public"), FakeRoom::new(&peer, "12", "public"));
+    let (id, said, gate) = (room.id.as_str(), room.last.as_str(), Gate::default());
+    peer.let_in(&room, alice.id());
+    peer.answer_behind(&gate, "/send_join/", 200, room.join_answer());
+    let reader = room.creator.as_str();
+    let receipt =
+        |event: &str| json!({ "m.read": { reader: { "event_ids": [event], "data": { "ts": 1 } } } });
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| alice.join_via(id, &[peer.name().as_str()]));
+        peer.wait_for("/send_join/");
+        peer.send_edus(
+            server.name(),
+            "1",
+            &[
+                typing_edu(id, reader, true),
+                // One message for two rooms, of which nobody joins the other.
+                edu("m.receipt", json!({ id: receipt(said), other.id.as_str(): receipt(said) })),
+                // Of nobody of that server, and nobody in the room.
+                typing_edu(id, "@somebody:else.example", true),
+                typing_edu(id, peer.user("nobody").as_str(), true),
+            ],
+        );
+        gate.open();
+        joining.join().expect("the join is done");
+    });
+    wait_until("who types and who reads is known", || {
+        let answer = alice.initial_sync();
+        let typing = fleeting(&answer, id, "m.typing").iter().any(|c| c["user_ids"] == json!([reader]));
+        typing && receipt_in(&answer, id, "m.read", reader, None).as_deref() == Some(said)
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::kept::EduKind;
 use crate::error::Result;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
@@ -39,5 +40,29 @@ impl<'o> EduOrigin<'o> {
         })?;
         self.rooms.insert(room_id.clone(), room);
         Ok(room)
+    }
+
+    /// The same. Of a room that somebody of ours is joining right now, `edu` is kept.
+    pub(super) fn room_or_keep(
+        &mut self,
+        hs: &Homeserver,
+        room_id: &RoomId,
+        edu: impl FnOnce() -> (EduKind, Vec<u8>),
+    ) -> Result<Option<RoomKey>> {
+        if let Some(room) = self.room(hs, room_id)? {
+            return Ok(Some(room));
+        }
+        let (is_resident, is_joining) = hs
+            .store
+            .read(|db| Ok((db.resident_room(room_id)?.is_some(), db.joining_version(room_id)?.is_some())))?;
+        if is_resident {
+            // The room keeps the sender out, unless we have come in since it was looked up.
+            self.rooms.remove(room_id);
+            return self.room(hs, room_id);
+        }
+        if is_joining {
+            hs.ephemeral().keep_edu(self.server, room_id, edu())?;
+        }
+        Ok(None)
     }
 }

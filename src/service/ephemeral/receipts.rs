@@ -11,6 +11,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::ephemeral::Ephemeral;
 use crate::service::ephemeral::incoming::EduOrigin;
+use crate::service::ephemeral::kept::EduKind;
 use crate::store::ephemeral::receipts::{PRIVATE, READ, Receipt};
 use crate::store::{Db, Room, RoomKey, StoredEvent};
 
@@ -104,7 +105,8 @@ impl Ephemeral<'_> {
         for (room, by_type) in rooms.0 {
             let Ok(room_id) = RoomId::parse(&room) else { continue };
             let Ok(of_room) = read_object::<RoomReceipts<'_>>(by_type.get().as_bytes()) else { continue };
-            let Some(room) = origin.room(self, &room_id)? else { continue };
+            let edu = || (EduKind::Receipt, format!("{{{}:{}}}", json!(room_id), by_type.get()).into_bytes());
+            let Some(room) = origin.room_or_keep(self, &room_id, edu)? else { continue };
             for (user, told) in of_room.read.0 {
                 if left == 0 {
                     break;

@@ -12,6 +12,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::ephemeral::Ephemeral;
 use crate::service::ephemeral::incoming::EduOrigin;
+use crate::service::ephemeral::kept::EduKind;
 use crate::store::RoomKey;
 
 /// How long somebody types who does not say for how long, and the longest.
@@ -101,7 +102,8 @@ impl Ephemeral<'_> {
         content: &[u8],
     ) -> Result<()> {
         let Ok(TypingContent { room_id, user_id, typing }) = read_object(content) else { return Ok(()) };
-        let Some(room) = origin.room(self, &room_id)? else { return Ok(()) };
+        let edu = || (EduKind::Typing, content.to_vec());
+        let Some(room) = origin.room_or_keep(self, &room_id, edu)? else { return Ok(()) };
         let in_room = || self.store.read(|db| db.membership(room, &user_id));
         if !origin.owns(&user_id) || in_room()? != Some(Membership::Join) {
             return Ok(());

@@ -374,6 +374,7 @@ impl Memberships<'_> {
             self.events().receive_pdu(peer, join)?;
             self.store.write(end_rows)?;
         }
+        self.ephemeral().receive_kept(&entered)?;
         if let Ok(removal) = removed.try_recv()
             && let Err(e) = self
                 .keys()
