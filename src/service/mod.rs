@@ -198,10 +198,13 @@ impl Homeserver {
             let location = location(&config.data, stopped)?;
             let options = Options { durable: config.durable, ..Options::default() };
             let (notifier, outgoing, timer) = (Arc::clone(&notifier), outgoing.clone(), scheduler.clone());
-            let (behind, pushes) = (catch_up_worker.clone(), sender.clone());
+            let (behind, pushes, clock) = (catch_up_worker.clone(), sender.clone(), clock.clone());
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, changes.all_users());
                 notifier.publish_rooms(changes.position, &changes.rooms);
+                if let Some(rest) = notifier.publish_gathered(changes.position, &changes.woken_soon) {
+                    timer.no_later_than(clock.now_ms() + rest);
+                }
                 outgoing.committed(changes);
                 pushes.committed(changes);
                 if changes.due || !changes.forked.is_empty() {

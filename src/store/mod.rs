@@ -52,6 +52,7 @@ use crate::store::accounts::devices::Session;
 use crate::store::cache::WriterCache;
 use crate::store::cache::news::RecentNews;
 use crate::store::cache::pdus::PduCache;
+use crate::store::cache::presences::{PresenceChange, RecentPresences};
 use crate::store::cache::resolutions::ResolutionCache;
 use crate::store::cache::sessions::SessionCache;
 use crate::store::cache::tuple_ids::TupleIds;
@@ -87,8 +88,7 @@ pub(crate) struct StoreState {
     pdus: PduCache,
     resolutions: ResolutionCache,
     news: RecentNews,
-    /// Presence may have changed up to here.
-    presence: AtomicI64,
+    presences: RecentPresences,
     /// What the writer did, if anybody wants to know.
     counts: OnceLock<Arc<WriterCounts>>,
     /// Whether there may be any late extremities.
@@ -120,7 +120,7 @@ impl StoreState {
             pdus: PduCache::default(),
             resolutions: ResolutionCache::default(),
             news: RecentNews::new(position),
-            presence: AtomicI64::new(position),
+            presences: RecentPresences::new(position),
             counts: OnceLock::new(),
             any_late_extremities: AtomicBool::new(any_late_extremities),
             any_erased_users: AtomicBool::new(any_erased_users),
@@ -234,11 +234,6 @@ impl Store {
     /// Whether the predefined push rules are with those that make a call ring (MSC4075).
     pub fn set_call_rules(&self, calls: bool) {
         self.shared.call_rules.store(calls, Ordering::Relaxed);
-    }
-
-    /// Whether anybody's presence may have changed after a position.
-    pub fn has_presence_since(&self, position: i64) -> bool {
-        self.shared.presence.load(Ordering::Acquire) > position
     }
 }
 
@@ -409,9 +404,11 @@ impl Tx<'_> {
         self.changes.behind.insert(room);
     }
 
-    /// Somebody's presence changed at this position. That wakes not everybody who may see it.
-    pub(crate) fn presence_changed(&mut self, stream: i64) {
-        self.db.shared.presence.fetch_max(stream, Ordering::AcqRel);
+    /// Somebody's presence changed at this position. These, who may see it, are woken soon after the commit; who else may is
+    /// told with whatever comes next.
+    pub(crate) fn presence_changed(&mut self, change: PresenceChange, woken: Vec<UserId>) {
+        self.changes.presences.push(Arc::new(change));
+        self.changes.woken_soon.extend(woken);
     }
 
     /// To be called by whatever changes something that a [`Session`] tells.

@@ -1,6 +1,7 @@
 //! What is fleeting: typing, receipts and presence, within a server and between servers.
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{bob_at, edus_at};
@@ -522,6 +523,35 @@ fn presence_is_what_the_clients_of_all_devices_come_to() {
     sees_presence(&bob, alice.id(), "unavailable");
     server.advance(Duration::from_secs(31));
     sees_presence(&bob, alice.id(), "offline");
+}
+
+#[test]
+fn many_who_come_at_once_wake_those_who_wait_a_few_times_and_not_once_each() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let crowd: Vec<TestUser> = (0..60).map(|n| server.user(&format!("u{n}"))).collect();
+    let room = bob.create_room();
+    for one in &crowd {
+        one.join(&room);
+    }
+    bob.initial_sync();
+    let (begun, mut seen, mut answers) = (Instant::now(), HashSet::new(), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for one in &crowd {
+                one.put(&presence_path(one.id()), json!({ "presence": "online" }));
+            }
+        });
+        while seen.len() < crowd.len() {
+            let answer = bob.sync(Duration::from_secs(20));
+            answers += 1;
+            let events = answer["presence"]["events"].as_array().cloned().unwrap_or_default();
+            seen.extend(events.into_iter().map(|event| event["sender"].to_string()));
+        }
+    });
+    // Wakes are a second apart; who asks anew is told what there is already.
+    let most = 2 * (begun.elapsed().as_secs() + 1) + 2;
+    assert!(answers <= most, "{answers} answers in {:?}", begun.elapsed());
 }
 
 #[test]

@@ -17,9 +17,10 @@ use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bounded::{BoundedMap, Worth};
+use crate::clock::Millis;
 use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::store::RoomKey;
@@ -35,6 +36,9 @@ const SHARD_USERS_MAX: usize = 4096;
 /// to be up.
 const WATCHED_OF_USER_MAX: usize = 32;
 const WATCHERS_MAX: usize = 8192;
+
+/// Wakes that are worth little are no closer together than this.
+const GATHER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// So many of those who were woken are at work for each processor, and a few at least.
 const TURNS_EACH_PROCESSOR: usize = 2;
@@ -61,6 +65,16 @@ pub struct Notifier {
     watchers: Mutex<BoundedMap<UserId, HashMap<RoomKey, Instant>, WATCHERS_MAX>>,
     /// Whether there are any.
     watched: AtomicBool,
+    gathered: Mutex<GatheredWakes>,
+}
+
+/// Wakes that others are to join.
+#[derive(Default)]
+struct GatheredWakes {
+    users: HashSet<UserId>,
+    position: i64,
+    /// When the next may be.
+    next: Option<Instant>,
 }
 
 /// Those who are to be woken.
@@ -128,6 +142,7 @@ impl Notifier {
             waiting: AtomicUsize::new(0),
             watchers: Mutex::default(),
             watched: AtomicBool::new(false),
+            gathered: Mutex::default(),
         }
     }
 
@@ -201,6 +216,29 @@ impl Notifier {
                 }
             }
         }
+    }
+
+    /// [`Notifier::publish`] of what is worth no wake of its own each time: at once if there was none such for a while, else
+    /// together with what comes until then. For how long something is held then: this is to be called again after that, with
+    /// nothing new if there is nothing.
+    pub fn publish_gathered(&self, position: i64, users: &HashSet<UserId>) -> Option<Millis> {
+        let mut gathered = lock(&self.gathered);
+        if users.is_empty() && gathered.users.is_empty() {
+            return None;
+        }
+        gathered.position = gathered.position.max(position);
+        gathered.users.extend(users.iter().cloned());
+        let now = Instant::now();
+        if let Some(rest) = gathered.next.map(|next| next.saturating_duration_since(now))
+            && !rest.is_zero()
+        {
+            return Some(Millis::try_from(rest.as_millis()).unwrap_or(Millis::MAX));
+        }
+        gathered.next = Some(now + GATHER_INTERVAL);
+        let (position, users) = (gathered.position, std::mem::take(&mut gathered.users));
+        drop(gathered);
+        self.publish(position, &users);
+        None
     }
 
     /// Waits until something later than stream position `after` concerns the user, until `until`, or until the
@@ -351,8 +389,6 @@ impl Waiter {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn user(name: &str) -> UserId {
@@ -421,6 +457,26 @@ mod tests {
         }
         assert!(lock(&notifier.watchers).get(&alice).is_some_and(|rooms| rooms.len() == WATCHED_OF_USER_MAX));
         assert_eq!(lock(&notifier.watchers).len(), 1);
+    }
+
+    #[test]
+    fn what_is_worth_little_wakes_once_a_while_and_is_held_for_the_next_time() {
+        let notifier = Notifier::new();
+        let gather = |position, users: &[&str]| {
+            notifier.publish_gathered(position, &users.iter().map(|name| user(name)).collect())
+        };
+        let is_told = |name: &str, after| wait(&notifier, name, after, Instant::now()) == Woken::News;
+        assert_eq!(gather(0, &[]), None, "there is nothing to call for again");
+        assert_eq!(gather(5, &["alice"]), None, "the first is no crowd");
+        assert!(is_told("alice", 4));
+        assert!(gather(6, &["alice", "bob"]).is_some_and(|rest| rest <= 1000));
+        assert!(gather(7, &["bob"]).is_some());
+        assert!(gather(0, &[]).is_some(), "called too early");
+        assert!(!is_told("alice", 5) && !is_told("bob", 0));
+        lock(&notifier.gathered).next = Some(Instant::now());
+        assert_eq!(gather(0, &[]), None);
+        assert!(is_told("alice", 6) && is_told("bob", 6) && !is_told("bob", 7));
+        assert_eq!(gather(0, &[]), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::clock::Millis;
@@ -33,6 +34,8 @@ const LAST_ACTIVE_GRAIN_MS: Millis = 60_000;
 const STATUS_BYTES_MAX: usize = 1024;
 /// In rooms with more servers than that, presence is of no interest to all of them, and costs a request to each.
 const SERVERS_IN_ROOM_MAX: usize = 500;
+/// Users whose presence is written at once: more would hold the writer for long.
+const WRITTEN_AT_ONCE_MAX: usize = 100;
 /// Ends that are worked on at once, and how often at most.
 const EXPIRED_AT_ONCE_MAX: usize = 100;
 const EXPIRY_INTERVAL_MS: Millis = 1000;
@@ -280,20 +283,25 @@ impl Ephemeral<'_> {
             if let Some(next) = next {
                 self.scheduler.no_later_than(next);
             }
-            self.publish_presence(user)?;
+            self.publish_presence(std::slice::from_ref(user))?;
         }
         Ok(())
     }
 
-    /// Writes what is known of a local user, and tells others.
-    fn publish_presence(&self, user: &UserId) -> Result<()> {
-        let (local_presence, name) = (Arc::clone(&self.local_presence), user.clone());
-        // Read where the writes are in line, so that the last one written is what is so in the end.
-        self.store.write_lightly(move |tx| match local_presence.get(&name) {
-            Some(here) => tx.set_presence(&name, &here.presence()),
-            None => Ok(()),
-        })?;
-        self.tell_servers_of_presence(user)
+    /// Writes what is known of local users, and tells others.
+    fn publish_presence(&self, users: &[UserId]) -> Result<()> {
+        for some in users.chunks(WRITTEN_AT_ONCE_MAX) {
+            let (local_presence, names) = (Arc::clone(&self.local_presence), some.to_vec());
+            // Read where the writes are in line, so that the last one written is what is so in the end.
+            self.store.write_lightly(move |tx| {
+                names.iter().try_for_each(|name| match local_presence.get(name) {
+                    Some(here) => tx.set_presence(name, &here.presence()),
+                    None => Ok(()),
+                })
+            })?;
+            some.iter().try_for_each(|user| self.tell_servers_of_presence(user))?;
+        }
+        Ok(())
     }
 
     fn tell_servers_of_presence(&self, user: &UserId) -> Result<()> {
@@ -314,8 +322,7 @@ impl Ephemeral<'_> {
             }
             Ok(servers)
         })?;
-        let mut push = presence_json(&presence, now);
-        push["user_id"] = json!(user);
+        let push = ToldPresence { user_id: Some(user), ..ToldPresence::new(&presence, now) };
         let edu = Edu {
             replaces: Some(format!("presence {user}")),
             json: json!({ "edu_type": "m.presence", "content": { "push": [push] } }).to_string(),
@@ -336,7 +343,8 @@ impl Ephemeral<'_> {
         }
         let known = self.local_presence.get(user).map(|here| here.presence()).or(stored);
         match known.filter(|_| self.config.presence) {
-            Some(presence) => Ok(presence_json(&presence, self.clock.now_ms())),
+            Some(presence) => serde_json::to_value(ToldPresence::new(&presence, self.clock.now_ms()))
+                .map_err(Error::internal),
             None => Ok(json!({ "presence": PresenceState::Offline.as_str() })),
         }
     }
@@ -367,7 +375,7 @@ impl Ephemeral<'_> {
                 told_long_ago.push(user.clone());
             }
         });
-        changed.iter().try_for_each(|user| self.publish_presence(user))?;
+        self.publish_presence(&changed)?;
         told_long_ago.iter().try_for_each(|user| self.tell_servers_of_presence(user))?;
         // Who has been offline for a while is in the database.
         lock(&self.local_presence.0).retain(|_, here| {
@@ -447,16 +455,28 @@ fn is_as_before(before: &Presence, now: &Presence) -> bool {
 }
 
 /// What clients and servers are told.
-pub(in crate::service) fn presence_json(presence: &Presence, now: Millis) -> Value {
-    let mut told = json!({
-        "presence": presence.state.as_str(),
-        "last_active_ago": (now - presence.last_active_ms).max(0),
-        "currently_active": presence.active,
-    });
-    if let Some(status) = &presence.status {
-        told["status_msg"] = json!(status);
+#[derive(Serialize)]
+pub(in crate::service) struct ToldPresence<'p> {
+    currently_active: bool,
+    last_active_ago: Millis,
+    presence: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_msg: Option<&'p str>,
+    /// Told to servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<&'p UserId>,
+}
+
+impl<'p> ToldPresence<'p> {
+    pub(in crate::service) fn new(presence: &'p Presence, now: Millis) -> Self {
+        Self {
+            currently_active: presence.active,
+            last_active_ago: (now - presence.last_active_ms).max(0),
+            presence: presence.state.as_str(),
+            status_msg: presence.status.as_deref(),
+            user_id: None,
+        }
     }
-    told
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The light answer: what a client that waits is told when nothing but messages (and who types, and has read) came into
-//! its rooms. That is what wakes a thousand at once, and it is the same for all of them: so it is read and written once,
+//! its rooms, and users came and went. That is what wakes a thousand at once, and it is the same for all of them: so it is read and written once,
 //! as the room's tail, and each reader's answer is put together from it without a look into the database.
 //!
 //! Whatever is not as simple as that gets no light answer: then the request is looked at as if it came in now. In debug
@@ -12,6 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::joined::JoinedRoom;
+use super::presence::remembered_presence;
 use super::{
     EventList, RoomSections, StateSection, SyncAnswer, SyncBody, SyncRequest, Syncing, TIMELINE_MAX,
     TIMELINE_USUAL, Timeline, ephemeral,
@@ -130,11 +131,7 @@ impl Syncing<'_> {
     /// The answer, if it is simple.
     pub fn light_answer(&self, light: &LightSync) -> Option<Vec<u8>> {
         let (news, position) = self.store.news_since(&light.user, light.looked_upto)?;
-        if news.own
-            || news.rooms.is_empty()
-            || news.rooms.len() > ROOMS_MAX
-            || self.store.has_presence_since(light.looked_upto)
-        {
+        if news.own || news.rooms.len() > ROOMS_MAX {
             return None;
         }
         let (now, mut join) = (self.clock.now_ms(), BTreeMap::new());
@@ -153,6 +150,13 @@ impl Syncing<'_> {
             )?;
             join.insert(tail.room_id.clone(), self.light_room(light, (changed.room, tail), &unread, now)?);
         }
+        let rooms: Vec<RoomKey> = news.rooms.iter().map(|changed| changed.room).collect();
+        let (reader, between) =
+            ((&light.user, &light.request.filter.presence), (light.looked_upto, position));
+        let presence = remembered_presence(&self.store, reader, between, &rooms, now).ok()??;
+        if join.is_empty() && presence.is_empty() {
+            return None;
+        }
         if let (Some(device), true) = (&light.device, light.request.filter.room.state.lazy_load_members) {
             let known = self.told_members.known(&light.user, device, light.since);
             self.told_members.tell(&light.user, device, position, &known, HashSet::new());
@@ -160,6 +164,7 @@ impl Syncing<'_> {
         let body = SyncBody {
             next_batch: format!("s{position}"),
             rooms: RoomSections { join, ..RoomSections::default() },
+            presence,
             device_one_time_keys_count: light.one_time_keys.clone(),
             device_unused_fallback_key_types: light.fallback_keys.clone(),
             ..SyncBody::default()
@@ -212,6 +217,9 @@ impl Syncing<'_> {
         let Ok(whole) = self.sync(&light.user, light.device.as_deref(), &request) else { return };
         let without_ages = |body: &[u8]| {
             let mut answer = Value::Object(parse_object(body).unwrap_or_default());
+            for event in answer["presence"]["events"].as_array_mut().into_iter().flatten() {
+                event["content"]["last_active_ago"] = Value::Null;
+            }
             for (_, room) in answer["rooms"]["join"].as_object_mut().into_iter().flatten() {
                 for event in room["timeline"]["events"].as_array_mut().into_iter().flatten() {
                     event["unsigned"]["age"] = Value::Null;
@@ -299,4 +307,80 @@ fn read_tail(db: &Db<'_>, news: &RoomNews) -> Result<Option<Tail>> {
     let prev_batch = prev_batch.map(|token| token.to_string());
     let notifying = db.notifying_events(room.key, (news.from, news.upto))?;
     Ok(Some(Tail { room_id: room.room_id, events, prev_batch, ephemeral, notifying }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TestServer;
+    use crate::testing::{TestUser, segment};
+
+    fn id(user: &TestUser) -> UserId {
+        UserId::parse(user.id()).expect("a user id")
+    }
+
+    fn says(user: &TestUser, presence: &str) {
+        let path = format!("/_matrix/client/v3/presence/{}/status", segment(user.id()));
+        user.put(&path, serde_json::json!({ "presence": presence }));
+    }
+
+    /// Somebody waits: they have looked, and found nothing.
+    fn waits(hs: &Homeserver, user: &TestUser, filter: &str) -> LightSync {
+        let (user, device) = (id(user), None);
+        let filter = Filter::parse(filter).expect("a filter");
+        let mut request = SyncRequest {
+            filter: Arc::new(filter),
+            since: Some(hs.store.position()),
+            full_state: false,
+            state_after: false,
+            older_name: false,
+            looked_upto: None,
+        };
+        let answer = hs.syncing().sync(&user, device, &request).expect("an answer");
+        assert!(answer.is_empty);
+        request.since = Some(answer.position);
+        hs.syncing().prepare_light(&user, device, &request, &answer).expect("nothing is against it")
+    }
+
+    fn told(hs: &Homeserver, light: &LightSync) -> Value {
+        let answer = hs.syncing().light_answer(light).expect("a light answer");
+        serde_json::from_slice(&answer).expect("JSON")
+    }
+
+    /// Whose presence an answer tells, and what it is.
+    fn presences<'a>(answer: &'a Value) -> Vec<(&'a str, &'a str)> {
+        let events = answer["presence"]["events"].as_array().into_iter().flatten();
+        let text = |value: &'a Value| value.as_str().expect("text");
+        events.map(|event| (text(&event["sender"]), text(&event["content"]["presence"]))).collect()
+    }
+
+    #[test]
+    fn who_came_and_went_is_told_without_a_look_into_the_database() {
+        let server = TestServer::start();
+        let hs = server.homeserver();
+        let [alice, bob, carol, dan, eve] = ["alice", "bob", "carol", "dan", "eve"].map(|n| server.user(n));
+        let room = alice.room_with(&[&bob, &carol], &[]);
+        // Dan is known to bob from elsewhere, eve from nowhere.
+        let elsewhere = dan.create_room();
+        bob.join(&elsewhere);
+        // What is unread goes on from what was told.
+        bob.initial_sync();
+        let (wants_all, wants_some) = (
+            waits(hs, &bob, "{}"),
+            waits(hs, &bob, &format!(r#"{{"presence":{{"not_senders":["{}"]}}}}"#, carol.id())),
+        );
+        let wants_none = waits(hs, &bob, r#"{"presence":{"types":[]}}"#);
+        for (user, presence) in
+            [(&carol, "online"), (&eve, "online"), (&dan, "unavailable"), (&carol, "unavailable")]
+        {
+            says(user, presence);
+        }
+        alice.send(&room, "hello");
+        let answer = told(hs, &wants_all);
+        assert_eq!(presences(&answer), [(carol.id(), "unavailable"), (dan.id(), "unavailable")]);
+        assert_eq!(answer["rooms"]["join"][&room]["timeline"]["events"][0]["content"]["body"], "hello");
+        assert_eq!(presences(&told(hs, &wants_some)), [(dan.id(), "unavailable")]);
+        let answer = told(hs, &wants_none);
+        assert!(answer.get("presence").is_none(), "{answer}");
+    }
 }

@@ -4,7 +4,7 @@
 //!   extremities, the local users who hear it, its current state as far as it was asked for;
 //! - `events`: the part of the writer's cache that is about events and states;
 //! - `pdus`: events, for readers;
-//! - `news`: what the last commits were news of;
+//! - `news`: what the last commits were news of; `presences`: whose presence they changed;
 //! - `resolutions`: what resolving states came to;
 //! - `sessions`: the sessions of access tokens;
 //! - `tuple_ids`: the numbers of state tuples;
@@ -17,6 +17,7 @@ pub(super) mod bounded;
 pub(super) mod events;
 pub mod news;
 pub(super) mod pdus;
+pub mod presences;
 pub mod resolutions;
 pub(super) mod sessions;
 pub(super) mod tuple_ids;

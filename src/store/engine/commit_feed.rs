@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use crate::protocol::{ServerName, UserId};
 use crate::store::RoomKey;
+use crate::store::cache::presences::PresenceChange;
 
 /// What a group of commits changed, for those who wait. Hints: whoever misses them loses time, never data.
 #[derive(Debug, Default)]
@@ -15,6 +16,8 @@ pub struct Changes {
     pub position: i64,
     /// Our users whose `/sync` has something new, beside those of `audiences`.
     pub users: HashSet<UserId>,
+    /// Our users who see that somebody's presence changed. That is worth no wake of its own each time.
+    pub woken_soon: HashSet<UserId>,
     /// Rooms that all local users who are in them have something new of, each with these users.
     pub audiences: HashMap<RoomKey, Arc<[UserId]>>,
     /// Rooms with an event that we owe to other servers.
@@ -27,6 +30,8 @@ pub struct Changes {
     pub(in crate::store) reads: HashSet<(RoomKey, UserId)>,
     /// Rooms in which something that was counted is nothing any more.
     pub(in crate::store) recounted: HashSet<RoomKey>,
+    /// Whose presence changed, the latest last.
+    pub(in crate::store) presences: Vec<Arc<PresenceChange>>,
     /// Whether something is due now that the timer looks after.
     pub due: bool,
     /// Rooms with more forward extremities than is good.
@@ -56,6 +61,7 @@ impl Changes {
     /// Whether nobody waits for any of this: there is only a new position.
     fn concern_nobody(&self) -> bool {
         self.users.is_empty()
+            && self.woken_soon.is_empty()
             && self.audiences.is_empty()
             && self.outgoing_rooms.is_empty()
             && self.destinations.is_empty()
@@ -69,6 +75,8 @@ impl Changes {
     pub(in crate::store) fn absorb(&mut self, other: Changes) {
         self.position = self.position.max(other.position);
         self.users.extend(other.users);
+        self.woken_soon.extend(other.woken_soon);
+        self.presences.extend(other.presences);
         for (room, audience) in other.audiences {
             self.tell_audience(room, audience);
         }

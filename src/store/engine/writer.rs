@@ -295,6 +295,7 @@ impl WriterThread<'_> {
             .and_then(|()| self.run_group(&mut group, &mut done, &mut changes))
             .and_then(|()| {
                 self.shared.news.put((begun_at, self.stream), &changes);
+                self.shared.presences.put(&changes.presences);
                 self.commit()
             });
         if let Err(e) = outcome {
@@ -302,6 +303,7 @@ impl WriterThread<'_> {
             self.give_up_transaction();
             self.lost += 1;
             self.shared.news.take_back(begun_at);
+            self.shared.presences.take_back(begun_at);
             self.disk_failed(&e);
             let rest = group.split_off(done.min(group.len()));
             for queued in group {

@@ -5,6 +5,7 @@ use rusqlite::{Row, params};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
+use crate::store::cache::presences::PresenceChange;
 use crate::store::{Db, Tx};
 
 /// Whether somebody is there.
@@ -115,10 +116,9 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Keeps a user's presence, and wakes those who may see it, unless they are many.
+    /// Keeps a user's presence, and soon wakes those who may see it, unless they are many.
     pub fn set_presence(&mut self, user: &UserId, presence: &Presence) -> Result<()> {
         let stream = self.next_stream();
-        self.presence_changed(stream);
         self.execute(
             "INSERT OR REPLACE INTO presence (user_id, state, status, last_active_ms, active, until_ms, stream)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -132,10 +132,12 @@ impl Tx<'_> {
                 stream,
             ],
         )?;
-        let audience = self.local_users_who_share_rooms(user, WOKEN_MAX + 1)?;
-        if audience.len() <= WOKEN_MAX {
-            audience.iter().for_each(|sharer| self.wake_user(sharer));
+        let mut audience = self.local_users_who_share_rooms(user, WOKEN_MAX + 1)?;
+        if audience.len() > WOKEN_MAX {
+            audience.clear();
         }
+        audience.retain(|sharer| sharer != user);
+        self.presence_changed(PresenceChange::new(stream, user.clone(), presence.clone()), audience);
         Ok(())
     }
 

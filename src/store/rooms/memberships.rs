@@ -274,6 +274,21 @@ impl Db<'_> {
         )
     }
 
+    /// The rooms that a user of any server is joined to, as far as this server knows, in order: so many of them at most.
+    pub fn some_joined_rooms(&self, user: &UserId, limit: usize) -> Result<Vec<RoomKey>> {
+        let sql = if self.is_local(user.as_str()) {
+            "SELECT room_key FROM memberships WHERE local = 1 AND user_id = ?1 AND membership = 'join' AND ?2 <> ''
+             ORDER BY room_key LIMIT ?3"
+        } else {
+            // By way of the rooms that their server is in: memberships of others are not to be found by name alone.
+            "SELECT m.room_key FROM resident_servers r
+               CROSS JOIN memberships m ON m.room_key = r.room_key AND m.user_id = ?1
+             WHERE r.server = ?2 AND r.until IS NULL AND m.membership = 'join' ORDER BY m.room_key LIMIT ?3"
+        };
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.rows(sql, params![user.as_str(), user.server_name(), limit], |row| row.get(0))
+    }
+
     /// Rooms that this server is in, that with the fewest members first, at most so many.
     pub fn resident_rooms_by_size(&self, limit: usize) -> Result<Vec<RoomKey>> {
         self.rows(

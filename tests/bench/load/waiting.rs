@@ -148,6 +148,10 @@ pub fn crowd(given: &crate::Crowd) -> Result<Value> {
         clients.push(client);
     }
     let mut speaker = Client::new(&given.client, speaker)?;
+    // Each has come online since the others looked: who is told that does not wait.
+    for client in &mut clients {
+        client.settle_quickly()?;
+    }
     let (mut all, mut last, mut spent) = (Vec::new(), Vec::new(), Spent::default());
     for number in 0..given.times {
         for client in &mut clients {
