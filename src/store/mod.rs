@@ -89,6 +89,8 @@ pub(crate) struct StoreState {
     resolutions: ResolutionCache,
     news: RecentNews,
     presences: RecentPresences,
+    /// No device begins behind this position.
+    last_device: AtomicI64,
     /// What the writer did, if anybody wants to know.
     counts: OnceLock<Arc<WriterCounts>>,
     /// Whether there may be any late extremities.
@@ -121,6 +123,7 @@ impl StoreState {
             resolutions: ResolutionCache::default(),
             news: RecentNews::new(position),
             presences: RecentPresences::new(position),
+            last_device: AtomicI64::new(position),
             counts: OnceLock::new(),
             any_late_extremities: AtomicBool::new(any_late_extremities),
             any_erased_users: AtomicBool::new(any_erased_users),
@@ -409,6 +412,17 @@ impl Tx<'_> {
     pub(crate) fn presence_changed(&mut self, change: PresenceChange, woken: Vec<UserId>) {
         self.changes.presences.push(Arc::new(change));
         self.changes.woken_soon.extend(woken);
+    }
+
+    /// To be called by whatever adds a device.
+    pub(crate) fn device_begins(&mut self) {
+        let stream = self.next_stream();
+        self.db.shared.last_device.fetch_max(stream, Ordering::AcqRel);
+    }
+
+    /// Whether there may be devices that there were not yet at a position.
+    pub fn are_devices_newer_than(&self, position: i64) -> bool {
+        self.db.shared.last_device.load(Ordering::Acquire) > position
     }
 
     /// To be called by whatever changes something that a [`Session`] tells.

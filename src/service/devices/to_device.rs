@@ -125,21 +125,22 @@ impl Devices<'_> {
             if some.is_empty() {
                 return Ok(portions);
             }
-            let messages = self.store.read(|db| {
+            let (messages, looked_upto) = self.store.read(|db| {
                 let mut known = Vec::new();
                 for mut message in some {
-                    message.recipients = recipients(db, &message)?;
+                    message.recipients = recipients_of(db, &message)?;
                     if !message.recipients.is_empty() {
                         known.push(message);
                     }
                 }
-                Ok(known)
+                Ok((known, db.snapshot_position()?))
             })?;
             if !messages.is_empty() {
                 portions.push(MessagePortion {
                     mark: mark(id, HERE, number),
                     sender: sender.clone(),
                     messages,
+                    looked_upto,
                 });
             }
             number += 1;
@@ -225,6 +226,8 @@ struct MessagePortion {
     mark: String,
     sender: UserId,
     messages: Vec<DeviceMessage>,
+    /// The position as of which their recipients were looked up.
+    looked_upto: i64,
 }
 
 /// What [`mark`] tells apart.
@@ -260,14 +263,15 @@ fn batches(portions: Vec<MessagePortion>) -> Vec<Vec<MessagePortion>> {
 }
 
 /// The local devices that a message is for.
-fn recipients(db: &Db<'_>, message: &DeviceMessage) -> Result<Vec<Recipient>> {
+fn recipients_of(db: &Db<'_>, message: &DeviceMessage) -> Result<Vec<Recipient>> {
     match message.device.as_str() {
         ALL_DEVICES => db.device_recipients(&message.user),
         device => Ok(db.device_recipient(&message.user, device)?.into_iter().collect()),
     }
 }
 
-/// Lets the messages of a portion wait for local devices. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED`
+/// Lets the messages of a portion wait for local devices. Who does not exist gets none; who has come since the recipients were
+/// looked up gets what is for all devices of their user. Errors: 429 `M_LIMIT_EXCEEDED`
 /// if the origin's share of a device's line is full.
 fn deliver_all(
     tx: &mut Tx<'_>,
@@ -275,11 +279,20 @@ fn deliver_all(
     origin: MessageOrigin<'_>,
     now: Millis,
 ) -> Result<()> {
-    let MessagePortion { sender, messages, .. } = portion;
+    let MessagePortion { sender, messages, looked_upto, .. } = portion;
+    let any_new_devices = tx.are_devices_newer_than(*looked_upto);
     // Told in one line, however many they are.
-    let mut lost: BTreeMap<(&UserId, &str, &str), usize> = BTreeMap::new();
-    for DeviceMessage { user, message, recipients, .. } in messages {
-        for device in recipients {
+    let mut lost: BTreeMap<(&UserId, String, &str), usize> = BTreeMap::new();
+    for addressed in messages {
+        let DeviceMessage { user, message, device, recipients } = addressed;
+        let looked_up_anew;
+        let present = if any_new_devices && device == ALL_DEVICES {
+            looked_up_anew = recipients_of(tx, addressed)?;
+            &looked_up_anew
+        } else {
+            recipients
+        };
+        for device in present {
             let why = match tx.add_to_device(user, device, (sender, message), origin, now)? {
                 InboxOutcome::Waits | InboxOutcome::Gone => continue,
                 InboxOutcome::Asleep => "which fetches nothing",
@@ -292,7 +305,7 @@ fn deliver_all(
                     );
                 }
             };
-            *lost.entry((user, &device.device_id, why)).or_default() += 1;
+            *lost.entry((user, device.device_id.clone(), why)).or_default() += 1;
         }
     }
     for ((user, device, why), count) in lost {
@@ -369,6 +382,41 @@ fn shares(messages: DeviceMessages) -> Vec<DeviceMessages> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TestServer;
+
+    #[test]
+    fn a_device_that_logs_in_while_a_message_to_all_devices_is_on_its_way_has_it() {
+        let server = TestServer::start();
+        let (alice, bob) = (server.user("alice"), server.user("bob"));
+        let hs = server.homeserver();
+        let id = |user: &crate::testing::TestUser| UserId::parse(user.id()).expect("a user id");
+        let to = |device: &str| {
+            let content = ObjectText::try_from(&b"{}"[..]).expect("an object");
+            let message = Envelope::of(alice.id(), device).around(&content).expect("small");
+            DeviceMessage { user: id(&bob), device: device.to_owned(), message, recipients: Vec::new() }
+        };
+        let sender = id(&alice);
+        let portions = hs.devices().portions("t", &sender, vec![to(ALL_DEVICES), to("PHONE")]);
+        let [portion] = portions.expect("looked up").try_into().ok().expect("few");
+        let phone = server.device_of(&bob, "PHONE");
+        let origin = sender.clone();
+        let deliver = move |tx: &mut Tx<'_>| deliver_all(tx, &portion, MessageOrigin::User(&origin), 0);
+        hs.store.write(deliver).expect("written");
+        for device in [&bob, &phone] {
+            let answer = device.initial_sync();
+            let types: Vec<_> = answer["to_device"]["events"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|message| message["type"].as_str())
+                .collect();
+            assert_eq!(
+                types,
+                [Some(ALL_DEVICES)],
+                "once, and nothing that was for a device that was not there"
+            );
+        }
+    }
 
     #[test]
     fn many_messages_go_in_portions_and_none_is_lost_or_split() {

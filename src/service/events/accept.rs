@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::authorise;
-use super::entry::check_not_shut;
+use super::entry::check_handed_in;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
@@ -342,12 +342,9 @@ pub(in crate::service) fn store_decision(
         return Ok(Received::Stored { status, already: false, reason });
     }
     let room: Room = tx.room_by_key(decision.room.key)?;
-    if outgoing
-        && let Some(member) = pdu.state_key().filter(|_| pdu.event_type() == "m.room.member")
-        && matches!(pdu.membership(), Some(Membership::Join | Membership::Invite | Membership::Knock))
-    {
-        // Whoever runs this server may have shut it since the handshake began.
-        check_not_shut(tx, &room, member)?;
+    if outgoing {
+        // The room may have shut the server out since the handshake began, or whoever runs this server the room.
+        check_handed_in(tx, &room, pdu)?;
     }
     if source == EventSource::Transaction
         && status == Status::Rejected

@@ -1,12 +1,13 @@
-//! Who comes into no room of ours, whatever its rules say: whose account was closed; and into a room that the operator has shut,
-//! nobody. Asked by the transaction in which somebody comes in: what was begun before may end after that.
+//! Who comes into no room of ours, whatever its rules say: whose account was closed, and whose server the room's server ACL keeps
+//! out; and into a room that the operator has shut, nobody. Asked by the transaction in which somebody comes in: what was begun before may end after that.
 
 use serde_json::Value;
 
 use super::build::Draft;
 use crate::error::{Error, Result};
-use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
+use crate::protocol::{Pdu, UserId};
+use crate::service::events::server_acl::RoomAcl;
 use crate::store::{Db, Room};
 
 /// Whose account was closed comes into no room any more, and nobody into a room that is shut: what they, or somebody else for them,
@@ -22,6 +23,19 @@ pub(super) fn check_entry(db: &Db<'_>, room: &Room, draft: &Draft) -> Result<()>
         check_not_closed(db, member)?;
     }
     check_not_shut(db, room, member)
+}
+
+/// An event that was handed in, and let in when the handshake began: whether it still is. Errors: 403 `M_FORBIDDEN`.
+pub(super) fn check_handed_in(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<()> {
+    if !db.is_local(event.sender().as_str()) {
+        RoomAcl::of(db, room)?.check(&event.sender().server())?;
+    }
+    let enters =
+        matches!(event.membership(), Some(Membership::Join | Membership::Invite | Membership::Knock));
+    match event.state_key().filter(|_| enters && event.event_type() == "m.room.member") {
+        Some(member) => check_not_shut(db, room, member),
+        None => Ok(()),
+    }
 }
 
 /// Errors: 403 `M_FORBIDDEN` if nobody is to come into the room, and this user is not there yet.

@@ -497,6 +497,7 @@ impl Memberships<'_> {
                 return Ok(InviteOutcome::Done);
             }
             if offered {
+                check_open(tx, invite.room_id())?;
                 check_place(tx, &invite, &invitee)?;
             }
             let old_invite =
@@ -565,6 +566,7 @@ enum InviteOutcome {
 /// A room that this server is in knows who may not be invited. Errors: 403 `M_FORBIDDEN`.
 fn check_invite_as_resident(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &UserId) -> Result<()> {
     RoomAcl::of(db, room)?.check(origin)?;
+    check_open(db, &room.room_id)?;
     match db.membership(room.key, invitee)? {
         Some(Membership::Join) => Err(Error::forbidden(format!("{invitee} is already in the room"))),
         Some(Membership::Ban) => Err(Error::forbidden(format!("{invitee} is banned from the room"))),

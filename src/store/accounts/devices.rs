@@ -172,6 +172,7 @@ impl Tx<'_> {
         session: &NewSession,
     ) -> Result<()> {
         self.sessions_changed();
+        self.device_begins();
         self.execute(
             "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3)
              ON CONFLICT DO UPDATE SET opened_by = NULL",

@@ -42,6 +42,7 @@ impl Tx<'_> {
         device_data: &ObjectText,
         now: Millis,
     ) -> Result<()> {
+        self.device_begins();
         self.execute(
             "INSERT INTO devices (user_id, device_id, display_name, last_seen_ms) VALUES (?1, ?2, ?3, ?4)",
             params![user.as_str(), device, display_name, now],

@@ -1,6 +1,7 @@
 //! Who comes and goes, and what their servers are owed and shown.
 
 use super::*;
+use crate::service::accounts::moderation::Administrator;
 
 #[test]
 fn another_servers_user_joins_once_however_often_the_join_is_handed_in() {
@@ -62,6 +63,59 @@ fn a_server_in_the_room_is_owed_what_happens_while_it_is_there() {
     assert_eq!(owed.iter().map(|event| event.event_id.clone()).collect::<Vec<_>>(), [during]);
     let _ = join;
     assert_consistent(&hs, &room);
+}
+
+#[test]
+fn who_is_shut_out_while_a_handshake_is_under_way_is_not_let_in_by_its_end() {
+    let hs = homeserver();
+    let room = room(&hs, "11");
+    let mut other = Other::new(&room, "11");
+    other.join(&hs, &bob());
+    let carol = user("@carol:there.example");
+    let last = only_extremity(&hs, &room);
+    let mut said = |user: &UserId, membership: &str| {
+        let content = json!({ "membership": membership });
+        other.event(&hs, &[&last], user, ("m.room.member", Some(user.as_str())), content)
+    };
+    // Both have passed the guard.
+    let (join, leave) = (said(&carol, "join"), said(&bob(), "leave"));
+    let acl = |denied: Value| {
+        let content = json!({ "allow": ["*"], "deny": denied });
+        hs.events().send(draft(&room, &alice(), "m.room.server_acl", Some(""), content)).unwrap();
+    };
+    acl(json!(["there.example"]));
+    let hand_in = |event: &VerifiedPdu, kind| hs.events().accept_signed(event.clone(), &there(), kind);
+    for (event, kind) in [(&join, Membership::Join), (&leave, Membership::Leave)] {
+        let refused = hand_in(event, kind).unwrap_err();
+        assert_eq!((refused.status(), refused.errcode()), (403, ErrCode::Forbidden), "{refused}");
+    }
+    assert_eq!(membership(&hs, &room, &carol), None);
+    assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Join));
+    acl(json!([]));
+    assert!(!hand_in(&join, Membership::Join).unwrap().already);
+    assert!(!hand_in(&leave, Membership::Leave).unwrap().already);
+    assert_consistent(&hs, &room);
+}
+
+#[test]
+fn an_invite_to_a_room_that_is_blocked_while_it_is_looked_at_is_not_taken_in() {
+    let (hs, there_hs) = (homeserver(), homeserver_named("there.example"));
+    let rules = room_version::room_version("11").unwrap();
+    let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "private_chat" })).unwrap();
+    let events = wishes.plan(&bob(), &Map::new(), rules, None).unwrap();
+    let room = there_hs.rooms().create_room_with(rules, &bob(), &events, |_, _| Ok(())).unwrap();
+    let content = json!({ "membership": "invite" });
+    let sent = draft(&room, &bob(), "m.room.member", Some(alice().as_str()), content);
+    let sent = there_hs.events().send(sent).unwrap();
+    let invite = VerifiedPdu::unchecked(stored(&there_hs, &sent).pdu);
+    let receive_invite = || hs.membership().note_invite(&invite, &alice(), &[], Some(&there()));
+    hs.admin().set_room_block(&room, true, &Administrator::Operator).unwrap();
+    assert_eq!(receive_invite().unwrap_err().status(), 403);
+    let known = || hs.store.read(|db| db.remote_membership(&room, &alice())).unwrap();
+    assert!(known().is_none());
+    hs.admin().set_room_block(&room, false, &Administrator::Operator).unwrap();
+    receive_invite().unwrap();
+    assert!(known().is_some());
 }
 
 #[test]
