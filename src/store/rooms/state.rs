@@ -151,6 +151,15 @@ impl Db<'_> {
         foreseen.iter().find(|entry| entry.0 == room && entry.1 == event_type).map(|entry| entry.2)
     }
 
+    /// The state before an event of the room; none for outliers, and for what is not there.
+    pub fn state_before(&self, room: RoomKey, event: &EventId) -> Result<Option<SnapshotId>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT state_before FROM events WHERE event_id = ?1 AND room_key = ?2")?;
+        let found = statement.query_row(params![event.as_str(), room], |row| row.get(0)).optional()?;
+        Ok(found.flatten())
+    }
+
     /// The event in a state.
     pub fn state_event_in(
         &self,

@@ -34,7 +34,7 @@ const EVENTS_READ_AT_ONCE: usize = 64;
 /// How many events are held, and how many bytes: a room that is no larger is asked for often while it
 /// fills, and its events stay in the readers' cache.
 pub(super) const EVENTS_HELD_MAX: usize = 512;
-const BYTES_HELD_MAX: usize = 256 * 1024;
+pub(super) const BYTES_HELD_MAX: usize = 256 * 1024;
 
 impl LargeAnswer {
     /// Goes on with text.
@@ -48,13 +48,16 @@ impl LargeAnswer {
     }
 
     /// Goes on with events as they are kept, with commas between them: holding them while they are little.
-    fn kept_events(&mut self, db: &Db<'_>, events: &[EventKey]) -> Result<()> {
-        let (mut held, mut rest) = (Vec::new(), events);
+    fn kept_events(&mut self, db: &Db<'_>, events: &[EventKey], at_hand: &[Pdu]) -> Result<()> {
+        let (mut held, mut rest): (Vec<Pdu>, _) = (Vec::new(), events);
         while let Some((key, others)) = rest.split_first()
             && events.len() <= EVENTS_HELD_MAX
             && self.held < BYTES_HELD_MAX
         {
-            let event = db.pdu_by_key(*key)?;
+            let event = match at_hand.get(held.len()) {
+                Some(event) => event.clone(),
+                None => db.pdu_by_key(*key)?,
+            };
             self.held += event.json().len();
             self.length += event.json().len() as u64;
             held.push(event);
@@ -78,15 +81,26 @@ impl LargeAnswer {
     pub(in crate::service) fn events(
         &mut self,
         db: &Db<'_>,
-        events: Vec<EventKey>,
+        events: &[EventKey],
+        other_form: HashMap<EventKey, Vec<u8>>,
+    ) -> Result<()> {
+        self.events_at_hand(db, (events, &[]), other_form)
+    }
+
+    /// [`Self::events`], of which some, or all, are at hand: in the same order, from the first on.
+    pub(in crate::service) fn events_at_hand(
+        &mut self,
+        db: &Db<'_>,
+        (events, mut at_hand): (&[EventKey], &[Pdu]),
         mut other_form: HashMap<EventKey, Vec<u8>>,
     ) -> Result<()> {
         self.text("[");
-        let mut rest = events.as_slice();
+        let mut rest = events;
         while !rest.is_empty() {
             let whole = rest.iter().take_while(|key| !other_form.contains_key(key)).count();
             let (as_kept, others) = rest.split_at(whole);
-            self.kept_events(db, as_kept)?;
+            self.kept_events(db, as_kept, at_hand)?;
+            at_hand = at_hand.get(whole + 1..).unwrap_or_default();
             rest = others;
             if let Some((key, others)) = others.split_first() {
                 let form = other_form.remove(key).unwrap_or_default();
@@ -231,8 +245,8 @@ mod tests {
         let hs = homeserver();
         let room = room(&hs, "11");
         let long = "x".repeat(50_000);
-        for few in [true, false] {
-            if !few {
+        for (few, few_at_hand) in [(true, 0), (true, 3), (true, 100), (false, 0), (false, 3)] {
+            if !few && few_at_hand == 0 {
                 for number in 0..2 * BYTES_HELD_MAX / long.len() {
                     let event_type = format!("x.{number}");
                     let event = draft(&room, &alice(), &event_type, Some(""), json!({ "long": long }));
@@ -253,7 +267,9 @@ mod tests {
                     others.insert(keys[at], redacted.to_string().into_bytes());
                 }
                 let mut answer = LargeAnswer::default();
-                answer.events(db, keys, others)?;
+                let at_hand: Vec<_> =
+                    keys.iter().take(few_at_hand).map(|key| db.pdu_by_key(*key)).collect::<Result<_>>()?;
+                answer.events_at_hand(db, (&keys, &at_hand), others)?;
                 Ok((answer.wrapped("{\"events\":", "}"), expected))
             };
             let (answer, expected): (LargeAnswer, Vec<Value>) = hs.store.read(read).expect("readable");

@@ -13,7 +13,7 @@ use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::service::events::Events;
 use crate::service::events::erasure::Erasure;
 use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
-use crate::service::events::serve::large_answer::{EVENTS_HELD_MAX, LargeAnswer};
+use crate::service::events::serve::large_answer::{BYTES_HELD_MAX, EVENTS_HELD_MAX, LargeAnswer};
 use crate::service::events::server_acl::RoomAcl;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, EventKey, Room, RoomKey, SnapshotId, StateTupleId, Status, StoredEvent};
@@ -31,6 +31,8 @@ const VISITED_EVENTS_MAX: usize = 2000;
 pub struct JoinState {
     /// The state before the join; without most memberships if that was asked for.
     pub state: Vec<EventKey>,
+    /// These events, from the first on: as many as are little, and none if they are many.
+    pub state_events: Vec<Pdu>,
     /// Every event that the state rests on, the state's own among them where others rest on them.
     pub auth_chain: Vec<EventKey>,
     /// The servers in the room, the joining one among them.
@@ -41,11 +43,22 @@ pub struct JoinState {
 const HEROES_MAX: i64 = 5;
 
 /// The rows of every event that these events rest on: their auth events, and theirs, each once. The events themselves
-/// are in it where others of them rest on them. Holds no event, of more than a few: there may be very many.
-fn auth_chain_keys(db: &Db<'_>, version: RoomVersion, of: &[EventKey]) -> Result<Vec<EventKey>> {
+/// are in it where others of them rest on them. `beside`: an event that counts as one of them. With the events themselves,
+/// from the first on, as far as they are little; of many none is held.
+fn auth_chain_keys(
+    db: &Db<'_>,
+    version: RoomVersion,
+    of: &[EventKey],
+    beside: Option<&Pdu>,
+) -> Result<(Vec<EventKey>, Vec<Pdu>)> {
     let (mut seen, mut chain): (HashSet<Box<str>>, Vec<EventKey>) = (HashSet::new(), Vec::new());
     let mut found: Vec<Box<str>> = Vec::new();
-    let mut before: Option<Pdu> = None;
+    for id in beside.iter().flat_map(|event| event.auth_events()) {
+        if seen.insert(id.as_str().into()) {
+            found.push(id.as_str().into());
+        }
+    }
+    let (mut kept, mut kept_bytes, mut before): (Vec<Pdu>, usize, Option<Pdu>) = (Vec::new(), 0, None);
     let mut look = |keys: &[EventKey], found: &mut Vec<Box<str>>| {
         let mut cites = |id: &str| {
             if !seen.contains(id) {
@@ -60,6 +73,10 @@ fn auth_chain_keys(db: &Db<'_>, version: RoomVersion, of: &[EventKey]) -> Result
                 let known = before.as_ref().map_or(&[][..], Pdu::auth_events);
                 let cited = event.auth_events().iter().enumerate();
                 cited.filter(|(at, id)| known.get(*at) != Some(*id)).for_each(|(_, id)| cites(id.as_str()));
+                if kept.len() < of.len() && kept_bytes < BYTES_HELD_MAX {
+                    kept_bytes += event.json().len();
+                    kept.push(event.clone());
+                }
                 before = Some(event);
             }
             return Ok(());
@@ -78,7 +95,7 @@ fn auth_chain_keys(db: &Db<'_>, version: RoomVersion, of: &[EventKey]) -> Result
         chain.push(key);
         look(&[key], &mut found)?;
     }
-    Ok(chain)
+    Ok((chain, kept))
 }
 
 /// The ids of events as a JSON array.
@@ -131,26 +148,24 @@ fn event_in(db: &Db<'_>, room: &Room, id: &EventId) -> Result<StoredEvent> {
 pub(in crate::service) fn state_for_join(
     db: &Db<'_>,
     room: &Room,
-    join: &EventId,
+    join: &Pdu,
     omit_members: bool,
 ) -> Result<JoinState> {
-    let event = event_in(db, room, join)?;
-    let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
+    let snapshot = db.state_before(room.key, join.event_id())?;
+    let snapshot = snapshot.ok_or_else(|| Error::internal("an event without a state"))?;
     let mut state: Vec<EventKey> = match omit_members {
         true => db.state_rows_but_members_at(snapshot)?.into_values().collect(),
         false => db.state_rows_at(snapshot)?.into_values().collect(),
     };
     if omit_members && !has_name(db, snapshot)? {
-        for hero in db.heroes(room.key, event.pdu.sender(), false, HEROES_MAX)? {
+        for hero in db.heroes(room.key, join.sender(), false, HEROES_MAX)? {
             if let Some(tuple_id) = db.state_tuple_id("m.room.member", hero.as_str())? {
                 state.extend(db.state_row_at(snapshot, tuple_id)?);
             }
         }
     }
-    state.push(event.key);
-    let auth_chain = auth_chain_keys(db, room.version, &state)?;
-    state.pop();
-    Ok(JoinState { state, auth_chain, servers: db.resident_servers(room.key)? })
+    let (auth_chain, state_events) = auth_chain_keys(db, room.version, &state, Some(join))?;
+    Ok(JoinState { state, state_events, auth_chain, servers: db.resident_servers(room.key)? })
 }
 
 /// Whether a room had a name or an alias to call it by.
@@ -272,13 +287,13 @@ fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, 
     let event = event_in(db, room, at)?;
     let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
     let state: Vec<EventKey> = db.state_rows_at(snapshot)?.into_values().collect();
-    let auth_chain = auth_chain_keys(db, room.version, &state)?;
+    let (auth_chain, _) = auth_chain_keys(db, room.version, &state, None)?;
     Ok((state, auth_chain))
 }
 
 impl Events<'_> {
     /// [`state_for_join`], of a room as it is now.
-    pub fn state_for_join(&self, room: &Room, join: &EventId, omit_members: bool) -> Result<JoinState> {
+    pub fn state_for_join(&self, room: &Room, join: &Pdu, omit_members: bool) -> Result<JoinState> {
         self.store.read(|db| state_for_join(db, room, join, omit_members))
     }
 
@@ -301,10 +316,10 @@ impl Events<'_> {
             let mut answer = LargeAnswer::default();
             answer.text("{\"auth_chain\":");
             let redacted = erasure.redacted_among(&auth_chain)?;
-            answer.events(db, auth_chain, redacted)?;
+            answer.events(db, &auth_chain, redacted)?;
             answer.text(",\"pdus\":");
             let redacted = erasure.redacted_among(&state)?;
-            answer.events(db, state, redacted)?;
+            answer.events(db, &state, redacted)?;
             answer.text("}");
             Ok(answer)
         })

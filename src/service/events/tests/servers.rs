@@ -144,7 +144,7 @@ fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId
     let join = verified(Pdu::from_object(event, version).unwrap(), &signer.server, &signer.key);
     there.events().accept_signed(join.clone(), here.server_name(), Membership::Join).unwrap();
     let known = there.store.read(|db| db.known_room(room)).unwrap();
-    let answer = there.events().state_for_join(&known, join.event_id(), false).unwrap();
+    let answer = there.events().state_for_join(&known, &join, false).unwrap();
     assert!(answer.servers.contains(here.server_name()) && answer.servers.contains(there.server_name()));
     let before = here.store.position();
     let events = |keys: &[EventKey], of_state: bool| {

@@ -543,7 +543,7 @@ impl Memberships<'_> {
         let joiner = join.sender().server();
         let mut answer = LargeAnswer::default();
         self.store.read(|db| {
-            let mut before = state_for_join(db, room, join.event_id(), omit_members)?;
+            let mut before = state_for_join(db, room, join, omit_members)?;
             if may_omit {
                 let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
                 before.auth_chain.retain(|event| !in_state.contains(event));
@@ -557,12 +557,12 @@ impl Memberships<'_> {
             let erasure = Erasure::for_server(db, room.key, &joiner);
             answer.text("{\"auth_chain\":");
             let redacted = erasure.redacted_among(&before.auth_chain)?;
-            answer.events(db, before.auth_chain, redacted)?;
+            answer.events(db, &before.auth_chain, redacted)?;
             answer.text(head);
             answer.text(join.json());
             answer.text(",\"state\":");
             let redacted = erasure.redacted_among(&before.state)?;
-            answer.events(db, before.state, redacted)
+            answer.events_at_hand(db, (&before.state, &before.state_events), redacted)
         })?;
         answer.text("}");
         Ok(answer)
