@@ -140,6 +140,7 @@ pub mod launch;
 pub(crate) mod locks;
 pub mod log_tail;
 pub(crate) mod metrics;
+pub(crate) mod order;
 pub mod protocol;
 pub mod random;
 pub(crate) mod served_certificate;

@@ -11,6 +11,7 @@ use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, RCODE, TYPE};
 
 use crate::federation::connections::Connections;
+use crate::order;
 
 /// System look-ups that may be under way at once. A look-up cannot be cancelled, so a stuck resolver would
 /// otherwise collect a thread for every request.
@@ -272,7 +273,7 @@ fn name_servers(resolv_conf: &str) -> Vec<SocketAddr> {
 /// chance in proportion to the weight. `random` gives a number below its argument.
 pub fn in_order(mut records: Vec<Srv>, mut random: impl FnMut(u32) -> u32) -> Vec<Srv> {
     // Zero weights first, so that they have their small chance.
-    records.sort_by_key(|r| (r.priority, r.weight));
+    order::sort_by_key(&mut records, |r| (r.priority, r.weight));
     let mut ordered = Vec::with_capacity(records.len());
     while let Some(priority) = records.first().map(|r| r.priority) {
         let same = records.iter().take_while(|r| r.priority == priority).count();

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request};
+use crate::order::Gather;
 use crate::protocol::UserId;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
@@ -235,7 +236,7 @@ pub fn set_admin(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator)
 pub fn memberships(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     let rooms = hs.admin().memberships_of(&user(hs, request)?)?;
     let rooms: Map<String, Value> =
-        rooms.into_iter().map(|(room, membership)| (room, membership.as_str().into())).collect();
+        rooms.into_iter().map(|(room, membership)| (room, membership.as_str().into())).gather();
     Ok(Reply::json(&json!({ "memberships": rooms })))
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request, Requester};
+use crate::order::Gather;
 use crate::protocol::room_version;
 use crate::service::Homeserver;
 use crate::service::rooms::delayed_events::{DELAY_MAX_MS, DELAYED_EVENTS_MAX};
@@ -45,14 +46,14 @@ pub fn acme_challenge(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> 
 /// `GET /_matrix/client/versions`
 pub fn versions(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
     Ok(Reply::json(
-        &json!({ "versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES.map(|f| (f, true)).into_iter().collect::<BTreeMap<_, _>>() }),
+        &json!({ "versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES.map(|f| (f, true)).into_iter().gather::<BTreeMap<_, _>>() }),
     ))
 }
 
 /// `GET /_matrix/client/v3/capabilities`
 pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
     let available: Map<String, Value> =
-        room_version::all().iter().map(|version| (version.id.to_owned(), json!("stable"))).collect();
+        room_version::all().iter().map(|version| (version.id.to_owned(), json!("stable"))).gather();
     let mut capabilities = json!({
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": hs.config.default_room_version.id, "available": available },

@@ -8,6 +8,7 @@ use super::visit::Visit;
 use super::{Question, Tab, ask, begin_form, hidden, outcome, page, see};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Requester};
+use crate::order;
 use crate::service::Homeserver;
 use crate::store::accounts::devices::Device;
 
@@ -27,7 +28,7 @@ pub fn list(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -> Result
 
 fn show(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester, wrong: Option<&Error>) -> Result<Reply> {
     let mut devices = hs.store.read(|db| db.devices(&user.user_id))?;
-    devices.sort_by_key(|device| {
+    order::sort_by_key(&mut devices, |device| {
         (Some(&device.device_id) != user.device_id.as_ref(), -device.last_seen_ms.unwrap_or(0))
     });
     let mut html = Html::new();

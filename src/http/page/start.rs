@@ -11,6 +11,7 @@ use super::{begin_form, door, hidden, outcome, page, see};
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Requester};
 use crate::protocol::UserId;
+use crate::protocol::json::object_of;
 use crate::service::Homeserver;
 use crate::service::accounts::interactive_auth::user_of_identifier;
 
@@ -131,7 +132,7 @@ fn login_form(hs: &Homeserver, visit: &Visit<'_>, name: &str, wrong: Option<&Err
 pub fn log_in(hs: &Arc<Homeserver>, visit: &Visit<'_>) -> Result<Reply> {
     let name = visit.field("user").trim();
     let identifier: Map<String, Value> =
-        Map::from_iter([("identifier".to_owned(), json!({ "type": "m.id.user", "user": name }))]);
+        object_of([("identifier", json!({ "type": "m.id.user", "user": name }))]);
     let user = user_of_identifier(&identifier, hs.server_name().as_str());
     let user: Result<UserId> = user.ok_or_else(|| Error::forbidden("Wrong user name or password"));
     let login = user.and_then(|user| {

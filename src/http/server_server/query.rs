@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Origin, Reply, Request};
+use crate::protocol::json::object_of;
 use crate::protocol::{RoomAlias, UserId};
 use crate::service::Homeserver;
 
@@ -32,8 +33,7 @@ pub fn profile(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Res
     let mut profile = hs.accounts().own_profile(&user)?;
     if let Some(field) = request.query("field") {
         // "If the user does not have a particular field set … either exclude it or give it the value null."
-        profile =
-            profile.remove(field).map_or_else(Map::new, |value| Map::from_iter([(field.to_owned(), value)]));
+        profile = profile.remove(field).map_or_else(Map::new, |value| object_of([(field, value)]));
     }
     Ok(Reply::json(&Value::Object(profile)))
 }

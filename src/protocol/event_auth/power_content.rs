@@ -11,6 +11,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::order::Gather;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
 
@@ -227,7 +228,7 @@ impl<'de> Deserialize<'de> for LevelTable {
                 }
                 if !entries.iter().is_sorted_by(|a, b| a.0 < b.0) {
                     // Of a repeated key the last value counts, as everywhere in our JSON.
-                    let sorted: BTreeMap<&str, LevelEntry> = entries.iter().collect();
+                    let sorted: BTreeMap<&str, LevelEntry> = entries.iter().gather();
                     let mut again = LevelEntries::default();
                     sorted.into_iter().for_each(|(name, entry)| again.push(name, entry));
                     entries = again;

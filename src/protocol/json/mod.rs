@@ -91,6 +91,14 @@ enum Floats {
     AsPython,
 }
 
+/// An object of a few members.
+pub fn object_of<const N: usize>(members: [(&str, Value); N]) -> Map<String, Value> {
+    // Collecting would sort them, by a sort that is compiled anew for each number of them.
+    let mut object = Map::new();
+    members.into_iter().for_each(|(name, value)| drop(object.insert(name.to_owned(), value)));
+    object
+}
+
 /// Canonical JSON. Whole floats become integers, as in the specification's example (`1e10` is `10000000000`, `-0` is
 /// `0`); other floats have no canonical form, and are written in the shortest form that reads back the same.
 pub fn canonical(value: &Value) -> Vec<u8> {

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::protocol::EventId;
-use crate::protocol::json::{self, CanonicalObject};
+use crate::protocol::json::{self, CanonicalObject, object_of};
 use crate::protocol::redact;
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 
@@ -77,7 +77,7 @@ impl CanonicalObject {
 /// tests do that forge one. What this server makes itself is hashed and signed by [`crate::protocol::signatures::sign::seal`].
 pub fn add_content_hash(event: &mut Map<String, Value>) {
     let hash = CanonicalObject::of(event).content_hash();
-    event.insert("hashes".to_owned(), Value::Object(Map::from_iter([("sha256".to_owned(), hash.into())])));
+    event.insert("hashes".to_owned(), Value::Object(object_of([("sha256", hash.into())])));
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 use serde_json::{Map, Value};
 
 use super::{Conflict, Resolution};
+use crate::order::Gather;
 use crate::protocol::event_auth;
 use crate::protocol::ids::EventId;
 use crate::protocol::pdu::{Membership, Pdu};
@@ -85,7 +86,7 @@ fn content_for_selection(event: &Pdu) -> Map<String, Value> {
         return event.content();
     }
     let membership = event.membership().map(|membership| Value::from(membership.as_str()));
-    membership.into_iter().map(|membership| ("membership".to_owned(), membership)).collect()
+    membership.into_iter().map(|membership| ("membership".to_owned(), membership)).gather()
 }
 
 /// The one event that the states have for a key, where they have any.

@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 
 use super::{Conflict, EventLookup, StateMap, StateTuple, separate};
+use crate::order;
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
@@ -76,7 +77,9 @@ fn candidates(conflict: &Conflict, fetch: EventLookup<'_>) -> Vec<Pdu> {
     ids.sort_unstable();
     ids.dedup();
     let mut events: Vec<Pdu> = ids.into_iter().filter_map(fetch).collect();
-    events.sort_by_cached_key(|event| (event.depth(), Reverse(sha1(event.event_id().as_str().as_bytes()))));
+    order::sort_by_cached_key(&mut events, |event| {
+        (event.depth(), Reverse(sha1(event.event_id().as_str().as_bytes())))
+    });
     events
 }
 

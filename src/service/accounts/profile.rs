@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
+use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::Accounts;
@@ -50,7 +51,7 @@ impl Accounts<'_> {
             false => self.remote_profile(asker, user, Some(field))?.remove(field),
         };
         let value = value.ok_or_else(|| Error::not_found("The profile has no such field"))?;
-        Ok(Map::from_iter([(field.to_owned(), value)]))
+        Ok(object_of([(field, value)]))
     }
 
     fn remote_profile(

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::order;
 use crate::protocol::ServerName;
 use crate::service::admin::{Admin, next_place, number};
 use crate::store::Db;
@@ -144,7 +145,7 @@ impl Admin<'_> {
             let part = part.to_ascii_lowercase();
             all.retain(|server| server.destination.as_str().to_ascii_lowercase().contains(&part));
         }
-        all.sort_by(|a, b| a.compare(b, page.order));
+        order::sort_by(&mut all, |a, b| a.compare(b, page.order));
         if page.backwards {
             all.reverse();
         }
@@ -207,7 +208,7 @@ impl Admin<'_> {
             next_try_ms: kept.retry_ms,
         });
         let mut failing: Vec<FailingServer> = failing.collect();
-        failing.sort_unstable_by(|a, b| (a.since_ms, &a.server_name).cmp(&(b.since_ms, &b.server_name)));
+        order::sort_by(&mut failing, |a, b| (a.since_ms, &a.server_name).cmp(&(b.since_ms, &b.server_name)));
         failing
     }
 }

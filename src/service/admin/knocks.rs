@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::order;
 use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
@@ -62,7 +63,7 @@ impl Admin<'_> {
                     add_knocks_of(db, &room, now, &mut knocks)?;
                 }
             }
-            knocks.sort_unstable_by_key(|(stream, _)| std::cmp::Reverse(*stream));
+            order::sort_by_key(&mut knocks, |(stream, _)| std::cmp::Reverse(*stream));
             Ok(knocks.into_iter().map(|(_, knock)| knock).take(KNOCKS_MAX).collect())
         })
     }

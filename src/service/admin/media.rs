@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::order;
 use crate::protocol::media::{MediaId, MxcUri};
 use crate::protocol::{UserId, json};
 use crate::service::accounts::moderation::Administrator;
@@ -220,7 +221,7 @@ impl Admin<'_> {
                 })
             })
             .collect();
-        users.sort_unstable_by(|(one_name, one), (other_name, other)| {
+        order::sort_by(&mut users, |(one_name, one), (other_name, other)| {
             let order = match page.order {
                 UsageOrder::User => std::cmp::Ordering::Equal,
                 UsageOrder::Name => one_name.cmp(other_name),

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::knocks::room_name;
 use crate::clock::Millis;
 use crate::error::Result;
+use crate::order;
 use crate::protocol::event_auth::JoinRule;
 use crate::protocol::json::tree;
 use crate::protocol::pdu::{Membership, Pdu};
@@ -74,7 +75,7 @@ impl Admin<'_> {
                     });
                 }
             }
-            doors.sort_by_key(|door| (std::cmp::Reverse(door.waiting), !door.takes_knocks));
+            order::sort_by_key(&mut doors, |door| (std::cmp::Reverse(door.waiting), !door.takes_knocks));
             Ok(doors)
         })
     }
@@ -101,7 +102,7 @@ impl Admin<'_> {
                 |row| row.stream,
                 |row| Ok(invite_elsewhere(row, now).filter(is_heard)),
             )?);
-            invites.sort_by_key(|(stream, _)| std::cmp::Reverse(*stream));
+            order::sort_by_key(&mut invites, |(stream, _)| std::cmp::Reverse(*stream));
             invites.truncate(most);
             Ok(invites.into_iter().map(|(_, invite)| invite).collect())
         })

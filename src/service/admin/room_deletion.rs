@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::object_of;
 use crate::protocol::media::MxcUri;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::RemoteState;
@@ -333,8 +334,7 @@ impl Admin<'_> {
         };
         let old = deletion.row.room_id.clone();
         let body = deletion.order.message.as_deref().unwrap_or(MESSAGE);
-        let content =
-            Map::from_iter([("msgtype".to_owned(), "m.text".into()), ("body".to_owned(), body.into())]);
+        let content = object_of([("msgtype", "m.text".into()), ("body", body.into())]);
         let draft = Draft {
             room: new_room.clone(),
             sender: creator,

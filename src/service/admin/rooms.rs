@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::order;
 use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::PowerLevel;
 use crate::protocol::pdu::Membership;
@@ -219,7 +220,7 @@ impl Admin<'_> {
                 }
             }
             let ascending = page.order.descends() == page.backwards;
-            sorted.sort_unstable_by(|(a, one), (b, other)| -> Ordering {
+            order::sort_by(&mut sorted, |(a, one), (b, other)| -> Ordering {
                 let order = a.cmp(b).then_with(|| one.room_id.as_str().cmp(other.room_id.as_str()));
                 if ascending { order } else { order.reverse() }
             });

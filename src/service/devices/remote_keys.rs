@@ -18,6 +18,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::ClaimedKeys;
 use crate::federation::{CallError, CallResult};
 use crate::locks::{into_inner, lock};
+use crate::order::{self, Gather};
 use crate::protocol::keys::cross_signing::CrossSigningKey;
 use crate::protocol::keys::device::KeySignature;
 use crate::protocol::keys::remote::{REMOTE_DEVICES_BYTES_MAX, REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys};
@@ -131,7 +132,7 @@ impl Devices<'_> {
                 None => user.device_ids.clone(),
             };
             let wanted: BTreeMap<UserId, Vec<String>> =
-                call.wanted.iter().map(|(id, user)| (id.clone(), ids(user))).collect();
+                call.wanted.iter().map(|(id, user)| (id.clone(), ids(user))).gather();
             let keys = self.federation.query_user_keys(&call.server, &wanted, within)?;
             let bytes = keys.values().map(RemoteKeys::bytes).sum();
             match taken.fetch_add(bytes, Ordering::Relaxed) + bytes <= ANSWERS_BYTES_MAX {
@@ -294,8 +295,8 @@ impl Devices<'_> {
         let CallOutcomes { answered, failed } = self.ask_servers(asker, calls, deadline, |call, within| {
             self.federation.claim_user_keys(&call.server, &call.wanted, within)
         });
-        let one_time_keys = answered.into_iter().flat_map(|(_, keys)| keys).collect();
-        let failures = failed.into_iter().map(|(call, error)| (call.server, error)).collect();
+        let one_time_keys = answered.into_iter().flat_map(|(_, keys)| keys).gather();
+        let failures = failed.into_iter().map(|(call, error)| (call.server, error)).gather();
         ClaimedElsewhere { one_time_keys, failures }
     }
 
@@ -371,7 +372,7 @@ impl Devices<'_> {
         });
         let (mut answered, mut failed) = (Vec::new(), of_down.collect::<Vec<_>>());
         // Those that are likely to answer go first, so that they need not wait for those that never will.
-        up.sort_by_key(|call| !self.outgoing.is_proven(&call.server));
+        order::sort_by_key(&mut up, |call| !self.outgoing.is_proven(&call.server));
         let (next, answers) = (Mutex::new(up.into_iter()), Mutex::new(Vec::new()));
         let work = || {
             loop {
@@ -446,7 +447,7 @@ impl Devices<'_> {
 fn calls_to<V>(server: &ServerName, wanted: BTreeMap<UserId, V>) -> Vec<KeyCall<BTreeMap<UserId, V>>> {
     let (mut wanted, mut calls) = (wanted.into_iter().peekable(), Vec::new());
     while wanted.peek().is_some() {
-        let some = wanted.by_ref().take(USERS_PER_CALL_MAX).collect();
+        let some = wanted.by_ref().take(USERS_PER_CALL_MAX).gather();
         calls.push(KeyCall { server: server.clone(), wanted: some });
     }
     calls
@@ -474,7 +475,7 @@ impl KeysElsewhere {
     /// The master keys alone.
     pub(super) fn into_master_keys(self) -> MasterKeysElsewhere {
         let keys = self.cross_signing.into_iter().filter_map(|(user, keys)| Some((user, keys.master?)));
-        MasterKeysElsewhere { keys: keys.collect(), failures: self.failures }
+        MasterKeysElsewhere { keys: keys.gather(), failures: self.failures }
     }
 
     /// Writes the keys into an answer; the failures are given apart.

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::policy_server;
 use crate::error::{Error, Result};
+use crate::order::Gather;
 use crate::protocol::event_auth::{self, AuthError};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
@@ -269,9 +270,9 @@ impl RoomExtremities<'_> {
         if !(2..=PREV_EVENTS_MAX).contains(&self.extremities.len()) || !sets.iter().all(is_snapshot) {
             return Ok(None);
         }
-        let here: BTreeSet<SnapshotId> = sets.iter().map(|set| set.state.base).collect();
+        let here: BTreeSet<SnapshotId> = sets.iter().map(|set| set.state.base).gather();
         let there: BTreeSet<SnapshotId> =
-            db.forward_extremities(self.room.key)?.iter().map(|extremity| extremity.state_after).collect();
+            db.forward_extremities(self.room.key)?.iter().map(|extremity| extremity.state_after).gather();
         Ok((here == there).then_some(self.room.state).flatten().map(StateRef::snapshot))
     }
 

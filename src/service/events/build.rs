@@ -15,6 +15,7 @@ use super::{accept, authorise, policy_server, resolve};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth;
+use crate::protocol::json::object_of;
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::rooms::server_acl::ServerAcl;
@@ -196,11 +197,11 @@ pub(in crate::service) fn draft_object(
     version: RoomVersion,
     now: Millis,
 ) -> Map<String, Value> {
-    let mut object = Map::from_iter([
-        ("type".to_owned(), Value::from(draft.event_type.as_str())),
-        ("sender".to_owned(), draft.sender.as_str().into()),
-        ("origin_server_ts".to_owned(), now.into()),
-        ("content".to_owned(), Value::Object(draft.content.clone())),
+    let mut object = object_of([
+        ("type", Value::from(draft.event_type.as_str())),
+        ("sender", draft.sender.as_str().into()),
+        ("origin_server_ts", now.into()),
+        ("content", Value::Object(draft.content.clone())),
     ]);
     if !(version.room_id_is_create_hash && draft.event_type == "m.room.create") {
         object.insert("room_id".into(), draft.room.as_str().into());

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::resolve;
 use crate::error::{Error, Result};
 use crate::locks::{lock, wait_timeout, wait_timeout_while};
+use crate::order::Gather;
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::service::Homeserver;
 use crate::service::events::Events;
@@ -195,9 +196,9 @@ fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateExtremity>) -> Result<C
 fn states_of(db: &Db<'_>, room: &Room, late: &[LateExtremity]) -> Result<BTreeSet<SnapshotId>> {
     let extremities = extremities_with(&db.forward_extremities(room.key)?, late);
     if extremities.len() > PREV_EVENTS_MAX + CAUGHT_UP_AT_ONCE_MAX {
-        return Ok(late.iter().map(|late| late.state_after).chain(room.state).collect());
+        return Ok(late.iter().map(|late| late.state_after).chain(room.state).gather());
     }
-    Ok(extremities.into_iter().map(|(_, state)| state).collect())
+    Ok(extremities.into_iter().map(|(_, state)| state).gather())
 }
 
 /// Makes them forward extremities, if the room is still as it was looked at, or alike. False: it is not.

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::order::Gather;
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::signatures::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
@@ -430,7 +431,7 @@ impl Keys<'_> {
     fn keys_of_notary(&self, notary: &ServerName, statements: &[CanonicalObject]) -> FoundKeys {
         let valid_at = self.clock.now_ms();
         let ids = statements.iter().flat_map(|statement| statement.signatures_of(notary.as_str()));
-        let ids: BTreeSet<String> = ids.map(|(id, _)| id.into_owned()).collect();
+        let ids: BTreeSet<String> = ids.map(|(id, _)| id.into_owned()).gather();
         let wanted = |key_id: String| WantedKey { server: notary.clone(), key_id, valid_at };
         let wanted: Vec<WantedKey> = ids.into_iter().take(NOTARY_KEYS_MAX).map(wanted).collect();
         let mut found = FoundKeys::default();
@@ -487,7 +488,7 @@ impl Keys<'_> {
             let mut known = db.key_statements(&query.server)?;
             known.retain(|k| query.keys.is_empty() || query.keys.iter().any(|(id, _)| *id == k.key_id));
             // Numbers grow with time.
-            let numbers: BTreeSet<i64> = known.iter().map(|known| known.statement).collect();
+            let numbers: BTreeSet<i64> = known.iter().map(|known| known.statement).gather();
             let last = numbers.into_iter().rev().take(AS_NOTARY_STATEMENTS_PER_SERVER_MAX);
             last.map(|number| db.key_statement(number)).collect::<Result<Vec<_>>>()
         })?;
@@ -548,8 +549,8 @@ type StatedKeys = (ServerName, Vec<StoredKey>, CanonicalObject);
 fn notary_query(batch: &[(&ServerName, &Vec<WantedKey>)]) -> Map<String, Value> {
     let criteria =
         |wanted: &WantedKey| (wanted.key_id.clone(), json!({ "minimum_valid_until_ts": wanted.valid_at }));
-    let of_server = |wanted: &Vec<WantedKey>| Value::Object(wanted.iter().map(criteria).collect());
-    batch.iter().map(|(server, wanted)| (server.as_str().to_owned(), of_server(wanted))).collect()
+    let of_server = |wanted: &Vec<WantedKey>| Value::Object(wanted.iter().map(criteria).gather());
+    batch.iter().map(|(server, wanted)| (server.as_str().to_owned(), of_server(wanted))).gather()
 }
 
 fn is_signed_by_notary(statement: &CanonicalObject, notary: &ServerName, keys: &FoundKeys) -> bool {

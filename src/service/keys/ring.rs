@@ -11,6 +11,7 @@ use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
 use crate::error::{Error, Result};
 use crate::locks::{lock, read, write};
+use crate::order::Gather;
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::signatures::sign::{self, KeyAt, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
@@ -306,7 +307,7 @@ pub(in crate::service) fn statement_bytes(statement: &CanonicalObject) -> Vec<u8
     let named: Vec<_> = entries(statement, "verify_keys").into_iter().flatten().map(|(id, _)| id).collect();
     let signatures = statement.signatures_of(&server).into_iter().filter(|(id, _)| named.contains(id));
     let signatures: Map<String, Value> =
-        signatures.map(|(id, signature)| (id.into_owned(), signature.into_owned().into())).collect();
+        signatures.map(|(id, signature)| (id.into_owned(), signature.into_owned().into())).gather();
     let signatures = json::canonical(&json!({ server.as_ref(): signatures }));
     statement.clone().remove("unsigned").0.with("signatures", &signatures).into_bytes()
 }

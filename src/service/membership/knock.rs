@@ -13,6 +13,7 @@ use super::template::{INVITE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
+use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, Prepared, PriorMembership, RemoteMembership, RemoteState};
 use crate::protocol::rooms::stripped_state;
@@ -275,5 +276,5 @@ fn stripped_events(db: &Db<'_>, room: &Room, inviter: Option<&UserId>) -> Result
 
 /// The content of a member event that says nothing but the membership.
 pub(super) fn bare(membership: Membership) -> Map<String, Value> {
-    Map::from_iter([("membership".to_owned(), membership.as_str().into())])
+    object_of([("membership", membership.as_str().into())])
 }

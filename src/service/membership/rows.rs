@@ -1,10 +1,11 @@
 //! The rows of `remote_memberships` as the handshakes use them: read together with what a room's last state says,
 //! changed only by facts.
 
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
 use crate::protocol::rooms::stripped_state::{self, STRIPPED_TYPES};
@@ -65,17 +66,14 @@ impl Memberships<'_> {
         row: &RemoteMembership,
         reason: Option<&str>,
     ) -> Result<Pdu> {
-        let template = Map::from_iter([
-            ("type".to_owned(), Value::from("m.room.member")),
-            ("room_id".to_owned(), row.room_id.as_str().into()),
-            ("sender".to_owned(), row.user_id.as_str().into()),
-            ("state_key".to_owned(), row.user_id.as_str().into()),
-            ("prev_events".to_owned(), Value::Array(Vec::new())),
-            ("auth_events".to_owned(), Value::Array(Vec::new())),
-            (
-                "depth".to_owned(),
-                row.event.as_ref().map_or(1, |event| event.depth().saturating_add(1)).into(),
-            ),
+        let template = object_of([
+            ("type", Value::from("m.room.member")),
+            ("room_id", row.room_id.as_str().into()),
+            ("sender", row.user_id.as_str().into()),
+            ("state_key", row.user_id.as_str().into()),
+            ("prev_events", Value::Array(Vec::new())),
+            ("auth_events", Value::Array(Vec::new())),
+            ("depth", row.event.as_ref().map_or(1, |event| event.depth().saturating_add(1)).into()),
         ]);
         let content = self.member_content(&row.user_id, Membership::Leave, reason)?;
         self.sign_template(&template, row.room_version, &content)

@@ -11,6 +11,7 @@ use super::restricted_join::{AUTHORISER, authoriser};
 use crate::error::Result;
 use crate::federation::calls::{HandshakeKind, Template};
 use crate::federation::{CallError, CallResult};
+use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, room_version};
 use crate::service::events::build::{Draft, UnsignedEvent, build_unsigned};
@@ -175,7 +176,7 @@ impl Memberships<'_> {
         membership: Membership,
         reason: Option<&str>,
     ) -> Result<Map<String, Value>> {
-        let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
+        let mut content = object_of([("membership", Value::from(membership.as_str()))]);
         if self.is_local(user)
             && matches!(membership, Membership::Join | Membership::Knock | Membership::Invite)
         {

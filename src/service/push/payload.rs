@@ -4,6 +4,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::protocol::json::object_of;
 use crate::protocol::{Pdu, json as matrix_json};
 use crate::store::accounts::pushers::Pusher;
 
@@ -104,10 +105,10 @@ pub fn content_of_stripped(
 /// The notification of an event. `unread`: the number at the app's icon, if it is to be told.
 pub fn of_event(pusher: &Pusher, data: &PusherData, pushed: PushedEvent<'_>, unread: Option<i64>) -> Value {
     let PushedEvent { event, names, tweaks } = pushed;
-    let mut notification = Map::from_iter([
-        ("event_id".to_owned(), json!(event.event_id())),
-        ("room_id".to_owned(), json!(event.room_id())),
-        ("prio".to_owned(), priority(event, &tweaks).into()),
+    let mut notification = object_of([
+        ("event_id", json!(event.event_id())),
+        ("room_id", json!(event.room_id())),
+        ("prio", priority(event, &tweaks).into()),
     ]);
     if !data.is_event_id_only() {
         notification.insert("type".to_owned(), event.event_type().into());
@@ -131,7 +132,7 @@ pub fn of_event(pusher: &Pusher, data: &PusherData, pushed: PushedEvent<'_>, unr
 /// The notification of nothing but how many messages are unread.
 pub fn of_badge(pusher: &Pusher, data: &PusherData, unread: i64) -> Value {
     // Nobody is to be woken up by it.
-    let notification = Map::from_iter([("prio".to_owned(), "low".into())]);
+    let notification = object_of([("prio", "low".into())]);
     finished(notification, pusher, data, Map::new(), Some(unread))
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::Push;
 use crate::error::{Error, Result};
 use crate::federation::push_gateway::check_gateway_url;
+use crate::protocol::json::object_of;
 use crate::protocol::{UserId, json as matrix_json};
 use crate::store::accounts::pushers::{NewPusher, Pusher};
 
@@ -66,7 +67,7 @@ impl SetPusher {
         if text(body, "kind")?.as_deref() != Some("http") {
             return Err(Error::invalid_param("The only kind of pusher that this server has is http"));
         }
-        let mut details = Map::from_iter([("kind".to_owned(), Value::from("http"))]);
+        let mut details = object_of([("kind", Value::from("http"))]);
         for name in ["app_display_name", "device_display_name", "lang", "profile_tag"] {
             if let Some(value) = text(body, name)? {
                 if value.len() > TEXT_BYTES_MAX {

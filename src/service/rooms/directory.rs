@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::order;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
@@ -269,7 +270,7 @@ impl Rooms<'_> {
         if let Some(filter) = &request.filter {
             rooms.retain(|room| filter.wants(room));
         }
-        rooms.sort_unstable_by(|a, b| {
+        order::sort_by(&mut rooms, |a, b| {
             b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
         });
         let limit =

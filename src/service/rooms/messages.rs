@@ -7,6 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::client_format;
 use crate::error::{ErrCode, Error, Result};
+use crate::order::Gather;
 use crate::protocol::filter::EventFilter;
 use crate::protocol::json::{JsonList, read_object};
 use crate::protocol::pdu::Membership;
@@ -393,7 +394,7 @@ pub(super) fn visible_event(view: &RoomView<'_>, id: &EventId) -> Result<Option<
 fn lazy_members(view: &RoomView<'_>, format: &ClientFormat<'_>, page: &Page) -> Result<Vec<Json>> {
     let newest = page.events.iter().filter_map(|shown| shown.event.place).max();
     let at = newest.map_or(view.present(), |place| place.stream);
-    let senders: BTreeSet<&UserId> = page.events.iter().map(|shown| shown.event.pdu.sender()).collect();
+    let senders: BTreeSet<&UserId> = page.events.iter().map(|shown| shown.event.pdu.sender()).gather();
     let mut members = Vec::new();
     for sender in senders {
         let key = view.db().state_event_as_of(view.room.key, "m.room.member", sender.as_str(), at)?;
@@ -418,7 +419,7 @@ fn state_around(
         .iter()
         .flat_map(|page| page.events.iter().map(|shown| shown.event.pdu.sender()))
         .chain([event.pdu.sender()])
-        .collect();
+        .gather();
     let rows = match last.state_after {
         Some(state) => db.state_rows_at(state)?,
         None => db.state_rows_as_of(view.room.key, last.place.map_or(i64::MAX, |place| place.stream))?,

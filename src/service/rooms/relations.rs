@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::order;
 use crate::protocol::EventId;
 use crate::protocol::RoomId;
 use crate::protocol::rooms::relations::RELATION_HOPS_MAX;
@@ -143,7 +144,7 @@ fn next_rows(
     let most = range.limit.min(within.len());
     let next = if range.backwards { &within[..most] } else { &within[within.len() - most..] };
     rows.extend_from_slice(next);
-    rows.sort_unstable_by_key(|row| row.place);
+    order::sort_by_key(&mut rows, |row| row.place);
     if range.backwards {
         rows.reverse();
     }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::client_format;
 use crate::error::{Error, Result};
+use crate::order::{self, Gather};
 use crate::protocol::filter::EventFilter;
 use crate::protocol::search_text::{SearchKey, SearchQuery};
 use crate::protocol::{EventId, RoomId, UserId};
@@ -185,7 +186,7 @@ impl Rooms<'_> {
             Some(names) => {
                 let keys: Result<BTreeSet<SearchKey>> =
                     names.iter().map(|name| SearchKey::parse(name)).collect();
-                keys?.into_iter().collect()
+                keys?.into_iter().gather()
             }
         };
         let limit = match criteria.filter.limit_or(RESULTS_USUAL, RESULTS_MAX) {
@@ -405,13 +406,13 @@ impl<'s> Search<'s> {
         Ok(Some(text).filter(|text| self.query.is_in(text)))
     }
 
-    fn sort(&self, hits: &mut [Hit]) {
+    fn sort(&self, hits: &mut Vec<Hit>) {
         // Events have no other order across rooms than what they say of their time.
         let time = |hit: &Hit| (hit.shown.event.pdu.origin_server_ts(), hit.shown.event.key);
         match self.criteria.order_by {
-            SearchOrder::Recent => hits.sort_by_key(|hit| std::cmp::Reverse(time(hit))),
+            SearchOrder::Recent => order::sort_by_key(hits, |hit| std::cmp::Reverse(time(hit))),
             SearchOrder::Rank => {
-                hits.sort_by(|a, b| b.rank.total_cmp(&a.rank).then_with(|| time(b).cmp(&time(a))));
+                order::sort_by(hits, |a, b| b.rank.total_cmp(&a.rank).then_with(|| time(b).cmp(&time(a))));
             }
         }
     }
@@ -486,7 +487,7 @@ impl<'s> Search<'s> {
                 }
             }
             let of_room = hits.iter().filter(|other| other.shown.event.room == hit.shown.event.room);
-            let senders: BTreeSet<&UserId> = of_room.map(|hit| hit.shown.event.pdu.sender()).collect();
+            let senders: BTreeSet<&UserId> = of_room.map(|hit| hit.shown.event.pdu.sender()).gather();
             for sender in senders {
                 let member =
                     self.db.state_event_as_of(view.room.key, MEMBER, sender.as_str(), view.present())?;
@@ -503,7 +504,7 @@ impl<'s> Search<'s> {
     fn groups(&self, page: &Page) -> BTreeMap<GroupKey, BTreeMap<String, Group>> {
         let mut groups: BTreeMap<GroupKey, BTreeMap<String, Group>> = BTreeMap::new();
         let wanted = self.criteria.groupings.iter().flat_map(|groupings| &groupings.group_by);
-        let wanted: BTreeSet<GroupKey> = wanted.map(|grouping| grouping.key).collect();
+        let wanted: BTreeSet<GroupKey> = wanted.map(|grouping| grouping.key).gather();
         for by in wanted {
             let of_key = groups.entry(by).or_default();
             for hit in &page.hits {
@@ -540,7 +541,7 @@ fn profiles<'e>(
     result: &StoredEvent,
     shown: impl Iterator<Item = &'e StoredEvent>,
 ) -> Result<BTreeMap<UserId, Map<String, Value>>> {
-    let senders: BTreeSet<&UserId> = shown.map(|event| event.pdu.sender()).collect();
+    let senders: BTreeSet<&UserId> = shown.map(|event| event.pdu.sender()).gather();
     let mut profiles = BTreeMap::new();
     let Some(state) = result.state_after else { return Ok(profiles) };
     for sender in senders {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
+use crate::order::Gather;
 use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
@@ -26,7 +27,7 @@ pub(super) fn searched_rooms(
         }
     }
     if let Some(wanted) = &filter.rooms {
-        let mut wanted: BTreeSet<RoomId> = wanted.iter().filter_map(|id| RoomId::parse(id).ok()).collect();
+        let mut wanted: BTreeSet<RoomId> = wanted.iter().filter_map(|id| RoomId::parse(id).ok()).gather();
         wanted.retain(|id| rooms.contains_key(id));
         // Who searches a room means its conversation, which may have begun in the room that it was upgraded from.
         for id in wanted.clone() {
@@ -34,7 +35,7 @@ pub(super) fn searched_rooms(
         }
         rooms.retain(|id, _| wanted.contains(id));
     }
-    let not_wanted: BTreeSet<&str> = filter.not_rooms.iter().map(String::as_str).collect();
+    let not_wanted: BTreeSet<&str> = filter.not_rooms.iter().map(String::as_str).gather();
     let mut searched = BTreeMap::new();
     for (id, key) in rooms {
         let is_left_out =

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
+use crate::order;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::accounts::moderation::suspended;
@@ -226,7 +227,7 @@ impl Rooms<'_> {
         let added = aliases_in(new)?.into_iter().filter(|alias| !known.contains(alias));
         let mut added: Vec<RoomAlias> = added.map(|alias| RoomAlias::parse(&alias)).collect::<Result<_>>()?;
         // Ours first: these cost nothing, and if one is wrong nobody else need be asked.
-        added.sort_by_key(|alias| alias.server_name() != self.server_name().as_str());
+        order::sort_by_key(&mut added, |alias| alias.server_name() != self.server_name().as_str());
         let (next, failed) = (Mutex::new(added.into_iter()), Mutex::new(None));
         let asker = Asker::new(AskerId::User(sender.clone()));
         let work = || {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::order;
 use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::{JoinRule, JoinRules};
 use crate::protocol::json::{First, ObjectText, read, read_object};
@@ -156,7 +157,7 @@ impl ChildEvent {
 /// by room id.
 fn in_order(mut events: Vec<ChildEvent>, suggested_only: bool) -> Vec<ChildEvent> {
     events.retain(|event| event.is_child() && (!suggested_only || event.is_suggested()));
-    events.sort_by_cached_key(|event| {
+    order::sort_by_cached_key(&mut events, |event| {
         let order = event.order();
         (order.is_none(), order, event.origin_server_ts, event.state_key.clone())
     });

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::order;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::search_text::fold;
@@ -115,7 +116,7 @@ impl Rooms<'_> {
                 })
                 .collect();
             // "Ordered by rank and then whether or not profile info is available."
-            users.sort_unstable_by(|(rank, a), (other_rank, b)| {
+            order::sort_by(&mut users, |(rank, a), (other_rank, b)| {
                 let key = |rank: u8, user: &FoundUser| {
                     Reverse((rank, user.display_name.is_some(), user.avatar_url.is_some()))
                 };

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{EventList, SyncContext, Syncing};
 use crate::error::Result;
+use crate::order::Gather;
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::service::rooms::view::membership_known_at;
@@ -141,8 +142,8 @@ pub(in crate::service) fn device_lists_between(
     lists.changed.extend(db.own_signing_news(user, since, position)?);
     let (mut parted, mut parted_encrypted) = (BTreeSet::new(), BTreeSet::new());
     let mut rooms: BTreeSet<RoomKey> = match news {
-        Some(news) => news.rooms.iter().map(|changed| changed.room).collect(),
-        None => db.joined_rooms_with_news(user, since)?.into_iter().collect(),
+        Some(news) => news.rooms.iter().map(|changed| changed.room).gather(),
+        None => db.joined_rooms_with_news(user, since)?.into_iter().gather(),
     };
     if news.is_none_or(|news| news.own) {
         rooms.extend(db.rooms_of_since(user, since)?.into_iter().map(|room| room.room));
@@ -260,6 +261,6 @@ impl CommonRoom<'_> {
             return Ok(Vec::new());
         }
         let members = self.db.members(self.room.key, Some(Membership::Join))?;
-        Ok(members.into_iter().map(|member| member.user_id).collect())
+        Ok(members.into_iter().map(|member| member.user_id).gather())
     }
 }

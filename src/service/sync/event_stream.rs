@@ -18,6 +18,7 @@ use super::told_members::Told;
 use super::{SyncContext, SyncRequest, Syncing, presence};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::order::{self, Gather};
 use crate::protocol::filter::{EventFilter, Filter};
 use crate::protocol::json::JsonList;
 use crate::protocol::pdu::Membership;
@@ -154,7 +155,7 @@ impl Found {
 
     /// The first of them, in the order in which they came, and the position that they end at.
     fn chunk(mut self) -> (JsonList, i64) {
-        self.events.sort_by_key(|(stream, _)| *stream);
+        order::sort_by_key(&mut self.events, |(stream, _)| *stream);
         if let Some((next, _)) = self.events.get(EVENTS_MAX) {
             self.upto = self.upto.min(next - 1);
         }
@@ -181,7 +182,7 @@ fn of_all_rooms(context: &SyncContext<'_>, now: Millis) -> Result<(JsonList, i64
     let (mut found, since) = (Found::new(context), context.since());
     let memberships = context.db.rooms_of_since(context.user, since)?;
     let joined = memberships.iter().filter(|room| room.membership == Membership::Join).map(|room| room.room);
-    let mut rooms: BTreeSet<RoomKey> = joined.collect();
+    let mut rooms: BTreeSet<RoomKey> = joined.gather();
     rooms.extend(context.db.joined_rooms_with_news(context.user, since)?);
     for key in rooms {
         if let Some(room) = context.db.room_with_state(key)? {

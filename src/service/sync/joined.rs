@@ -11,6 +11,7 @@ use super::{
     EventList, RoomSections, StateSection, SyncBody, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline,
 };
 use crate::error::{Error, Result};
+use crate::order::Gather;
 use crate::protocol::json::JsonList;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
@@ -83,7 +84,7 @@ fn unread_json(unread: &UnreadCounts, by_thread: bool) -> (UnreadJson, Option<BT
         return (unread.in_all().into(), None);
     }
     let threads = unread.threads.iter().map(|(root, unread)| (root.clone(), (*unread).into()));
-    (unread.main.into(), Some(threads.collect()).filter(|threads: &BTreeMap<_, _>| !threads.is_empty()))
+    (unread.main.into(), Some(threads.gather()).filter(|threads: &BTreeMap<_, _>| !threads.is_empty()))
 }
 
 #[derive(Serialize)]
@@ -177,7 +178,7 @@ fn rooms_to_look_at(
         false => Vec::new(),
     };
     memberships.retain(|room| room.membership == Membership::Join);
-    let mut rooms: BTreeSet<RoomKey> = memberships.into_iter().map(|room| room.room).collect();
+    let mut rooms: BTreeSet<RoomKey> = memberships.into_iter().map(|room| room.room).gather();
     if !everything {
         match &context.news {
             Some(news) => rooms.extend(news.rooms.iter().map(|changed| changed.room)),
@@ -314,7 +315,7 @@ pub(super) fn timeline(
 /// state is told whole.
 fn lazy_members(context: &SyncContext<'_>, page: &Page, whole: bool) -> BTreeSet<UserId> {
     let mut members: BTreeSet<UserId> =
-        page.events.iter().map(|shown| shown.event.pdu.sender().clone()).collect();
+        page.events.iter().map(|shown| shown.event.pdu.sender().clone()).gather();
     if whole {
         members.insert(context.user.clone());
     }

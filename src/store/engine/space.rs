@@ -16,6 +16,7 @@ use rusqlite::Connection;
 use crate::durable::put_in_place;
 use crate::error::{Error, Result};
 use crate::locks::lock;
+use crate::order;
 use crate::store::engine::connection::{Options, open_for_writing, refusal, unusable};
 use crate::store::engine::folder::{self, FILE, beside, cannot};
 use crate::store::engine::migrate;
@@ -120,7 +121,7 @@ impl Store {
         }
         space.long_rows_bytes = space.bytes.saturating_sub(space.free_bytes + counted);
         space.tables = tables.into_values().collect();
-        space.tables.sort_by_key(|table| std::cmp::Reverse(table.bytes + table.index_bytes));
+        order::sort_by_key(&mut space.tables, |table| std::cmp::Reverse(table.bytes + table.index_bytes));
         Ok(space)
     }
 

@@ -7,6 +7,7 @@ use rusqlite::{Row, params};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::order::{self, Gather};
 use crate::protocol::pdu::Membership;
 use crate::protocol::push_rules::{Actions, Outcome};
 use crate::protocol::{RoomId, UserId};
@@ -129,7 +130,7 @@ impl Db<'_> {
     /// rooms that they are not in any more, and nothing that was redacted; what they have read is among it. Of each room
     /// so many rows are looked at, as [`Db::notifications_before`] has it.
     pub fn notifications_after(&self, user: &UserId, after: i64, limit: usize) -> Result<FoundNotifications> {
-        let mut rooms: BTreeSet<RoomKey> = self.joined_rooms_with_news(user, after)?.into_iter().collect();
+        let mut rooms: BTreeSet<RoomKey> = self.joined_rooms_with_news(user, after)?.into_iter().gather();
         let changed = self.rooms_of_since(user, after)?;
         let invited = changed.iter().filter(|room| room.membership == Membership::Invite);
         rooms.extend(invited.map(|room| room.room));
@@ -172,7 +173,7 @@ impl Db<'_> {
         }
         let is_further = |at: i64, stream| wanted.rank(stream) > wanted.rank(at);
         all.retain(|notification| !stopped_at.is_some_and(|at| is_further(at, notification.stream)));
-        all.sort_unstable_by_key(|notification| wanted.rank(notification.stream));
+        order::sort_by_key(&mut all, |notification| wanted.rank(notification.stream));
         all.truncate(limit);
         Ok(FoundNotifications { found: all, stopped_at })
     }

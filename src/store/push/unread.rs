@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
+use crate::order::Gather;
 use crate::protocol::pdu::Membership;
 use crate::protocol::push_rules::Outcome;
 use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
@@ -148,7 +149,7 @@ impl Sum {
 impl Sums {
     fn starting(from: &UnreadCounts) -> Self {
         let threads = from.threads.iter().map(|(thread, unread)| (thread.clone(), Sum::starting(*unread)));
-        Self { main: Sum::starting(from.main), threads: threads.collect() }
+        Self { main: Sum::starting(from.main), threads: threads.gather() }
     }
 
     fn of(&mut self, thread: Option<&str>) -> &mut Sum {
@@ -160,7 +161,7 @@ impl Sums {
         let threads = self.threads.into_iter().map(|(thread, sum)| (thread, sum.total()));
         UnreadCounts {
             main: self.main.total(),
-            threads: threads.filter(|(_, unread)| unread.notifications > 0).collect(),
+            threads: threads.filter(|(_, unread)| unread.notifications > 0).gather(),
         }
     }
 }

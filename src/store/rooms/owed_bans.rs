@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
+use crate::order;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::store::rooms::memberships::RoomMember;
@@ -36,7 +37,7 @@ impl Db<'_> {
     ) -> Result<Vec<RoomMember>> {
         let mut bans = self.members(room, Some(Membership::Ban))?;
         bans.retain(|ban| ban.stream < stream || ban.stream == stream && ban.user_id.as_str() > user);
-        bans.sort_unstable_by(|a, b| {
+        order::sort_by(&mut bans, |a, b| {
             b.stream.cmp(&a.stream).then_with(|| a.user_id.as_str().cmp(b.user_id.as_str()))
         });
         bans.truncate(most);

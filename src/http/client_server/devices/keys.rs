@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::http::client_server::accounts::interactive::{interactively, with_password};
 use crate::http::{Reply, Request, Requester};
+use crate::order::Gather;
 use crate::protocol::UserId;
 use crate::protocol::json::read_object;
 use crate::protocol::keys::device::KeyUpload;
@@ -100,7 +101,7 @@ pub fn upload_signatures(hs: &Arc<Homeserver>, request: &Request, requester: &Re
 }
 
 fn by_user<T>(wanted: BTreeMap<String, T>) -> Result<BTreeMap<UserId, T>> {
-    wanted.into_iter().map(|(user, what)| Ok((UserId::parse(&user)?, what))).collect()
+    wanted.into_iter().map(|(user, what)| Ok((UserId::parse(&user)?, what))).try_gather()
 }
 
 fn within(timeout_ms: Option<u64>) -> Duration {

@@ -12,6 +12,7 @@ use super::presence;
 use super::{SYNC_TIMEOUT_MAX, reply_in_turn, turn_of};
 use crate::error::{Error, Result};
 use crate::http::{Outcome, Poll, Request, Requester};
+use crate::order::Gather;
 use crate::protocol::RoomId;
 use crate::service::Homeserver;
 use crate::service::sync::sliding::request::{
@@ -169,7 +170,7 @@ pub(super) fn subscriptions<T>(
         return Err(Error::invalid_param("There are too many room subscriptions"));
     }
     let known = bodies.into_iter().filter_map(|(id, body)| Some((RoomId::parse(&id).ok()?, body)));
-    known.map(|(id, body)| Ok((id, config(body)?))).collect()
+    known.map(|(id, body)| Ok((id, config(body)?))).try_gather()
 }
 
 /// `required_state` as pairs of type and state key. With `["*", "*"]` everything is wanted, and further entries say of
@@ -321,7 +322,7 @@ pub(super) struct ListAnswer {
 
 /// The lists with their counts.
 pub(super) fn lists(counts: BTreeMap<String, usize>) -> BTreeMap<String, ListAnswer> {
-    counts.into_iter().map(|(name, count)| (name, ListAnswer { count })).collect()
+    counts.into_iter().map(|(name, count)| (name, ListAnswer { count })).gather()
 }
 
 #[derive(Serialize)]
@@ -367,7 +368,7 @@ impl OlderAnswer {
             pos: answer.pos,
             txn_id,
             lists: lists(answer.counts),
-            rooms: rooms.collect(),
+            rooms: rooms.gather(),
             extensions: ExtensionsJson::of(answer.extensions),
         })
     }

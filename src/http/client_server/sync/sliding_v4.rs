@@ -14,6 +14,7 @@ use super::sliding::{
 };
 use crate::error::{Error, Result};
 use crate::http::{Outcome, Poll, Request, Requester};
+use crate::order::Gather;
 use crate::protocol::RoomId;
 use crate::service::Homeserver;
 use crate::service::sync::sliding::request::{
@@ -150,7 +151,7 @@ impl AcceptedAnswer {
         Ok(Self {
             pos: answer.pos,
             lists: lists(answer.counts),
-            rooms: rooms.collect::<Result<_>>()?,
+            rooms: rooms.try_gather::<_, Error, _>()?,
             extensions: ExtensionsJson::of(answer.extensions),
         })
     }

@@ -16,6 +16,7 @@ use super::written::write_file;
 use crate::clock::Millis;
 use crate::error::{Error, Result, reason};
 use crate::locks::lock;
+use crate::order;
 use crate::service::Homeserver;
 use crate::service::admin::Admin;
 
@@ -115,7 +116,7 @@ impl Admin<'_> {
     fn delete_old_backups(&self, folder: &Path, begun: Millis) -> Result<()> {
         let mut all = self.regular_backups_in(folder)?;
         // What is said to have been made later was made before too, under another clock.
-        all.sort_by_key(|(at, _)| (*at <= begun, *at));
+        order::sort_by_key(&mut all, |(at, _)| (*at <= begun, *at));
         let kept = if self.config.backup_keep == 0 { all.len() } else { self.config.backup_keep };
         for (_, old) in all.iter().rev().skip(kept) {
             fs::remove_file(old).map_err(|e| unusable(folder, &e))?;

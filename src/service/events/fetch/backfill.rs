@@ -6,6 +6,7 @@ use super::gap::{connected, in_order, placed};
 use super::{Fetch, STATES_ASKED_MAX};
 use crate::error::Result;
 use crate::federation::CallError;
+use crate::order;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received};
@@ -71,7 +72,7 @@ impl Events<'_> {
     pub(in crate::service) fn backfill_servers(&self, room: &Room) -> Result<Vec<ServerName>> {
         let mut servers = self.store.read(|db| db.resident_servers(room.key))?;
         servers.retain(|server| server != self.server_name());
-        servers.sort_by_cached_key(|server| {
+        order::sort_by_cached_key(&mut servers, |server| {
             self.fetch_limits.pauses_until(server).is_some() || self.outgoing.is_pausing(server)
         });
         servers.truncate(SERVERS_ASKED_MAX);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::Fetch;
 use crate::error::Result;
+use crate::order;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::Db;
 
@@ -84,7 +85,7 @@ impl Fetch<'_> {
             }
             Ok(())
         })?;
-        ends.sort_unstable_by_key(|event| std::cmp::Reverse(event.depth()));
+        order::sort_by_key(&mut ends, |event| std::cmp::Reverse(event.depth()));
         Ok(ends.into_iter().take(GAP_PAGE_EVENTS).map(|event| event.event_id().clone()).collect())
     }
 }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use super::authorise;
 use crate::error::{Error, Result};
 use crate::federation::calls::RawEvent;
+use crate::order;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
@@ -172,7 +173,7 @@ impl Events<'_> {
                 && self.fetch_limits.pauses_until(server).is_none()
         });
         // A server that does not take what we send hardly answers, but may be the only one: it comes last.
-        servers.sort_by_key(|server| server != origin && self.outgoing.is_pausing(server));
+        order::sort_by_key(&mut servers, |server| server != origin && self.outgoing.is_pausing(server));
         servers.truncate(SERVERS_ASKED_MAX);
         Ok(servers)
     }

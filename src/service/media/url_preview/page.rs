@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::elements::elements;
+use crate::order::Gather;
 
 /// Most keys of a preview, and how long they and their values may be, in characters.
 const KEYS_MAX: usize = 50;
@@ -48,7 +49,7 @@ pub fn preview(html: &str) -> Map<String, Value> {
     for (_, value) in named("description").filter(|(key, _)| key == "description") {
         put("og:description", value);
     }
-    found.into_iter().map(|(key, value)| (key, Value::String(value))).collect()
+    found.into_iter().map(|(key, value)| (key, Value::String(value))).gather()
 }
 
 /// The name of an element that begins like this, and what it says.

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use self::plan::{OldState, SETTINGS, TIES, Wishes, plan};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, UserId, VerifiedPdu};
@@ -214,7 +215,7 @@ impl UpgradeRoom {
         if !version.privileged_creators {
             return Ok(Vec::new());
         }
-        let content = Map::from_iter([("additional_creators".to_owned(), asked.clone())]);
+        let content = object_of([("additional_creators", asked.clone())]);
         let creators = additional_creators(&content)?;
         if creators.len() > ADDITIONAL_CREATORS_MAX {
             return Err(Error::invalid_param("Too many additional creators"));

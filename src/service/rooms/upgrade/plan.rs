@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::order::Gather;
 use crate::protocol::event_auth::PowerLevelKey;
-use crate::protocol::json::INTEGER_MAX;
+use crate::protocol::json::{INTEGER_MAX, object_of};
 use crate::protocol::{RoomId, RoomVersion, UserId};
 use crate::service::rooms::create::{PlannedEvent, join_content};
 
@@ -65,7 +66,7 @@ pub(super) struct Wishes<'a> {
 pub(super) fn plan(old: &OldState, wishes: &Wishes<'_>) -> Vec<PlannedEvent> {
     let version = wishes.version;
     let creators: BTreeSet<&str> = match version.privileged_creators {
-        true => wishes.additional_creators.iter().chain([wishes.creator]).map(UserId::as_str).collect(),
+        true => wishes.additional_creators.iter().chain([wishes.creator]).map(UserId::as_str).gather(),
         false => BTreeSet::from([wishes.creator.as_str()]),
     };
     let event = |event_type: &str, state_key: &str, content: Map<String, Value>| PlannedEvent {
@@ -99,7 +100,7 @@ pub(super) fn plan(old: &OldState, wishes: &Wishes<'_>) -> Vec<PlannedEvent> {
 
 /// The content of a ban.
 pub(super) fn ban_content(reason: &Option<String>) -> Map<String, Value> {
-    let mut content = Map::from_iter([("membership".to_owned(), Value::from("ban"))]);
+    let mut content = object_of([("membership", Value::from("ban"))]);
     if let Some(reason) = reason {
         content.insert("reason".to_owned(), reason.as_str().into());
     }
@@ -108,9 +109,9 @@ pub(super) fn ban_content(reason: &Option<String>) -> Map<String, Value> {
 
 fn creation_content(old: &OldState, wishes: &Wishes<'_>, creators: &BTreeSet<&str>) -> Map<String, Value> {
     let version = wishes.version;
-    let mut content = Map::from_iter([
-        ("room_version".to_owned(), Value::from(version.id)),
-        ("predecessor".to_owned(), json!({ "room_id": old.room_id })),
+    let mut content = object_of([
+        ("room_version", Value::from(version.id)),
+        ("predecessor", json!({ "room_id": old.room_id })),
     ]);
     // "If no `type` is set on the previous room, no `type` is specified on the new room's create event either."
     if let Some(room_type) = old.create.get("type").filter(|room_type| room_type.is_string()) {
@@ -172,8 +173,8 @@ fn power_levels(old: &OldState, version: RoomVersion, creators: &BTreeSet<&str>)
     let mut content = old.power_levels.clone().unwrap_or_else(|| {
         // "If there is no power levels event, the creator has 100 and everybody else 0."
         let users: Map<String, Value> =
-            old.creators.iter().map(|creator| (creator.clone(), 100.into())).collect();
-        Map::from_iter([("users".to_owned(), users.into())])
+            old.creators.iter().map(|creator| (creator.clone(), 100.into())).gather();
+        object_of([("users", users.into())])
     });
     content.retain(|key, value| match key.as_str() {
         "users" => make_table(value, |user| UserId::parse(user).is_ok()),

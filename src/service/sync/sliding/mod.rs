@@ -45,6 +45,7 @@ use crate::bounded::{BoundedMap, Worth};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
+use crate::order::Gather;
 use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::membership::blocks_invites;
@@ -277,7 +278,7 @@ impl Syncing<'_> {
                 }
             }
         }
-        let counts = request.lists.keys().cloned().zip(counts).collect();
+        let counts = request.lists.keys().cloned().zip(counts).gather();
         let step = connection.into_step(&asked)?;
         Ok(Draft { position: context.position, counts, rooms, extensions, step })
     }

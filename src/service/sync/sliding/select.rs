@@ -10,6 +10,7 @@ use super::connection::Connection;
 use super::request::{RoomConfig, SlidingRequest};
 use super::room_list::{ListedRoom, RoomList, Window, look_at};
 use crate::error::Result;
+use crate::order::Gather;
 use crate::protocol::RoomId;
 use crate::service::sync::SyncContext;
 use crate::store::RoomKey;
@@ -69,7 +70,7 @@ pub fn select(
         }
         let only_news =
             connection.is_same_shape() && !windows.iter().any(|window| list.may_show_others(window, since));
-        let mut rooms: BTreeSet<RoomId> = request.subscriptions.keys().cloned().collect();
+        let mut rooms: BTreeSet<RoomId> = request.subscriptions.keys().cloned().gather();
         rooms.extend(connection.owed().filter_map(|room_id| RoomId::parse(room_id).ok()));
         if since > 0 {
             rooms.extend(list.moved_since(since).cloned());
