@@ -96,6 +96,7 @@
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
 //! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::keys::device`], [`protocol::keys::cross_signing`] (`keys` are servers' signing keys) |
+//! | what is sorted, or collected in order, and is short | `src/order.rs`: the library's own way is compiled anew for each place |
 //! | files that users upload, and those of other servers | `service/media/`; on the disk: `service/media/files.rs`; how servers give each other some: [`protocol::media::multipart`]; bodies that go to the disk as they come: `http/transport/body.rs` |
 //! | a server that a test holds in its hand | [`testing`], and `tests/common/`; what goes wrong on purpose: `testing/faults.rs` |
 //!

@@ -32,8 +32,7 @@ impl<I: Iterator> Gather for I {}
 /// Sorts by a comparison. What compares equal stays in its order.
 pub fn sort_by<T>(items: &mut Vec<T>, mut compare: impl FnMut(&T, &T) -> Ordering) {
     let order = sorted_places(items.len(), &mut |a, b| compare(&items[a], &items[b]));
-    let mut places: Vec<Option<T>> = items.drain(..).map(Some).collect();
-    items.extend(order.into_iter().filter_map(|place| places[place].take()));
+    arrange(items, order);
 }
 
 /// Sorts by a key, which is asked for at each comparison. What has the same key stays in its order.
@@ -44,9 +43,7 @@ pub fn sort_by_key<T, K: Ord>(items: &mut Vec<T>, mut key: impl FnMut(&T) -> K) 
 /// Sorts by a key that is worth being made once for each item. What has the same key stays in its order.
 pub fn sort_by_cached_key<T, K: Ord>(items: &mut Vec<T>, key: impl FnMut(&T) -> K) {
     let keys: Vec<K> = items.iter().map(key).collect();
-    let order = sorted_places(items.len(), &mut |a, b| keys[a].cmp(&keys[b]));
-    let mut places: Vec<Option<T>> = items.drain(..).map(Some).collect();
-    items.extend(order.into_iter().filter_map(|place| places[place].take()));
+    arrange(items, sorted_places(keys.len(), &mut |a, b| keys[a].cmp(&keys[b])));
 }
 
 /// The places `0..count`, sorted by what is at them.
@@ -54,6 +51,12 @@ fn sorted_places(count: usize, compare: &mut dyn FnMut(usize, usize) -> Ordering
     let mut places: Vec<usize> = (0..count).collect();
     places.sort_by(|a, b| compare(*a, *b));
     places
+}
+
+/// Brings what is at these places into their order; each place is there once.
+fn arrange<T>(items: &mut Vec<T>, order: Vec<usize>) {
+    let mut places: Vec<Option<T>> = items.drain(..).map(Some).collect();
+    items.extend(order.into_iter().filter_map(|place| places[place].take()));
 }
 
 #[cfg(test)]
