@@ -597,7 +597,8 @@ CREATE INDEX transactions_of_strangers ON transactions (stranger) WHERE stranger
 -- the account was deactivated and still has rooms to leave. `erased_at`: the stream position at which they asked for
 -- their messages to be erased: whoever comes into a room later is given redacted ones. `locked` and `suspended`: what an
 -- administrator has done to the account, both to be undone. `guest`: it was made without a name or a password, and its user
--- may do little; a bounded number of such accounts are kept, and those that end are deleted.
+-- may do little; a bounded number of such accounts are kept, and those that end are deleted. `requests_per_second` and
+-- `requests_burst`: how often they may ask, where an administrator has said so; 0 a second: as often as they like.
 CREATE TABLE users (
   user_id TEXT PRIMARY KEY,
   password TEXT,
@@ -607,6 +608,8 @@ CREATE TABLE users (
   locked INTEGER NOT NULL DEFAULT 0,
   suspended INTEGER NOT NULL DEFAULT 0,
   guest INTEGER NOT NULL DEFAULT 0,
+  requests_per_second INTEGER,
+  requests_burst INTEGER,
   erased_at INTEGER,
   created_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

@@ -1,12 +1,13 @@
 //! Who asks: an access token becomes a `Requester`, an X-Matrix signature becomes an `Origin`.
 
 use crate::error::{ErrCode, Error, Result};
+use crate::http::rate_limit::Counted;
 use crate::http::transport::request::Request;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::moderation::locked;
 use crate::service::limits::request_permits::{Asker, AskerId};
-use crate::store::accounts::Standing;
+use crate::store::accounts::{OwnRate, Standing};
 
 /// The user behind an access token.
 #[derive(Debug, Clone)]
@@ -19,12 +20,19 @@ pub struct Requester {
     pub admin: bool,
     /// What keeps the user from doing what others may.
     pub standing: Standing,
+    /// How often the user may ask, if that is not as for everybody.
+    pub own_rate: Option<OwnRate>,
     /// Whether the token has ended with something that was done lately and asked for proof: then only the answer to
     /// that can be had once more, where `http/client_server/accounts/interactive.rs` gives it.
     pub ended: bool,
 }
 
 impl Requester {
+    /// Who is counted with their requests.
+    pub(super) fn counted(&self) -> Counted {
+        Counted { user: self.user_id.clone(), own_rate: self.own_rate }
+    }
+
     /// The device of the token. Errors: 403 `M_FORBIDDEN` for a token without one.
     pub fn device_id(&self) -> Result<&str> {
         self.device_id.as_deref().ok_or_else(|| Error::forbidden("This access token belongs to no device"))
@@ -65,6 +73,7 @@ pub(super) fn requester_of_token(hs: &Homeserver, request: &Request, token: &str
         device_id: Some(session.device_id),
         admin: session.admin,
         standing: session.standing,
+        own_rate: session.own_rate,
         ended: false,
     })
 }
@@ -79,7 +88,7 @@ pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<O
     let ended = request.token().and_then(|token| hs.uia_sessions.ended_token(token, hs.clock.now_ms()));
     let user_id = ended.ok_or(unknown)?;
     let standing = Standing::default();
-    Ok(Some(Requester { user_id, device_id: None, admin: false, standing, ended: true }))
+    Ok(Some(Requester { user_id, device_id: None, admin: false, standing, own_rate: None, ended: true }))
 }
 
 /// On whose behalf a request is made, and a way to find out whether they still wait for the answer.

@@ -10,6 +10,7 @@ use crate::address::group;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::protocol::UserId;
+use crate::store::accounts::OwnRate;
 
 /// Which rate limit counts a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +31,13 @@ pub enum Rate {
     DelayedEvents,
     /// Other servers' requests.
     Federation,
+}
+
+/// A user whose requests are counted.
+pub(super) struct Counted {
+    pub(super) user: UserId,
+    /// How often they may ask, if that is not as for everybody.
+    pub(super) own_rate: Option<OwnRate>,
 }
 
 /// A bucket that holds `burst` requests and is filled with `per_second`.
@@ -54,6 +62,19 @@ const fn allowance(rate: Rate) -> RateAllowance {
     RateAllowance { per_second, burst }
 }
 
+/// What a class may do for a user who has a rate of their own: that is for what they send and change, as in Synapse. None:
+/// whatever they like.
+fn own_allowance(rate: Rate, own: OwnRate) -> Option<RateAllowance> {
+    match (own.per_second, rate) {
+        (0, _) => None,
+        // A bucket that holds nothing would let nothing through, however long somebody waits.
+        (_, Rate::Write) => {
+            Some(RateAllowance { per_second: f64::from(own.per_second), burst: f64::from(own.burst.max(1)) })
+        }
+        _ => Some(allowance(rate)),
+    }
+}
+
 /// Most buckets that are kept. Full ones are forgotten first, which changes nothing for anybody.
 const BUCKETS_MAX: usize = 50_000;
 
@@ -67,6 +88,7 @@ enum RateKey {
 struct Bucket {
     left: f64,
     at: Instant,
+    allowed: RateAllowance,
 }
 
 /// All buckets. Bounded in memory.
@@ -80,18 +102,23 @@ impl RateLimiter {
     }
 
     /// Counts one request. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
-    pub(super) fn count(&self, rate: Rate, user: Option<&UserId>, ip: IpAddr, now: Instant) -> Result<()> {
+    pub(super) fn count(&self, rate: Rate, user: Option<&Counted>, ip: IpAddr, now: Instant) -> Result<()> {
         let who = match user {
-            Some(user) => RateKey::User(user.clone()),
+            Some(counted) => RateKey::User(counted.user.clone()),
             None => RateKey::Address(group(ip)),
         };
-        let allowed = allowance(rate);
+        let allowed = match user.and_then(|counted| counted.own_rate) {
+            Some(own) => own_allowance(rate, own),
+            None => Some(allowance(rate)),
+        };
+        let Some(allowed) = allowed else { return Ok(()) };
         let mut buckets = lock(&self.buckets);
         if buckets.len() >= BUCKETS_MAX {
             make_room(&mut buckets, now);
         }
-        let bucket = buckets.entry((rate, who)).or_insert(Bucket { left: allowed.burst, at: now });
-        bucket.left = filled(bucket, allowed, now);
+        let bucket = buckets.entry((rate, who)).or_insert(Bucket { left: allowed.burst, at: now, allowed });
+        bucket.allowed = allowed;
+        bucket.left = filled(bucket, now);
         bucket.at = now;
         if bucket.left >= 1.0 {
             bucket.left -= 1.0;
@@ -103,16 +130,13 @@ impl RateLimiter {
     }
 }
 
-fn filled(bucket: &Bucket, allowed: RateAllowance, now: Instant) -> f64 {
-    let gained = now.saturating_duration_since(bucket.at).as_secs_f64() * allowed.per_second;
-    (bucket.left + gained).min(allowed.burst)
+fn filled(bucket: &Bucket, now: Instant) -> f64 {
+    let gained = now.saturating_duration_since(bucket.at).as_secs_f64() * bucket.allowed.per_second;
+    (bucket.left + gained).min(bucket.allowed.burst)
 }
 
 fn make_room(buckets: &mut HashMap<(Rate, RateKey), Bucket>, now: Instant) {
-    buckets.retain(|(rate, _), bucket| {
-        let allowed = allowance(*rate);
-        filled(bucket, allowed, now) < allowed.burst
-    });
+    buckets.retain(|_, bucket| filled(bucket, now) < bucket.allowed.burst);
     if buckets.len() >= BUCKETS_MAX {
         // So many empty buckets at once are an attack from many addresses: start again rather than grow.
         buckets.clear();
@@ -145,9 +169,34 @@ mod tests {
         let now = Instant::now();
         let alice = UserId::parse("@alice:example.org").unwrap();
         while limiter.count(Rate::Login, None, IP, now).is_ok() {}
-        limiter.count(Rate::Login, Some(&alice), IP, now).unwrap();
+        limiter.count(Rate::Login, Some(&Counted { user: alice, own_rate: None }), IP, now).unwrap();
         limiter.count(Rate::Read, None, IP, now).unwrap();
         limiter.count(Rate::Login, None, "192.0.2.2".parse().unwrap(), now).unwrap();
+    }
+
+    #[test]
+    fn who_has_a_rate_of_their_own_is_counted_by_that_from_when_on_they_have_it() {
+        let (limiter, start) = (RateLimiter::new(), Instant::now());
+        let user = UserId::parse("@bot:example.org").unwrap();
+        let as_bot =
+            |per_second, burst| Counted { user: user.clone(), own_rate: Some(OwnRate { per_second, burst }) };
+        let sent = |who: &Counted, at: Instant| {
+            (0..1000).take_while(|_| limiter.count(Rate::Write, Some(who), IP, at).is_ok()).count()
+        };
+        let usual = Counted { user: user.clone(), own_rate: None };
+        assert_eq!(sent(&usual, start), 100);
+        assert_eq!(sent(&as_bot(0, 0), start), 1000, "as often as they like");
+        let later = start + Duration::from_secs(10);
+        assert_eq!(sent(&as_bot(2, 5), later), 5);
+        assert_eq!(sent(&as_bot(2, 5), later + Duration::from_secs(1)), 2);
+        assert_eq!(sent(&as_bot(2, 0), later + Duration::from_secs(2)), 1, "never none at all");
+        assert_eq!(sent(&as_bot(u32::MAX, u32::MAX), later + Duration::from_secs(3)), 1000);
+        assert_eq!(sent(&usual, later + Duration::from_secs(60)), 100);
+        // What reaches others, and guesses, is counted as everybody's, unless nothing is.
+        let logins = |who: &Counted| {
+            (0..100).take_while(|_| limiter.count(Rate::Login, Some(who), IP, start).is_ok()).count()
+        };
+        assert_eq!((logins(&as_bot(1000, 1000)), logins(&as_bot(0, 0))), (10, 100));
     }
 
     #[test]

@@ -219,12 +219,7 @@ impl Route {
 
     /// The administrator. Errors: 403 `M_FORBIDDEN`, and those of [`Route::user`].
     pub(super) fn administrator(&self, hs: &Homeserver, request: &Request) -> Result<Administrator> {
-        match self.requester(hs, request)? {
-            None if request.is_local() => Ok(Administrator::Operator),
-            None => Err(missing_token()),
-            Some(requester) if requester.admin => Ok(Administrator::User(requester.user_id)),
-            Some(_) => Err(no_administrator()),
-        }
+        administrator_of(self.requester(hs, request)?, request)
     }
 
     /// Who stands before a page that is not for everybody. Errors: 401, 403 `M_FORBIDDEN`, and those of
@@ -239,6 +234,16 @@ impl Route {
             Handler::AdminPage(_) if !user.admin => Err(no_administrator()),
             _ => Ok(Some(user)),
         }
+    }
+}
+
+/// Whoever has sent a token as an administrator, if they are one, or the operator. Errors: those of [`Route::administrator`].
+pub(super) fn administrator_of(requester: Option<Requester>, request: &Request) -> Result<Administrator> {
+    match requester {
+        None if request.is_local() => Ok(Administrator::Operator),
+        None => Err(missing_token()),
+        Some(requester) if requester.admin => Ok(Administrator::User(requester.user_id)),
+        Some(_) => Err(no_administrator()),
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use tiny_http::Method;
 
-use super::auth;
+use super::auth::{self, Requester};
 use super::metrics::RequestCounts;
-use super::rate_limit::RateLimiter;
-use super::route::{Handler, Route};
+use super::rate_limit::{Counted, RateLimiter};
+use super::route::{Handler, Route, administrator_of};
 use super::routes::ROUTES;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::page;
@@ -227,13 +227,13 @@ impl Router {
 
     /// The call of the route's handler on behalf of whoever asks, and which user that is. Errors: those of the
     /// handler's kind.
-    fn call_for(&self, route: &'static Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
+    fn call_for(&self, route: &'static Route, head: &Request) -> Result<(RouteCall, Option<Counted>)> {
         let hs = self.hs.clone();
         Ok(match route.handler {
             Handler::Anyone(handler) => (at_once(move |request| handler(&hs, request)), None),
             Handler::MaybeUser(handler) => {
                 let requester = route.requester(&hs, head)?;
-                let user = requester.as_ref().map(|r| r.user_id.clone());
+                let user = requester.as_ref().map(Requester::counted);
                 let call = move |request: &Request| {
                     let requester = by_now(request, &requester, || route.requester(&hs, request))?;
                     handler(&hs, request, requester.as_ref().as_ref())
@@ -242,7 +242,7 @@ impl Router {
             }
             Handler::User(handler) => {
                 let requester = route.user(&hs, head)?;
-                let user = Some(requester.user_id.clone());
+                let user = Some(requester.counted());
                 let call = move |request: &Request| {
                     let requester = by_now(request, &requester, || route.user(&hs, request))?;
                     handler(&hs, request, &requester)
@@ -250,8 +250,9 @@ impl Router {
                 (at_once(call), user)
             }
             Handler::Admin(handler) => {
-                let admin = route.administrator(&hs, head)?;
-                let user = admin.user_id().cloned();
+                let requester = route.requester(&hs, head)?;
+                let user = requester.as_ref().map(Requester::counted);
+                let admin = administrator_of(requester, head)?;
                 let call = move |request: &Request| {
                     let admin = by_now(request, &admin, || route.administrator(&hs, request))?;
                     handler(&hs, request, &admin)
@@ -260,7 +261,7 @@ impl Router {
             }
             Handler::UserWaiting(handler) => {
                 let requester = route.user(&hs, head)?;
-                let user = Some(requester.user_id.clone());
+                let user = Some(requester.counted());
                 let call = move |request: &Request, poll| {
                     if poll == Poll::First {
                         by_now(request, &requester, || route.user(&hs, request))?;
@@ -276,7 +277,7 @@ impl Router {
             }
             Handler::UserUpload(begin, finish) => {
                 let requester = route.user(&hs, head)?;
-                let user = Some(requester.user_id.clone());
+                let user = Some(requester.counted());
                 (upload(move |head| begin(&hs, head, &requester), self.hs.clone(), finish), user)
             }
             Handler::Peer(handler) => {
@@ -295,11 +296,11 @@ impl Router {
     }
 
     /// [`Router::call_for`] for the pages: who asks is told by a cookie. Errors: those of the handler's kind.
-    fn page_call_for(&self, route: &'static Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
+    fn page_call_for(&self, route: &'static Route, head: &Request) -> Result<(RouteCall, Option<Counted>)> {
         let hs = self.hs.clone();
         let visitor = Visitor::of(&hs, head)?;
         let user = route.page_user(&visitor)?;
-        let counted = user.as_ref().map(|user| user.user_id.clone());
+        let counted = user.as_ref().map(Requester::counted);
         let answer = move |request: &Request| {
             let look =
                 || Visitor::of(&hs, request).and_then(|visitor| Ok((route.page_user(&visitor)?, visitor)));

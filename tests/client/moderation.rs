@@ -353,3 +353,49 @@ fn upgrades_are_few_since_each_may_be_thousands_of_events() {
     assert_eq!(statuses[..10], [400; 10]);
     assert!(statuses[10..].contains(&429), "{statuses:?}");
 }
+
+#[test]
+fn a_user_whom_an_administrator_lets_ask_more_often_is_counted_by_that_until_it_is_taken_back() {
+    let server = TestServer::start_with(|config| config.rate_limits = true);
+    let (admin, bot) = (server.user("admin"), server.user("bot"));
+    let room = bot.create_room();
+    let path = "/_synapse/admin/v1/users/bot/override_ratelimit";
+    let ask = |method: &str, body: Option<Value>| admin.request(method, path, body);
+    assert_eq!(ask("GET", None), (200, json!({})));
+    let send = |n: usize| {
+        let path = room_path(&room, &format!("send/m.room.message/t{n}"));
+        bot.request("PUT", &path, Some(json!({ "msgtype": "m.text", "body": "x" }))).0
+    };
+    // More than anybody may send at once.
+    let most = 150;
+    let sent = |from: usize| (from..from + most).take_while(|n| send(*n) == 200).count();
+    let own = json!({ "messages_per_second": 0, "burst_count": 0 });
+    assert_eq!(ask("POST", Some(json!({}))), (200, own.clone()));
+    assert_eq!(ask("GET", None), (200, own));
+    assert_eq!(sent(0), most);
+    // And less: one at once, and then one a second.
+    let own = json!({ "messages_per_second": 1, "burst_count": 1 });
+    assert_eq!(ask("POST", Some(own.clone())), (200, own.clone()));
+    assert!(sent(1000) < most);
+    for (body, errcode) in [
+        (json!({ "messages_per_second": -1 }), "M_INVALID_PARAM"),
+        (json!({ "messages_per_second": 1.5 }), "M_INVALID_PARAM"),
+        (json!({ "burst_count": "7" }), "M_INVALID_PARAM"),
+        (json!({ "burst_count": true }), "M_INVALID_PARAM"),
+        (json!({ "burst_count": 4_294_967_296_u64 }), "M_INVALID_PARAM"),
+        (json!([]), "M_BAD_JSON"),
+    ] {
+        let (status, answer) = ask("POST", Some(body));
+        assert_eq!((status, answer["errcode"].as_str()), (400, Some(errcode)), "{answer}");
+    }
+    assert_eq!(ask("GET", None), (200, own), "what is wrong changes nothing");
+    assert_eq!(ask("DELETE", None), (200, json!({})));
+    assert_eq!(ask("GET", None), (200, json!({})));
+    for user in ["nobody", "@x:elsewhere.example"] {
+        for (method, body) in [("GET", None), ("POST", Some(json!({}))), ("DELETE", None)] {
+            let path = format!("/_synapse/admin/v1/users/{user}/override_ratelimit");
+            assert!([400, 404].contains(&admin.request(method, &path, body).0), "{method} {user}");
+        }
+    }
+    assert_eq!(bot.request("POST", path, Some(json!({}))).0, 403);
+}

@@ -13,6 +13,7 @@ use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
 use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::accounts::{AccountChange, AccountsPage};
+use crate::store::accounts::OwnRate;
 use crate::store::accounts::listed::{AccountFilter, AccountOrder};
 
 /// How many accounts a page has if nothing is said.
@@ -249,6 +250,42 @@ pub fn account_data(hs: &Arc<Homeserver>, request: &Request, _admin: &Administra
 pub fn pushers(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     let pushers = hs.push().pushers(&user(hs, request)?)?;
     Ok(Reply::json(&json!({ "total": pushers.len(), "pushers": pushers })))
+}
+
+/// How often a user may ask, as Synapse's API has it.
+fn rate_reply(rate: Option<OwnRate>) -> Reply {
+    Reply::json(&match rate {
+        Some(OwnRate { per_second, burst }) => {
+            json!({ "messages_per_second": per_second, "burst_count": burst })
+        }
+        None => json!({}),
+    })
+}
+
+/// `GET /_synapse/admin/v1/users/{userId}/override_ratelimit`: `{}` for who may ask as often as everybody.
+pub fn own_rate(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    Ok(rate_reply(hs.admin().own_rate(&user(hs, request)?)?))
+}
+
+/// `POST /_synapse/admin/v1/users/{userId}/override_ratelimit`: 0 messages a second: as often as they like.
+pub fn set_own_rate(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    let body = request.json_object_or_empty()?;
+    let number = |name: &str| match body.get(name) {
+        None => Ok(0),
+        Some(number) => {
+            let number = number.as_u64().and_then(|number| u32::try_from(number).ok());
+            number.ok_or_else(|| Error::invalid_param(format!("{name} must be a number, and not negative")))
+        }
+    };
+    let rate = Some(OwnRate { per_second: number("messages_per_second")?, burst: number("burst_count")? });
+    hs.admin().set_own_rate(admin, &user(hs, request)?, rate)?;
+    Ok(rate_reply(rate))
+}
+
+/// `DELETE /_synapse/admin/v1/users/{userId}/override_ratelimit`
+pub fn end_own_rate(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    hs.admin().set_own_rate(admin, &user(hs, request)?, None)?;
+    Ok(rate_reply(None))
 }
 
 /// `GET /_synapse/admin/v1/username_available`

@@ -18,7 +18,7 @@ use crate::service::admin::{Admin, next_place};
 use crate::service::devices::device_lists::tell_of_devices;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::accounts::listed::{AccountFilter, AccountOrder, ListedAccount};
-use crate::store::accounts::{Account, Standing};
+use crate::store::accounts::{Account, OwnRate, Standing};
 use crate::store::{Db, Tx};
 
 /// Most accounts of one page.
@@ -323,6 +323,21 @@ impl Admin<'_> {
         let login = self.accounts().log_in_with(user, &login)?;
         log::info!("{admin} has logged in as {user}, on the device {}", login.device_id);
         Ok(login.access_token)
+    }
+
+    /// How often a user may ask; none: as everybody. Errors: 404 `M_NOT_FOUND`.
+    pub fn own_rate(&self, user: &UserId) -> Result<Option<OwnRate>> {
+        self.account(user)?;
+        self.store.read(|db| db.own_rate(user))
+    }
+
+    /// Sets it. Errors: 404 `M_NOT_FOUND`.
+    pub fn set_own_rate(&self, admin: &Administrator, user: &UserId, rate: Option<OwnRate>) -> Result<()> {
+        self.account(user)?;
+        let of = user.clone();
+        self.write_as(admin, move |tx| tx.set_own_rate(&of, rate))?;
+        log::info!("{admin} has said how often {user} may ask: {rate:?}");
+        Ok(())
     }
 
     /// What a user's clients keep here: `global`, and by room in `rooms`, each content by its type. Errors: 404 `M_NOT_FOUND`.

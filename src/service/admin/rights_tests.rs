@@ -17,6 +17,7 @@ use crate::service::accounts::moderation::Administrator;
 use crate::service::accounts::sessions::NewLogin;
 use crate::service::media::upload::UploadHead;
 use crate::service::rooms::reports::Reported;
+use crate::store::accounts::OwnRate;
 use crate::store::accounts::reports::{ReportFilter, ReportKind};
 use crate::store::media::listed::MediaOrder;
 use crate::testing::TestServer;
@@ -58,6 +59,7 @@ fn picture(hs: &Homeserver, user: &UserId) -> Vec<Value> {
     vec![
         admin.list_accounts(&accounts).expect("accounts"),
         admin.account_details(user).expect("an account"),
+        format!("{:?}", admin.own_rate(user).expect("a rate")).into(),
         admin.devices_of(user).expect("devices").into(),
         admin.list_tokens(None).expect("tokens"),
         admin.list_rooms(&rooms).expect("rooms"),
@@ -84,6 +86,10 @@ fn deeds_upon_accounts<'a>(hs: &'a Homeserver, bob: &'a UserId) -> Vec<Deed<'a>>
         (
             "no lock",
             Box::new(move |by| hs.accounts().change_standing(by, bob, |s| s.locked = false).map(drop)),
+        ),
+        (
+            "a rate",
+            Box::new(move |by| admin.set_own_rate(by, bob, Some(OwnRate { per_second: 0, burst: 0 }))),
         ),
         ("power", Box::new(move |by| admin.set_admin(by, bob, true))),
         ("no power", Box::new(move |by| admin.set_admin(by, bob, false))),

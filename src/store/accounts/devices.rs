@@ -3,7 +3,7 @@
 
 use rusqlite::{Row, params};
 
-use super::{Standing, TokenHash, first};
+use super::{OwnRate, Standing, TokenHash, first, own_rate_of};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::UserId;
@@ -42,6 +42,8 @@ pub struct Session {
     pub admin: bool,
     /// What keeps the user from doing what others may.
     pub standing: Standing,
+    /// How often the user may ask, if that is not as for everybody.
+    pub own_rate: Option<OwnRate>,
     /// When the device was last heard of, as it is stored.
     pub last_seen_ms: Option<Millis>,
 }
@@ -76,11 +78,13 @@ fn session_of(row: &Row<'_>) -> Result<Session> {
         admin: row.get(5)?,
         last_seen_ms: row.get(6)?,
         standing: Standing { locked: row.get(7)?, suspended: row.get(8)?, guest: row.get(9)? },
+        own_rate: own_rate_of(row, 10)?,
     })
 }
 
 const SESSION: &str =
-    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin AND d.opened_by IS NULL, d.last_seen_ms, u.locked, u.suspended, u.guest
+    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin AND d.opened_by IS NULL, d.last_seen_ms, u.locked, u.suspended, u.guest,
+       u.requests_per_second, u.requests_burst
      FROM sessions s JOIN users u USING (user_id) JOIN devices d USING (user_id, device_id)";
 
 impl Db<'_> {

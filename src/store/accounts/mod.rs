@@ -49,6 +49,20 @@ pub struct Standing {
     pub guest: bool,
 }
 
+/// How often a user may ask, where an administrator has said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnRate {
+    /// How many requests a second; 0: as many as they like, of every kind.
+    pub per_second: u32,
+    /// And how many at once.
+    pub burst: u32,
+}
+
+pub(in crate::store) fn own_rate_of(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<OwnRate>> {
+    let (per_second, burst): (Option<u32>, Option<u32>) = (row.get(first)?, row.get(first + 1)?);
+    Ok(per_second.map(|per_second| OwnRate { per_second, burst: burst.unwrap_or(0) }))
+}
+
 /// One account.
 #[derive(Debug, Clone)]
 pub struct Account {
@@ -98,6 +112,14 @@ impl Db<'_> {
         let mut query =
             self.conn().prepare_cached("SELECT 1 FROM users WHERE user_id = ?1 AND deactivated = 0")?;
         Ok(query.exists([user.as_str()])?)
+    }
+
+    /// How often a user may ask, if that is not as for everybody.
+    pub fn own_rate(&self, user: &UserId) -> Result<Option<OwnRate>> {
+        let mut query = self
+            .conn()
+            .prepare_cached("SELECT requests_per_second, requests_burst FROM users WHERE user_id = ?1")?;
+        Ok(query.query_row([user.as_str()], |row| own_rate_of(row, 0)).optional()?.flatten())
     }
 
     /// Whether this user is one of ours whose account was closed; of a guest's there may be nothing left but the name.
@@ -202,6 +224,16 @@ impl Tx<'_> {
         self.execute(
             "UPDATE users SET locked = ?2, suspended = ?3 WHERE user_id = ?1",
             params![user.as_str(), standing.locked, standing.suspended],
+        )?;
+        Ok(())
+    }
+
+    /// Sets how often a user may ask; none: as everybody.
+    pub fn set_own_rate(&mut self, user: &UserId, rate: Option<OwnRate>) -> Result<()> {
+        self.sessions_changed();
+        self.execute(
+            "UPDATE users SET requests_per_second = ?2, requests_burst = ?3 WHERE user_id = ?1",
+            params![user.as_str(), rate.map(|rate| rate.per_second), rate.map(|rate| rate.burst)],
         )?;
         Ok(())
     }

@@ -71,6 +71,7 @@ mod tests {
             replaces: None,
             admin: false,
             standing: Default::default(),
+            own_rate: None,
             last_seen_ms: None,
         }
     }
