@@ -173,9 +173,9 @@ impl Authority {
         locked(&self.state).account.as_ref().map(|(_, contact)| contact.clone()).unwrap_or_default()
     }
 
-    /// Which certificate the last order replaces.
-    pub fn replaces(&self) -> Option<String> {
-        locked(&self.state).orders.last()?.replaces.clone()
+    /// Which certificate each order replaces, the last order's last.
+    pub fn replaced(&self) -> Vec<Option<String>> {
+        locked(&self.state).orders.iter().map(|order| order.replaces.clone()).collect()
     }
 
     /// The chain that was given last.

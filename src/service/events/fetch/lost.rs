@@ -144,16 +144,18 @@ mod tests {
         let (mut now, mut pauses) = (hs.clock.now_ms(), Vec::new());
         for attempts in 0..ATTEMPTS_MAX {
             assert_eq!(due(now), Some((lost, attempts)));
+            let before = hs.clock.now_ms();
             let e = hs.events().ask_for_lost_events(lost, attempts).expect_err("there is no such room");
             assert!(e.is_own_failure(), "{e}");
             let next = hs.store.read(|db| db.next_room_behind_backup_due()).expect("read");
             let Some(next) = next else { break };
             assert_eq!(due(next - 1), None);
-            pauses.push(next - hs.clock.now_ms());
+            // In minutes: writing takes some milliseconds of them.
+            pauses.push((next - before) / 60_000);
             now = next;
         }
         assert_eq!(due(Millis::MAX), None, "after two days it is left to who speaks next");
         assert_eq!(pauses.len(), ATTEMPTS_MAX as usize - 1);
-        assert!(pauses.is_sorted() && pauses[0] > 30_000 && pauses.iter().sum::<Millis>() > 24 * 3_600_000);
+        assert!(pauses.is_sorted() && pauses[0] > 0 && pauses.iter().sum::<Millis>() > 24 * 60, "{pauses:?}");
     }
 }

@@ -374,7 +374,10 @@ impl Memberships<'_> {
             self.events().receive_pdu(peer, join)?;
             self.store.write(end_rows)?;
         }
-        self.ephemeral().receive_kept(&entered)?;
+        // The user is in, whatever becomes of the little that waited.
+        if let Err(e) = self.ephemeral().receive_kept(&entered) {
+            log::warn!("what waited for {entered} is lost: {e}");
+        }
         if let Ok(removal) = removed.try_recv()
             && let Err(e) = self
                 .keys()
