@@ -83,6 +83,7 @@ mod tests {
     use crate::service::accounts::sessions::NewLogin;
     use crate::service::membership::JoinTarget;
     use crate::service::rooms::create::CreateRoom;
+    use crate::store::ephemeral::presence::PresenceState;
     use crate::testing::TestServer;
 
     #[test]
@@ -162,6 +163,41 @@ mod tests {
         hs.upgrade_guest(&stays, &new, None).unwrap();
         hs.deactivate(&stays, false).unwrap();
         assert!(account(&stays).unwrap().deactivated);
+    }
+
+    #[test]
+    fn a_guest_who_becomes_a_user_while_they_are_to_make_place_keeps_the_account() {
+        let mut config = Config::for_name(ServerName::parse("here.example").unwrap());
+        config.guests = true;
+        let hs = Homeserver::open(config, Clock::new()).unwrap();
+        let guest = || hs.register_guest(&NewLogin::default()).unwrap().user_id;
+        let (quietest, next) = (guest(), guest());
+        let new = NewAccount { password: Some("x"), ..NewAccount::default() };
+        hs.upgrade_guest(&quietest, &new, None).unwrap();
+        assert_eq!(hs.end_guest_account(&quietest).unwrap_err().errcode(), ErrCode::LimitExceeded);
+        assert!(hs.store.read(|db| db.is_active_user(&quietest)).unwrap());
+        hs.end_guest_account(&next).unwrap();
+        assert!(hs.store.read(|db| db.account(&next)).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_presence_of_whom_nothing_is_kept_is_not_written_down_again_when_they_count_as_gone() {
+        let mut config = Config::for_name(ServerName::parse("here.example").unwrap());
+        config.guests = true;
+        let hs = Homeserver::open(config, Clock::new()).unwrap();
+        let user = |name: &str| hs.accounts().register_user(name, None).unwrap().0;
+        let (_admin, erased, closed) = (user("admin"), user("erased"), user("closed"));
+        let guest = hs.register_guest(&NewLogin::default()).unwrap().user_id;
+        let presence = |user: &UserId| hs.store.read(|db| db.presence(user)).unwrap();
+        for user in [&guest, &erased, &closed] {
+            let status = Some("at the sea".to_owned());
+            hs.ephemeral().set_presence(user, None, PresenceState::Online, status).unwrap();
+            assert!(presence(user).is_some());
+            hs.deactivate(user, user == &erased).unwrap();
+        }
+        hs.ephemeral().expire_presence(hs.clock.now_ms() + 10 * 60_000).unwrap();
+        assert_eq!([&guest, &erased].map(presence), [None, None]);
+        assert_eq!(presence(&closed).map(|known| known.state), Some(PresenceState::Offline));
     }
 
     /// What requests do that were let in before an account was closed, and are done after it has left everything.

@@ -32,12 +32,9 @@ impl Homeserver {
         })?;
         if let Some(quietest) = quietest {
             log::info!("{quietest} makes place for another guest");
-            self.deactivate(&quietest, false)?;
+            self.end_guest_account(&quietest)?;
         } else if count >= GUESTS_MAX {
-            return Err(Error::new(
-                ErrCode::LimitExceeded,
-                "There are too many guests, please try again later",
-            ));
+            return Err(too_many_guests());
         }
         let name = format!("{NAME_BEGINS}{}", random::letters(NAME_LETTERS).to_ascii_lowercase());
         let user = UserId::parse(&format!("@{name}:{}", self.server_name()))?;
@@ -49,6 +46,16 @@ impl Homeserver {
             false => Err(Error::internal("a guest of this name")),
         })?;
         Ok(prepared.into_login(&user))
+    }
+
+    /// Closes the account of a guest, who has been chosen before. Errors: 429 `M_LIMIT_EXCEEDED` if they have become a user
+    /// meanwhile: those make place for nobody.
+    pub(super) fn end_guest_account(&self, guest: &UserId) -> Result<()> {
+        self.accounts().close(guest, false, |db, user| match db.is_guest(user)? {
+            true => Ok(()),
+            false => Err(too_many_guests()),
+        })?;
+        self.leave_all_rooms(guest)
     }
 
     /// The guest who shows this access token. Errors: 403 `M_FORBIDDEN` if it is no guest's.
@@ -112,4 +119,8 @@ impl Homeserver {
             false => tx.put_off_guest_removal(room, again),
         })
     }
+}
+
+fn too_many_guests() -> Error {
+    Error::new(ErrCode::LimitExceeded, "There are too many guests, please try again later")
 }

@@ -37,6 +37,16 @@ impl Db<'_> {
         Ok(query.exists([user.as_str()])?)
     }
 
+    /// Whether this is a user of ours of whom nothing is kept any more: a guest who was forgotten, or one whose account was erased.
+    pub(in crate::store) fn is_nothing_kept_of(&self, user: &UserId) -> Result<bool> {
+        if !self.is_local(user.as_str()) {
+            return Ok(false);
+        }
+        let mut query =
+            self.conn().prepare_cached("SELECT erased_at IS NOT NULL FROM users WHERE user_id = ?1")?;
+        Ok(first(&mut query, [user.as_str()])?.unwrap_or_else(|| is_guest_name(user.as_str())))
+    }
+
     /// How many guests there are, those included that are leaving.
     pub fn count_guests(&self) -> Result<i64> {
         let mut query = self.conn().prepare_cached(

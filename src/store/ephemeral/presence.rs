@@ -116,8 +116,12 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Keeps a user's presence, and soon wakes those who may see it, unless they are many.
+    /// Keeps a user's presence, and soon wakes those who may see it, unless they are many. Of whom nothing is kept any more it
+    /// keeps none: that they are offline turns out when their account is gone.
     pub fn set_presence(&mut self, user: &UserId, presence: &Presence) -> Result<()> {
+        if self.is_nothing_kept_of(user)? {
+            return Ok(());
+        }
         let stream = self.next_stream();
         self.execute(
             "INSERT OR REPLACE INTO presence (user_id, state, status, last_active_ms, active, until_ms, stream)
