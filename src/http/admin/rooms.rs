@@ -177,7 +177,7 @@ pub fn make_admin(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator
         (None, Some(admin)) => admin.clone(),
         (None, None) => return Err(Error::missing_param("Missing params: ['user_id']")),
     };
-    hs.admin().make_room_admin(&target(hs, request)?.room_id, &user)?;
+    hs.admin().make_room_admin(admin, &target(hs, request)?.room_id, &user)?;
     Ok(Reply::empty())
 }
 

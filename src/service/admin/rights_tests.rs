@@ -16,6 +16,7 @@ use crate::service::accounts::NewAccount;
 use crate::service::accounts::moderation::Administrator;
 use crate::service::accounts::sessions::NewLogin;
 use crate::service::media::upload::UploadHead;
+use crate::service::membership::JoinTarget;
 use crate::service::rooms::reports::Reported;
 use crate::store::accounts::OwnRate;
 use crate::store::accounts::reports::{ReportFilter, ReportKind};
@@ -106,12 +107,19 @@ fn deeds_upon_accounts<'a>(hs: &'a Homeserver, bob: &'a UserId) -> Vec<Deed<'a>>
 
 fn deeds_upon_what_they_have<'a>(
     hs: &'a Homeserver,
-    bob: &'a UserId,
+    (bob, eve): (&'a UserId, &'a UserId),
     rooms: &'a [RoomId],
     files: &'a [MxcUri],
 ) -> Vec<Deed<'a>> {
     let (admin, far) = (hs.admin(), i64::MAX);
     vec![
+        ("power in a room", Box::new(move |by| admin.make_room_admin(by, &rooms[0], eve))),
+        (
+            "a way into it",
+            Box::new(move |by| {
+                admin.join_user(by, eve, &JoinTarget { room_id: rooms[0].clone(), via: Vec::new() })
+            }),
+        ),
         ("a block", Box::new(move |by| admin.set_room_block(&rooms[0], true, by))),
         ("a room", Box::new(move |by| admin.delete_room(&rooms[1], DeletionOrder::default(), by).map(drop))),
         (
@@ -151,7 +159,7 @@ fn what_only_administrators_may_change_is_not_changed_for_who_is_none_when_it_co
 
     let (root, eve, bob) = (id(root.id()), id(eve.id()), id(bob.id()));
     let mut deeds = deeds_upon_accounts(hs, &bob);
-    deeds.extend(deeds_upon_what_they_have(hs, &bob, &rooms, &files));
+    deeds.extend(deeds_upon_what_they_have(hs, (&bob, &eve), &rooms, &files));
     // It is all the same whether they were one a moment ago, or are gone altogether.
     let before = picture(hs, &bob);
     let nobody = UserId::parse(&format!("@nobody:{}", hs.server_name())).expect("a user id");

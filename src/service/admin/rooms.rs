@@ -12,7 +12,7 @@ use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::PowerLevel;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
-use crate::service::accounts::moderation::Administrator;
+use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::admin::{Admin, next_place, number};
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::{mightiest_local_member, power_levels};
@@ -346,12 +346,15 @@ impl Admin<'_> {
 
     /// `POST /_synapse/admin/v1/join/{roomIdOrAlias}`: joins a local user to a room. If that is not open to everybody, they
     /// are invited first, by the administrator who asks or by a local member who may. Errors: 400 `M_INVALID_PARAM` for
-    /// another server's user, 404 `M_NOT_FOUND` for one that there is not, and those of a join.
+    /// another server's user, 403 `M_FORBIDDEN` for who is no administrator any more, 404 `M_NOT_FOUND` for a user that there is
+    /// not, and those of a join.
     pub fn join_user(&self, by: &Administrator, user: &UserId, target: &JoinTarget) -> Result<()> {
         if !self.is_local(user) {
             return Err(Error::invalid_param("This endpoint can only be used with local users"));
         }
         let inviter = self.store.read(|db| {
+            // To find the room by its alias may have taken another server's time.
+            check_still_admin(db, by)?;
             if !db.is_active_user(user)? {
                 return Err(Error::not_found("User not found"));
             }
@@ -377,10 +380,12 @@ impl Admin<'_> {
     }
 
     /// `POST …/make_room_admin`: gives somebody the power of the local member who has most, in that one's name, and
-    /// invites them unless they are in the room or may join it. Errors: 400 `M_UNKNOWN` if no local member has the power.
-    pub fn make_room_admin(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+    /// invites them unless they are in the room or may join it. Errors: 400 `M_UNKNOWN` if no local member has the power, 403
+    /// `M_FORBIDDEN` for who is no administrator any more.
+    pub fn make_room_admin(&self, by: &Administrator, room_id: &RoomId, user: &UserId) -> Result<()> {
         let nobody = |why: &'static str| Error::new(ErrCode::Unknown, why).with_status(400);
         let (admin, content, invite) = self.store.read(|db| {
+            check_still_admin(db, by)?;
             let room = db.resident_room(room_id)?.ok_or_else(|| nobody("Server not in room"))?;
             let levels = power_levels(db, &room)?;
             let may = |level: PowerLevel| level.reaches(levels.required("m.room.power_levels", true));
@@ -411,7 +416,8 @@ impl Admin<'_> {
                 content,
                 redacts: None,
             };
-            self.rooms().send_state(draft)?;
+            let by = by.clone();
+            self.events().send_with(draft, move |tx, _| check_still_admin(tx, &by))?;
         }
         match invite {
             true => self.membership().invite(&admin, room_id, user, None, Map::new()),
