@@ -11,6 +11,7 @@ use crate::protocol::{RoomId, UserId};
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::service::rooms::Rooms;
+use crate::store::accounts::Account;
 use crate::store::rooms::memberships::RoomMember;
 use crate::store::rooms::owed_bans::OwedBans;
 use crate::store::{Db, Room, Tx};
@@ -115,19 +116,25 @@ impl Rooms<'_> {
 }
 
 /// In whose name bans are carried over: that of the user who upgraded the room, or, where that one has left it or may ban nobody
-/// any more, that of the local member who has most power. None: there is nobody who may, for now.
+/// any more, that of the local member who has most power. Who is suspended or locked, or has closed their account, does nothing
+/// else either. None: there is nobody who may, for now.
 fn who_bans(db: &Db<'_>, new: &Room, owed: &OwedBans) -> Result<Option<UserId>> {
     if !new.resident {
         return Ok(None);
     }
     let may_ban = |levels: &PowerLevels, user: &UserId| {
         levels.user(user.as_str()).reaches(levels.named(PowerLevelKey::Ban))
+            && db.account(user).is_ok_and(|account| account.is_some_and(|account| is_free_to_act(&account)))
     };
     let is_in = db.membership(new.key, &owed.sender)? == Some(Membership::Join);
     if is_in && may_ban(&power_levels(db, new)?, &owed.sender) {
         return Ok(Some(owed.sender.clone()));
     }
     mightiest_local_member(db, new, may_ban)
+}
+
+fn is_free_to_act(account: &Account) -> bool {
+    !account.deactivated && !account.standing.suspended && !account.standing.locked
 }
 
 fn ban_draft(room: &RoomId, by: &UserId, user: &UserId, reason: &Option<String>) -> Draft {
@@ -152,6 +159,7 @@ mod tests {
     use crate::config::Config;
     use crate::protocol::{ServerName, room_version};
     use crate::service::Homeserver;
+    use crate::service::accounts::moderation::Administrator;
     use crate::service::membership::JoinTarget;
     use crate::service::rooms::create::CreateRoom;
     use crate::service::rooms::upgrade::{BANS_AT_ONCE_MAX, UpgradeRoom};
@@ -270,5 +278,25 @@ mod tests {
         assert_eq!((room.bans(), room.owed()), (BANS_AT_ONCE_MAX + 3, None));
         assert_eq!(room.ban_of(&banned(0)), (room.bob.to_string(), Some("spam".into())));
         assert_eq!(room.ban_of(&banned(3)).0, room.alice.as_str());
+    }
+    #[test]
+    fn nobody_who_is_suspended_bans_in_a_room_because_another_was_upgraded() {
+        let room = Replaced::with_more_bans(1);
+        let (hs, new) = (&room.hs, &room.new);
+        let target = JoinTarget { room_id: new.clone(), via: Vec::new() };
+        hs.membership().join(&room.bob, &target, None).expect("joined");
+        hs.membership().leave(&room.alice, new, None).expect("left");
+        let suspend = |to: bool| {
+            let by = Administrator::Operator;
+            hs.accounts().change_standing(&by, &room.bob, move |standing| standing.suspended = to)
+        };
+        suspend(true).expect("suspended");
+        hs.rooms().carry_bans(new).expect("nobody may");
+        assert!(room.owed().is_some());
+        assert_eq!(room.bans(), BANS_AT_ONCE_MAX);
+        suspend(false).expect("not any more");
+        hs.rooms().carry_bans(new).expect("carried over");
+        assert_eq!((room.bans(), room.owed()), (BANS_AT_ONCE_MAX + 1, None));
+        assert_eq!(room.ban_of(&banned(0)).0, room.bob.as_str());
     }
 }
