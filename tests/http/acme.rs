@@ -340,7 +340,8 @@ fn a_certificate_is_renewed_at_two_thirds_of_its_life_and_not_before() {
 fn an_authority_can_have_a_certificate_renewed_early_and_is_told_which() {
     let authority = Authority::start();
     let far = json!({ "start": "2999-01-01T00:00:00Z", "end": "2999-01-02T00:00:00Z" });
-    authority.suggest(far);
+    let past = json!({ "start": "2000-01-01T00:00:00Z", "end": "2000-01-02T00:00:00Z" });
+    authority.suggest(far.clone());
     let server = server(&authority);
     wait_for_certificate(&server, &authority);
     let first = served(&server);
@@ -359,7 +360,7 @@ fn an_authority_can_have_a_certificate_renewed_early_and_is_told_which() {
         pass_until("it is asked again", HOUR, &server, &authority, || authority.asked("/info/") > before);
     }
     assert_eq!(authority.asked("/cert/"), 1);
-    authority.suggest(json!({ "start": "2000-01-01T00:00:00Z", "end": "2000-01-02T00:00:00Z" }));
+    authority.suggest(past.clone());
     pass_until("it is renewed", HOUR, &server, &authority, || {
         served(&server) != first && serves_the_last(&server, &authority)
     });
@@ -367,7 +368,12 @@ fn an_authority_can_have_a_certificate_renewed_early_and_is_told_which() {
         authority.replaced().pop().flatten().expect("the order says which certificate it replaces");
     assert!(replaced.contains('.') && replaced.len() > 20, "{replaced}");
 
-    // An authority that does not want to hear of that is asked without it. It goes on to be renewed as time passes.
+    // An authority that does not want to hear of that is asked without it. Who asks when it is to be renewed has no order
+    // under way.
+    authority.suggest(far);
+    let before = authority.asked("/info/");
+    pass_until("it is asked again", HOUR, &server, &authority, || authority.asked("/info/") > before);
+    authority.suggest(past);
     authority.fault_once("/order", || problem(409, "alreadyReplaced", "it has been"));
     pass_until("it is renewed again", HOUR, &server, &authority, || {
         let without = authority.replaced().iter().skip(1).position(Option::is_none);
