@@ -287,8 +287,15 @@ class User:
         """Syncs until `check()` is true, and returns what it returned. `what` may be a function: asked when it failed."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
-            self.sync(POLL_MS if self.since else 0)
-            got = check()
+            try:
+                self.sync(POLL_MS if self.since else 0)
+                got = check()
+            except Refused as error:
+                # Synapse fails for a moment of what is being taken out of its database. We are not to.
+                if error.status != 500 or self.server.kind != "synapse":
+                    raise
+                got = None
+                time.sleep(POLL_MS / 1000)
             if got:
                 return got
             if time.monotonic() > deadline:
