@@ -10,8 +10,9 @@ use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::accounts::passwords::PasswordProof;
 
 impl Homeserver {
-    /// Closes an account for good, and leaves its rooms. Its name stays taken; of a guest's there is nothing else left. With `erase`, what it sent is shown
-    /// redacted to those who come later (see `service/events/erasure.rs`), and what else there is of it is deleted.
+    /// Closes an account for good, and leaves its rooms. Its name stays taken; of a guest's there is nothing else left. With
+    /// `erase`, what it sent is shown redacted to those who come later (see `service/events/erasure.rs`), and what else there
+    /// is of it is deleted.
     pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
         self.accounts().close(user, erase, |_, _| Ok(()))?;
         self.leave_all_rooms(user)

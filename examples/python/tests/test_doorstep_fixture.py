@@ -187,14 +187,15 @@ def listens(host, port):
 
 
 def test_a_test_that_is_killed_takes_its_servers_along():
-    script = "from doorstep_fixture import Doorstep; import time; d = Doorstep().start(); print(d.url, flush=True); time.sleep(600)"
+    script = "from doorstep_fixture import Doorstep; import time; d = Doorstep().start(); print(d.url, d._process.pid, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as test:
-        host, port = test.stdout.readline().decode().strip().removeprefix("http://").split(":")
+        url, server = test.stdout.readline().decode().split()
+        host, port = url.removeprefix("http://").split(":")
         socket.create_connection((host, int(port))).close()
         os.kill(test.pid, signal.SIGKILL)
         test.wait()
     deadline = time.monotonic() + 30
     while listens(host, int(port)):
         assert time.monotonic() < deadline, "the server outlived the test that started it"
-    left = [path for path in pathlib.Path("/dev/shm").glob(f"doorstep-memory-{test.pid}-*")]
+    left = [path for path in pathlib.Path("/dev/shm").glob(f"doorstep-memory-{server}-*")]
     assert left == []

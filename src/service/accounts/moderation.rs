@@ -95,8 +95,8 @@ impl Accounts<'_> {
         self.store.read(|db| Ok(moderated(db, user)?.standing))
     }
 
-    /// Changes it. Errors as [`Accounts::standing`], and of [`Homeserver::write_as`]; nobody can do it to themselves, since whoever may is an
-    /// administrator.
+    /// Changes it. Errors as [`Accounts::standing`], and of [`Homeserver::write_as`]; nobody can do it to themselves, since
+    /// whoever may is an administrator.
     pub fn change_standing(
         &self,
         admin: &Administrator,

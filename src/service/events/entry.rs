@@ -1,5 +1,6 @@
 //! Who comes into no room of ours, whatever its rules say: whose account was closed, and whose server the room's server ACL keeps
-//! out; and into a room that the operator has shut, nobody. Asked by the transaction in which somebody comes in: what was begun before may end after that.
+//! out; and into a room that the operator has shut, nobody. Asked by the transaction in which somebody comes in: what was
+//! begun before may end after that.
 
 use serde_json::Value;
 

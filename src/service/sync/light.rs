@@ -1,6 +1,7 @@
 //! The light answer: what a client that waits is told when nothing but messages (and who types, and has read) came into
-//! its rooms, and users came and went. That is what wakes a thousand at once, and it is the same for all of them: so it is read and written once,
-//! as the room's tail, and each reader's answer is put together from it without a look into the database.
+//! its rooms, and users came and went. That is what wakes a thousand at once, and it is the same for all of them: so it is
+//! read and written once, as the room's tail, and each reader's answer is put together from it without a look into the
+//! database.
 //!
 //! Whatever is not as simple as that gets no light answer: then the request is looked at as if it came in now. In debug
 //! builds, and so in every test, each light answer is compared with what that look gives.

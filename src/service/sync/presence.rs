@@ -1,6 +1,5 @@
 //! `presence`: "the updates to the presence status of other users", those with whom the user shares a room.
 
-use std::cell::OnceCell;
 use std::collections::HashSet;
 
 use serde::Serialize;
@@ -110,7 +109,7 @@ pub(super) fn remembered_presence(
         return Ok(Some(events));
     }
     let Some(changes) = store.presences_between(after, upto) else { return Ok(None) };
-    let own_rooms = OnceCell::new();
+    let mut own_rooms: Option<Vec<RoomKey>> = None;
     for change in changes.iter().rev() {
         if !looked_at.insert(&change.user) || !reader.wants(&change.user) {
             continue;
@@ -121,10 +120,10 @@ pub(super) fn remembered_presence(
         let Some(theirs) = change.rooms(store)? else { return Ok(None) };
         let is_theirs = |room: &RoomKey| theirs.binary_search(room).is_ok();
         if !rooms.iter().any(is_theirs) {
-            if own_rooms.get().is_none() {
-                let _ = own_rooms.set(store.read(|db| db.some_joined_rooms(user, usize::MAX))?);
+            if own_rooms.is_none() {
+                own_rooms = Some(store.read(|db| db.some_joined_rooms(user, usize::MAX))?);
             }
-            if !own_rooms.get().is_some_and(|own| own.iter().any(is_theirs)) {
+            if !own_rooms.iter().flatten().any(is_theirs) {
                 continue;
             }
         }

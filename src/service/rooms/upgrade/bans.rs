@@ -279,6 +279,7 @@ mod tests {
         assert_eq!(room.ban_of(&banned(0)), (room.bob.to_string(), Some("spam".into())));
         assert_eq!(room.ban_of(&banned(3)).0, room.alice.as_str());
     }
+
     #[test]
     fn nobody_who_is_suspended_bans_in_a_room_because_another_was_upgraded() {
         let room = Replaced::with_more_bans(1);
