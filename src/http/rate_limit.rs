@@ -63,9 +63,10 @@ const fn allowance(rate: Rate) -> RateAllowance {
 }
 
 /// What a class may do for a user who has a rate of their own: that is for what they send and change, as in Synapse. None:
-/// whatever they like.
+/// whatever they like, except for guessing passwords.
 fn own_allowance(rate: Rate, own: OwnRate) -> Option<RateAllowance> {
     match (own.per_second, rate) {
+        (_, Rate::Login | Rate::Register) => Some(allowance(rate)),
         (0, _) => None,
         // A bucket that holds nothing would let nothing through, however long somebody waits.
         (_, Rate::Write) => {
@@ -192,11 +193,12 @@ mod tests {
         assert_eq!(sent(&as_bot(2, 0), later + Duration::from_secs(2)), 1, "never none at all");
         assert_eq!(sent(&as_bot(u32::MAX, u32::MAX), later + Duration::from_secs(3)), 1000);
         assert_eq!(sent(&usual, later + Duration::from_secs(60)), 100);
-        // What reaches others, and guesses, is counted as everybody's, unless nothing is.
-        let logins = |who: &Counted| {
-            (0..100).take_while(|_| limiter.count(Rate::Login, Some(who), IP, start).is_ok()).count()
+        // What reaches others is counted as everybody's, unless nothing is; guesses always are.
+        let counted = |rate: Rate, who: &Counted| {
+            (0..100).take_while(|_| limiter.count(rate, Some(who), IP, start).is_ok()).count()
         };
-        assert_eq!((logins(&as_bot(1000, 1000)), logins(&as_bot(0, 0))), (10, 100));
+        assert_eq!((counted(Rate::Join, &as_bot(1000, 1000)), counted(Rate::Join, &as_bot(0, 0))), (20, 100));
+        assert_eq!((counted(Rate::Login, &as_bot(1000, 1000)), counted(Rate::Login, &as_bot(0, 0))), (10, 0));
     }
 
     #[test]

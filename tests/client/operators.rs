@@ -3,9 +3,12 @@
 use crate::common::client::{V3, knock, post, room_path};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
+use doorstep::internals::{Administrator, KnockAnswerer};
 use doorstep::protocol::{RoomId, UserId};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
+
+const OPERATOR: KnockAnswerer<'_> = KnockAnswerer::Administrator(&Administrator::Operator);
 
 fn id(user: &TestUser) -> UserId {
     UserId::parse(user.id()).expect("a user id")
@@ -87,29 +90,35 @@ fn a_knock_is_answered_once_by_who_may_or_for_the_operator_by_the_mightiest_memb
         assert_eq!(knock(user, &room, here.name()).0, 200);
     }
     let status = |result: doorstep::Result<()>| result.map_or_else(|e| e.status(), |()| 200);
-    assert_eq!(status(admin.accept_knock(Some(&id(&carol)), &room_id, &id(&bob))), 403);
-    assert_eq!(status(admin.refuse_knock(Some(&id(&carol)), &room_id, &id(&bob), None)), 403);
+    assert_eq!(status(admin.accept_knock(KnockAnswerer::Member(&id(&carol)), &room_id, &id(&bob))), 403);
+    assert_eq!(
+        status(admin.refuse_knock(KnockAnswerer::Member(&id(&carol)), &room_id, &id(&bob), None)),
+        403
+    );
     assert_eq!(names(&here, None).len(), 2);
 
-    admin.accept_knock(None, &room_id, &id(&bob)).expect("the operator lets them in");
+    admin.accept_knock(OPERATOR, &room_id, &id(&bob)).expect("the operator lets them in");
     bob.wait_for_room("invite", &room);
     let invite = alice.state(&room, "m.room.member", bob.id()).expect("bob's membership");
     assert_eq!(invite["membership"], "invite");
     // A first sync does not tell of what is left.
     eve.wait_for_room("knock", &room);
-    admin.refuse_knock(None, &room_id, &id(&eve), Some("Not today")).expect("the operator refuses");
+    admin.refuse_knock(OPERATOR, &room_id, &id(&eve), Some("Not today")).expect("the operator refuses");
     let left = eve.wait_for_room("leave", &room);
     assert!(left.to_string().contains("Not today"), "{left}");
 
     // Who does not wait is neither invited nor removed by an answer that comes late.
     for (user, room) in [(&bob, &room_id), (&eve, &room_id), (&carol, &room_id)] {
-        assert_eq!(status(admin.accept_knock(None, room, &id(user))), 404);
-        assert_eq!(status(admin.refuse_knock(None, room, &id(user), None)), 404);
-        assert_eq!(status(admin.accept_knock(Some(&id(&alice)), room, &id(user))), 404);
-        assert_eq!(status(admin.refuse_knock(Some(&id(&alice)), room, &id(user), None)), 404);
+        assert_eq!(status(admin.accept_knock(OPERATOR, room, &id(user))), 404);
+        assert_eq!(status(admin.refuse_knock(OPERATOR, room, &id(user), None)), 404);
+        assert_eq!(status(admin.accept_knock(KnockAnswerer::Member(&id(&alice)), room, &id(user))), 404);
+        assert_eq!(
+            status(admin.refuse_knock(KnockAnswerer::Member(&id(&alice)), room, &id(user), None)),
+            404
+        );
     }
     let nowhere = RoomId::parse("!nowhere:example.org").expect("a room id");
-    assert_eq!(status(admin.accept_knock(None, &nowhere, &id(&bob))), 404);
+    assert_eq!(status(admin.accept_knock(OPERATOR, &nowhere, &id(&bob))), 404);
     assert_eq!(names(&here, None), [""; 0]);
 }
 

@@ -153,8 +153,13 @@ fn a_pusher_goes_with_the_device_that_set_it() {
     assert_eq!(keys(&third), ["key0"]);
     gateway.set_for(&third, "key2", &json!({}));
     let hs = server.homeserver();
-    hs.accounts()
-        .set_password(&UserId::parse(alice.id()).expect("a user id"), "old password", false)
+    hs.admin()
+        .reset_password(
+            &doorstep::internals::Administrator::Operator,
+            &UserId::parse(alice.id()).expect("a user id"),
+            "old password",
+            false,
+        )
         .expect("a password");
     let auth = json!({ "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.id() }, "password": "old password" });
     alice.post(

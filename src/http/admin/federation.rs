@@ -41,7 +41,7 @@ pub fn rooms(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) ->
 }
 
 /// `POST /_synapse/admin/v1/federation/destinations/{serverName}/reset_connection`
-pub fn reset(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    hs.admin().try_server_now(&request.server_name()?)?;
+pub fn reset(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    hs.admin().try_server_now(admin, &request.server_name()?)?;
     Ok(Reply::empty())
 }

@@ -12,6 +12,7 @@ use crate::http::{Reply, Request};
 use crate::protocol::{RoomAlias, RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::moderation::Administrator;
+use crate::service::admin::knocks::KnockAnswerer;
 use crate::service::admin::room_deletion::DeletionOrder;
 use crate::service::admin::rooms::{RoomOrder, RoomsPage};
 use crate::service::membership::JoinTarget;
@@ -196,12 +197,13 @@ pub fn knocks(hs: &Arc<Homeserver>, _request: &Request, _admin: &Administrator) 
 
 /// `POST /_doorstep/admin/v1/knocks/{roomId}/{userId}/{answer}`: `accept` or `refuse`, the latter with a `reason` if there
 /// is one. It is given in the name of the local member who has most power.
-pub fn answer_knock(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+pub fn answer_knock(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let (room_id, user) = (request.room_id()?, request.user_id()?);
     let body: Value = request.json_or_empty()?;
+    let by = KnockAnswerer::Administrator(admin);
     match request.param("answer") {
-        "accept" => hs.admin().accept_knock(None, &room_id, &user)?,
-        "refuse" => hs.admin().refuse_knock(None, &room_id, &user, body["reason"].as_str())?,
+        "accept" => hs.admin().accept_knock(by, &room_id, &user)?,
+        "refuse" => hs.admin().refuse_knock(by, &room_id, &user, body["reason"].as_str())?,
         _ => {
             return Err(
                 Error::new(ErrCode::Unrecognized, "A knock is answered by accept or refuse").with_status(404)

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Requester};
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
-use crate::service::admin::knocks::WaitingKnock;
+use crate::service::admin::knocks::{KnockAnswerer, WaitingKnock};
 use crate::service::admin::own_door::{OwnDoor, WaitingInvite};
 use crate::service::membership::JoinTarget;
 
@@ -161,7 +161,7 @@ pub fn answer_knock(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -
     let knocker = UserId::parse(visit.field("user"))?;
     match visit.field("do") {
         "accept" => {
-            hs.admin().accept_knock(Some(&user.user_id), &room, &knocker)?;
+            hs.admin().accept_knock(KnockAnswerer::Member(&user.user_id), &room, &knocker)?;
             Ok(see("/?done=accepted"))
         }
         "refuse" if !visit.is_confirmed() => {
@@ -179,7 +179,8 @@ pub fn answer_knock(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -
             Ok(ask(hs, visit, Tab::Home, &Question { title, text: &text, yes, action, back, fields }))
         }
         "refuse" => {
-            hs.admin().refuse_knock(Some(&user.user_id), &room, &knocker, visit.given("reason"))?;
+            let by = KnockAnswerer::Member(&user.user_id);
+            hs.admin().refuse_knock(by, &room, &knocker, visit.given("reason"))?;
             Ok(see("/?done=refused"))
         }
         _ => Err(Error::invalid_param("A knock is accepted or refused")),

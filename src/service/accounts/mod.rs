@@ -199,17 +199,6 @@ impl Accounts<'_> {
         self.store.write(move |tx| tx.put_registration_token(&token))
     }
 
-    /// Sets a user's password, whatever it was. With `log_out`, all their devices are logged out. Errors: 400
-    /// `M_WEAK_PASSWORD`; 403 `M_FORBIDDEN` for an account that was closed meanwhile.
-    pub fn set_password(&self, user: &UserId, password: &str, log_out: bool) -> Result<()> {
-        self.put_password(user, password, log_out.then_some(None), None, |db, user| {
-            match db.is_active_user(user)? {
-                true => Ok(()),
-                false => Err(Error::forbidden("This account was closed")),
-            }
-        })
-    }
-
     /// Replaces the password that somebody at an address has proved to know. With `log_out_except`, all devices of the user but
     /// that one are logged out. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED` if too many passwords are being worked on,
     /// 403 `M_FORBIDDEN` if it is their password no more.

@@ -9,6 +9,7 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::order;
 use crate::protocol::ServerName;
+use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::admin::{Admin, next_place, number};
 use crate::store::Db;
 use crate::store::servers::destinations::Destination;
@@ -189,8 +190,9 @@ impl Admin<'_> {
     }
 
     /// A server that failed is tried now, and not when its pause is over. Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for one
-    /// that does not fail.
-    pub fn try_server_now(&self, server: &ServerName) -> Result<()> {
+    /// that does not fail; 403 `M_FORBIDDEN` for who is no administrator any more.
+    pub fn try_server_now(&self, by: &Administrator, server: &ServerName) -> Result<()> {
+        self.store.read(|db| check_still_admin(db, by))?;
         self.server_standing(server)?;
         if !self.outgoing.try_now(server) {
             let message = "The retry timing does not need to be reset for this destination.";

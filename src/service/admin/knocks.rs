@@ -8,6 +8,7 @@ use crate::order;
 use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
+use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::admin::Admin;
 use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::store::{Db, Room};
@@ -34,6 +35,15 @@ pub struct WaitingKnock {
     pub reason: Option<String>,
     /// When they knocked, as their server says; never later than now.
     pub since_ms: i64,
+}
+
+/// Who answers a knock.
+#[derive(Debug, Clone, Copy)]
+pub enum KnockAnswerer<'a> {
+    /// A user who may, in their own name.
+    Member(&'a UserId),
+    /// Who runs this server, in the name of the local member who has most power among those who may.
+    Administrator(&'a Administrator),
 }
 
 /// What a knock is answered with, and what the answer takes.
@@ -68,19 +78,18 @@ impl Admin<'_> {
         })
     }
 
-    /// Lets somebody in who waits: they are invited by `by`, or by the local member who has most power. Errors: 404
-    /// `M_NOT_FOUND` if they do not wait, 403 `M_FORBIDDEN` if `by`, or no local member, may invite; and those of an
-    /// invite.
-    pub fn accept_knock(&self, by: Option<&UserId>, room_id: &RoomId, user: &UserId) -> Result<()> {
+    /// Lets somebody in who waits: they are invited. Errors: 404 `M_NOT_FOUND` if they do not wait, 403 `M_FORBIDDEN` if `by`,
+    /// or no local member, may invite, or for who is no administrator any more; and those of an invite.
+    pub fn accept_knock(&self, by: KnockAnswerer<'_>, room_id: &RoomId, user: &UserId) -> Result<()> {
         let by = self.who_answers(by, room_id, user, KnockAnswer::Accept)?;
         self.membership().accept_knock(&by, room_id, user)
     }
 
     /// Sends somebody away who waits; they are told the reason. Errors: 404 `M_NOT_FOUND` if they do not wait, 403
-    /// `M_FORBIDDEN` if `by`, or no local member, may.
+    /// `M_FORBIDDEN` if `by`, or no local member, may, or for who is no administrator any more.
     pub fn refuse_knock(
         &self,
-        by: Option<&UserId>,
+        by: KnockAnswerer<'_>,
         room_id: &RoomId,
         user: &UserId,
         reason: Option<&str>,
@@ -92,23 +101,27 @@ impl Admin<'_> {
     /// In whose name a knock is answered.
     fn who_answers(
         &self,
-        by: Option<&UserId>,
+        by: KnockAnswerer<'_>,
         room_id: &RoomId,
         knocker: &UserId,
         answer: KnockAnswer,
     ) -> Result<UserId> {
-        if let Some(by) = by {
-            return Ok(by.clone());
-        }
+        let by = match by {
+            KnockAnswerer::Member(user) => return Ok(user.clone()),
+            KnockAnswerer::Administrator(by) => by,
+        };
         self.store.read(|db| {
+            check_still_admin(db, by)?;
             let no_knock = || Error::not_found("That user does not wait before the room");
             let room = db.resident_room(room_id)?.ok_or_else(no_knock)?;
             if db.membership(room.key, knocker)? != Some(Membership::Knock) {
                 return Err(no_knock());
             }
-            let may = |levels: &PowerLevels, member: &UserId| match answer {
-                KnockAnswer::Accept => levels.may_invite(member.as_str()),
-                KnockAnswer::Refuse => levels.may_kick(member.as_str(), knocker.as_str()),
+            let may = |levels: &PowerLevels, member: &UserId| {
+                Ok(match answer {
+                    KnockAnswer::Accept => levels.may_invite(member.as_str()),
+                    KnockAnswer::Refuse => levels.may_kick(member.as_str(), knocker.as_str()),
+                })
             };
             mightiest_local_member(db, &room, may)?.ok_or_else(|| {
                 Error::forbidden(format!("No user of this server may answer knocks upon {room_id}"))

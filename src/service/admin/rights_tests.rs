@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::accounts::{AccountChange, AccountsPage};
+use super::knocks::KnockAnswerer;
 use super::media::MediaPage;
 use super::reports::ReportsPage;
 use super::room_deletion::DeletionOrder;
@@ -64,6 +65,7 @@ fn picture(hs: &Homeserver, user: &UserId) -> Vec<Value> {
         admin.devices_of(user).expect("devices").into(),
         admin.list_tokens(None).expect("tokens"),
         admin.list_rooms(&rooms).expect("rooms"),
+        format!("{:?}", admin.knocks_waiting(None).expect("knocks")).into(),
         admin.blocked_rooms("").expect("rooms"),
         admin.list_reports(&reports).expect("reports"),
         admin.media_of(user, &media_page()).expect("media"),
@@ -102,6 +104,30 @@ fn deeds_upon_accounts<'a>(hs: &'a Homeserver, bob: &'a UserId) -> Vec<Deed<'a>>
         ),
         ("its terms", Box::new(move |by| admin.change_token(by, "token", &terms).map(drop))),
         ("its end", Box::new(move |by| admin.revoke_token(by, "token"))),
+    ]
+}
+
+/// Two wait before the room.
+fn deeds_at_the_door<'a>(
+    hs: &'a Homeserver,
+    room: &'a RoomId,
+    (eve, dave): (&'a UserId, &'a UserId),
+) -> Vec<Deed<'a>> {
+    let admin = hs.admin();
+    vec![
+        ("a welcome", Box::new(move |by| admin.accept_knock(KnockAnswerer::Administrator(by), room, eve))),
+        (
+            "a refusal",
+            Box::new(move |by| admin.refuse_knock(KnockAnswerer::Administrator(by), room, dave, None)),
+        ),
+        (
+            "another try",
+            // There is no such server, but who may not is told that first.
+            Box::new(move |by| match admin.try_server_now(by, &eve.server()) {
+                Err(e) if e.status() == 404 => Ok(()),
+                other => other,
+            }),
+        ),
     ]
 }
 
@@ -149,7 +175,7 @@ fn what_only_administrators_may_change_is_not_changed_for_who_is_none_when_it_co
     let rooms: Vec<RoomId> = (0..3).map(|_| RoomId::parse(&bob.create_room()).expect("a room id")).collect();
     let picture_of = |uri: &MxcUri| json!({ "msgtype": "m.image", "body": "a", "url": uri.to_string() });
     bob.send_event(rooms[0].as_str(), "m.room.message", picture_of(&files[2]));
-    hs.accounts().set_password(&id(bob.id()), "his own", false).expect("set");
+    hs.admin().reset_password(&Administrator::Operator, &id(bob.id()), "his own", false).expect("set");
     let phone = NewLogin { device_id: Some("PHONE"), ..NewLogin::default() };
     hs.accounts().log_in_with(&id(bob.id()), &phone).expect("logged in");
     hs.admin()
@@ -157,8 +183,18 @@ fn what_only_administrators_may_change_is_not_changed_for_who_is_none_when_it_co
         .expect("a token");
     hs.rooms().report(&id(eve.id()), Reported::User(id(bob.id())), Some("rude")).expect("reported");
 
-    let (root, eve, bob) = (id(root.id()), id(eve.id()), id(bob.id()));
+    let door = bob.create_room_with(json!({
+        "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }],
+    }));
+    let dave = server.user("dave");
+    for user in [&eve, &dave] {
+        user.knock_via(&door, &[]);
+    }
+
+    let door = RoomId::parse(&door).expect("a room id");
+    let (root, eve, bob, dave) = (id(root.id()), id(eve.id()), id(bob.id()), id(dave.id()));
     let mut deeds = deeds_upon_accounts(hs, &bob);
+    deeds.extend(deeds_at_the_door(hs, &door, (&eve, &dave)));
     deeds.extend(deeds_upon_what_they_have(hs, (&bob, &eve), &rooms, &files));
     // It is all the same whether they were one a moment ago, or are gone altogether.
     let before = picture(hs, &bob);

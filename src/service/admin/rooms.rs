@@ -371,7 +371,7 @@ impl Admin<'_> {
             {
                 return Ok(Some(asker.clone()));
             }
-            mightiest_local_member(db, &room, |levels, member| levels.may_invite(member.as_str()))
+            mightiest_local_member(db, &room, |levels, member| Ok(levels.may_invite(member.as_str())))
         })?;
         if let Some(inviter) = inviter {
             self.membership().invite(&inviter, &target.room_id, user, None, Map::new())?;
@@ -390,7 +390,7 @@ impl Admin<'_> {
             let levels = power_levels(db, &room)?;
             let may = |level: PowerLevel| level.reaches(levels.required("m.room.power_levels", true));
             let admin =
-                mightiest_local_member(db, &room, |levels, member| may(levels.user(member.as_str())))?;
+                mightiest_local_member(db, &room, |levels, member| Ok(may(levels.user(member.as_str()))))?;
             let admin = admin.ok_or_else(|| nobody("No local admin user in room"))?;
             let event = db.state_event(room.key, "m.room.power_levels", "")?;
             let mut content = event.map(|event| event.content()).unwrap_or_default();

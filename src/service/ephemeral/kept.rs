@@ -1,7 +1,7 @@
 //! Typing and receipts of a room into which a user of ours is coming right now. Nothing can be made of them before we are in, and
 //! nobody says them again: so they wait until then, in memory, for the little that they are worth.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
 use super::Ephemeral;
@@ -14,7 +14,7 @@ use crate::protocol::{RoomId, ServerName};
 
 /// Rooms that are being joined and of which something is kept.
 const ROOMS_MAX: usize = 32;
-/// What is kept of one room: of each server, and of all. What came first goes first.
+/// What is kept of one room: of each server, and of all. Of whoever has most what came first goes first.
 const OF_SERVER_MAX: usize = 20;
 const OF_SERVER_BYTES_MAX: usize = 8 << 10;
 const OF_ROOM_MAX: usize = 200;
@@ -45,6 +45,26 @@ struct KeptEdu {
     came_ms: Millis,
 }
 
+/// What some of them come to.
+#[derive(Clone, Copy, Default)]
+struct Weight {
+    count: usize,
+    bytes: usize,
+}
+
+impl Weight {
+    fn add(&mut self, edu: &KeptEdu) {
+        self.count += 1;
+        self.bytes += edu.content.len();
+    }
+}
+
+/// Who has most: they lose what came first of theirs, and nobody who has said little loses it to who says much.
+fn heaviest(of_each: &HashMap<&ServerName, Weight>, by: impl Fn(&Weight) -> usize) -> ServerName {
+    let most = of_each.iter().max_by_key(|(_, weight)| by(weight));
+    most.map(|(server, _)| (*server).clone()).expect("there are too many, so there is one")
+}
+
 impl KeptEdus {
     /// Keeps one.
     fn keep(&self, room_id: &RoomId, edu: KeptEdu) {
@@ -61,19 +81,24 @@ impl KeptEdus {
         kept.retain(|edu| !is_over(edu));
         let server = edu.server.clone();
         kept.push_back(edu);
-        let excess = |kept: &VecDeque<KeptEdu>,
-                      of: &dyn Fn(&KeptEdu) -> bool,
-                      (most, bytes): (usize, usize)| {
-            let sizes: Vec<usize> = kept.iter().filter(|edu| of(edu)).map(|edu| edu.content.len()).collect();
-            sizes.len() > most || sizes.iter().sum::<usize>() > bytes
-        };
-        while excess(kept, &|edu| edu.server == server, (OF_SERVER_MAX, OF_SERVER_BYTES_MAX))
-            && let Some(at) = kept.iter().position(|edu| edu.server == server)
-        {
-            kept.remove(at);
-        }
-        while excess(kept, &|_| true, (OF_ROOM_MAX, OF_ROOM_BYTES_MAX)) {
-            kept.pop_front();
+        loop {
+            let (mut of_all, mut of_each) = (Weight::default(), HashMap::<&ServerName, Weight>::new());
+            for edu in kept.iter() {
+                of_all.add(edu);
+                of_each.entry(&edu.server).or_default().add(edu);
+            }
+            let of_server = of_each.get(&server).copied().unwrap_or_default();
+            let loser = if of_server.count > OF_SERVER_MAX || of_server.bytes > OF_SERVER_BYTES_MAX {
+                server.clone()
+            } else if of_all.bytes > OF_ROOM_BYTES_MAX {
+                heaviest(&of_each, |weight| weight.bytes)
+            } else if of_all.count > OF_ROOM_MAX {
+                heaviest(&of_each, |weight| weight.count)
+            } else {
+                return;
+            };
+            let Some(first) = kept.iter().position(|edu| edu.server == loser) else { return };
+            kept.remove(first);
         }
     }
 
@@ -136,12 +161,17 @@ mod tests {
         let of = |name: &str| of_both.iter().filter(|edu| edu.server.as_str() == name).collect::<Vec<_>>();
         assert_eq!((of("a.example").len(), of("b.example").len()), (OF_SERVER_MAX, 1));
         assert_eq!(of("a.example").last().unwrap().came_ms, 999);
-        for n in 0..1000 {
-            keep(&format!("s{n}.example"), n, 1000);
+        // Who says little is not pushed out by a dozen who say much, in bytes or in number.
+        for (size, most) in [(1000, OF_ROOM_BYTES_MAX / 1000 + 1), (1, OF_ROOM_MAX)] {
+            keep("b.example", 0, 10);
+            for n in 0..1000 {
+                keep(&format!("s{}.example", n % 12), n, size);
+            }
+            let of_all = kept.take(&room);
+            assert_eq!(of_all.len(), most);
+            assert!(of_all.iter().any(|edu| edu.server.as_str() == "b.example"), "{size}");
+            assert_eq!(of_all.back().unwrap().came_ms, 999);
         }
-        let of_all = kept.take(&room);
-        assert_eq!(of_all.len(), OF_ROOM_BYTES_MAX / 1000);
-        assert_eq!(of_all.back().unwrap().came_ms, 999);
         keep("a.example", 0, 10);
         keep("a.example", KEPT_MS + 1, 10);
         assert_eq!(kept.take(&room).len(), 1);

@@ -33,10 +33,16 @@ pub(in crate::service) fn may_send_state(
 pub(in crate::service) fn mightiest_local_member(
     db: &Db<'_>,
     room: &Room,
-    may: impl Fn(&PowerLevels, &UserId) -> bool,
+    may: impl Fn(&PowerLevels, &UserId) -> Result<bool>,
 ) -> Result<Option<UserId>> {
     let levels = power_levels(db, room)?;
-    let members = db.joined_local_users(room.key)?.into_iter().filter(|member| may(&levels, member));
-    // Of equals the first: what is asked twice is done by the same.
-    Ok(members.rev().max_by_key(|member| levels.user(member.as_str())))
+    let mut mightiest = None;
+    for member in db.joined_local_users(room.key)? {
+        let level = levels.user(member.as_str());
+        // Of equals the first: what is asked twice is done by the same.
+        if mightiest.as_ref().is_none_or(|(most, _)| level > *most) && may(&levels, &member)? {
+            mightiest = Some((level, member));
+        }
+    }
+    Ok(mightiest.map(|(_, member)| member))
 }

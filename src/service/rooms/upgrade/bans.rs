@@ -123,11 +123,11 @@ fn who_bans(db: &Db<'_>, new: &Room, owed: &OwedBans) -> Result<Option<UserId>> 
         return Ok(None);
     }
     let may_ban = |levels: &PowerLevels, user: &UserId| {
-        levels.user(user.as_str()).reaches(levels.named(PowerLevelKey::Ban))
-            && db.account(user).is_ok_and(|account| account.is_some_and(|account| is_free_to_act(&account)))
+        let has_power = levels.user(user.as_str()).reaches(levels.named(PowerLevelKey::Ban));
+        Ok(has_power && db.account(user)?.is_some_and(|account| is_free_to_act(&account)))
     };
     let is_in = db.membership(new.key, &owed.sender)? == Some(Membership::Join);
-    if is_in && may_ban(&power_levels(db, new)?, &owed.sender) {
+    if is_in && may_ban(&power_levels(db, new)?, &owed.sender)? {
         return Ok(Some(owed.sender.clone()));
     }
     mightiest_local_member(db, new, may_ban)
