@@ -70,6 +70,7 @@ pub const ROUTES: &[Route] = &[
     get("/.well-known/acme-challenge/{token}", Anyone(discovery::acme_challenge)),
     get("/_matrix/client/versions", Anyone(discovery::versions)),
     get("/_matrix/client/v3/capabilities", User(discovery::capabilities)).guests(),
+    get("/_matrix/client/v3/thirdparty/protocols", User(discovery::third_party_protocols)),
     post("/_matrix/client/v3/register", Anyone(accounts::register::register)).rate(Rate::Register),
     get("/_matrix/client/v3/register/available", Anyone(accounts::register::available)).rate(Rate::Write),
     get(
@@ -88,6 +89,7 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/client/v3/logout", User(accounts::login::logout)).guests().even_locked(),
     post("/_matrix/client/v3/logout/all", User(accounts::login::logout_all)).even_locked(),
     get("/_matrix/client/v3/account/whoami", User(accounts::account::whoami)).guests(),
+    get("/_matrix/client/v3/account/3pid", User(accounts::account::third_party_ids)),
     post("/_matrix/client/v3/account/password", MaybeUser(accounts::account::change_password))
         .even_suspended()
         .rate(Rate::Login)

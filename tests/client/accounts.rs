@@ -538,6 +538,16 @@ fn everybody_learns_what_the_server_is_and_can() {
     let alice = TestUser::register(server.url(), "alice");
     let (_, capabilities) = get("/_matrix/client/v3/capabilities", alice.token());
     assert_eq!(capabilities["capabilities"]["m.room_versions"]["available"]["12"], "stable");
+    // What the settings of clients show, and offer, hangs on these.
+    assert_eq!(capabilities["capabilities"]["m.profile_fields"], json!({ "enabled": true }));
+    assert_eq!(capabilities["capabilities"]["m.3pid_changes"], json!({ "enabled": false }));
+    for feature in ["org.matrix.msc4380.stable", "uk.tcpip.msc4133.stable", "com.beeper.msc4169"] {
+        assert_eq!(versions["unstable_features"][feature], true, "{feature}");
+    }
+    for (path, none) in [("account/3pid", json!({ "threepids": [] })), ("thirdparty/protocols", json!({}))] {
+        refused(get(&format!("/_matrix/client/v3/{path}"), ""), 401, "M_MISSING_TOKEN");
+        assert_eq!(get(&format!("/_matrix/client/v3/{path}"), alice.token()), (200, none));
+    }
 }
 
 #[test]

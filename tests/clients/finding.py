@@ -39,7 +39,7 @@ def _run(server, flow, words, told=None):
 
 
 def js_finds(server, unique):
-    """Searches with context and in pages, finds a user by name, and the rooms that two share."""
+    """Searches with context and in pages, finds a user by name, and the rooms that two share; and what the settings offer."""
     _run(server, "finds", _accounts(server, [f"finds{number}-{unique}" for number in (1, 2)]))
 
 
@@ -74,7 +74,7 @@ def js_falls_out_of_a_call(server, unique):
 
 # (title, whether it kills its server, function)
 FLOWS = [
-    ("js     search, user directory, mutual rooms", False, js_finds),
+    ("js     search, user directory, mutual rooms, offers of the settings", False, js_finds),
     ("js     delayed events, over a kill of the server", True, js_sends_later),
     ("js     a call, whose member is killed", False, js_falls_out_of_a_call),
 ]

@@ -20,19 +20,26 @@ const VERSIONS: [&str; 14] = [
 
 /// What clients look for under names of its own. Without sliding sync those of the newer engines log in nowhere. Its
 /// accepted form has no name yet by which clients would look for it. The others are those of cross-signing, for old clients,
-/// of dehydrated devices, of delayed events, of pushers that can be switched off, of the rooms that two users share, and of
-/// threads, their list and the direction of relations, which some look for in place of v1.4.
-const UNSTABLE_FEATURES: [&str; 10] = [
+/// of dehydrated devices, of delayed events, of pushers that can be switched off, and of the rooms that two users share; and those
+/// that some look for in place of a version: of private receipts, threads, their list and the direction of relations (v1.4), of files
+/// with authentication (v1.11), of any fields in profiles (v1.16), of redactions that are sent like other events, and of invites
+/// that are blocked (v1.18).
+const UNSTABLE_FEATURES: [&str; 15] = [
+    "com.beeper.msc4169",
     "org.matrix.e2e_cross_signing",
+    "org.matrix.msc2285.stable",
     "org.matrix.msc3440.stable",
     "org.matrix.msc3715.stable",
     "org.matrix.msc3814",
     "org.matrix.msc3856.stable",
     "org.matrix.msc3881",
+    "org.matrix.msc3916.stable",
     "org.matrix.msc4140",
+    "org.matrix.msc4380.stable",
     "org.matrix.simplified_msc3575",
     "uk.half-shot.msc2666.query_mutual_rooms",
     "uk.half-shot.msc2666.query_mutual_rooms.stable",
+    "uk.tcpip.msc4133.stable",
 ];
 
 /// `GET /.well-known/acme-challenge/{token}` (RFC 8555, 8.3): what proves to an authority that a name of this server is.
@@ -57,6 +64,7 @@ pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
     let mut capabilities = json!({
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": hs.config.default_room_version.id, "available": available },
+        "m.profile_fields": { "enabled": true },
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
@@ -70,6 +78,16 @@ pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
         capabilities["m.account_moderation"] = json!({ "suspend": true, "lock": true });
     }
     Ok(Reply::json(&json!({ "capabilities": capabilities })))
+}
+
+/// `GET /_matrix/client/v3/thirdparty/protocols`: which other networks are bridged to. None is, since there are no application
+/// services here; some clients ask when they start.
+pub fn third_party_protocols(
+    _hs: &Arc<Homeserver>,
+    _request: &Request,
+    _requester: &Requester,
+) -> Result<Reply> {
+    Ok(Reply::empty())
 }
 
 /// `GET /.well-known/matrix/client`

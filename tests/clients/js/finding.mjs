@@ -74,6 +74,25 @@ async function finds(alice, bob) {
         const rooms = await alice._unstable_getSharedRooms(bob.getUserId());
         demand(rooms.includes(room), `shared rooms ${rooms}`);
     }
+    await offers(alice, bob);
+}
+
+// What a client offers in its settings where the server says that it can be done, and what it shows there.
+async function offers(alice, bob) {
+    demand(await alice.doesServerSupportExtendedProfiles(), "profiles have no other fields");
+    await alice.setExtendedProfileProperty("m.tz", "Europe/Vienna");
+    const profile = await bob.getExtendedProfile(alice.getUserId());
+    demand(profile["m.tz"] === "Europe/Vienna" && profile.displayname, `a profile ${JSON.stringify(profile)}`);
+    demand((await alice.getThreePids()).threepids.length === 0, "an address that nobody gave");
+    demand(Object.keys(await alice.getThirdpartyProtocols()).length === 0, "a bridge that nobody set up");
+    demand(await alice.doesServerSupportUnstableFeature("org.matrix.msc4380.stable"), "invites cannot be blocked");
+    await alice.setAccountData("m.invite_permission_config", { default_action: "block" });
+    const { room_id: another } = await bob.createRoom({ preset: "private_chat" });
+    const refusal = await bob.invite(another, alice.getUserId()).then(
+        () => null,
+        (error) => error,
+    );
+    demand(refusal?.errcode === "M_INVITE_BLOCKED", `an invite to who wants none: ${refusal}`);
 }
 
 async function sendsLater(alice, bob) {

@@ -20,6 +20,12 @@ pub fn whoami(_hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) 
     Ok(Reply::json(&body))
 }
 
+/// `GET /_matrix/client/v3/account/3pid`: mail addresses and telephone numbers of an account, of which this server keeps none. The
+/// settings of some clients show a failure where this cannot be asked.
+pub fn third_party_ids(_hs: &Arc<Homeserver>, _request: &Request, _requester: &Requester) -> Result<Reply> {
+    Ok(Reply::json(&json!({ "threepids": [] })))
+}
+
 /// `POST /_matrix/client/v3/account/password`. Without an access token the password proves whose account it is.
 pub fn change_password(
     hs: &Arc<Homeserver>,
