@@ -249,7 +249,14 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
         None
     };
     let state = lacking.write(context, room)?;
-    let account_data = context.room_account_data(&room.room_id, data)?;
+    let account_data = match newly_joined {
+        // What was set before one came in has not been told yet.
+        true => {
+            let all = context.db.account_data_of_room_since(context.user, &room.room_id, 0)?;
+            context.room_account_data(&room.room_id, &all)?
+        }
+        false => context.room_account_data(&room.room_id, data)?,
+    };
     let ephemeral = ephemeral::of_room(context, room, if whole { 0 } else { context.since() })?;
     let nothing =
         page.events.is_empty() && state.is_empty() && account_data.is_empty() && ephemeral.is_empty();

@@ -3,6 +3,32 @@
 use super::*;
 
 #[test]
+fn account_data_of_a_room_that_was_set_before_one_came_in_is_told_with_the_room() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    let data = format!("{V3}/user/{}/rooms/{}/account_data/org.example", segment(bob.id()), segment(&room));
+    alice.invite(&room, bob.id());
+    bob.put(&data, json!({ "n": 1 }));
+    let told = |answer: &Value| answer["rooms"]["join"][&room]["account_data"]["events"].clone();
+    let invited = sync(&bob, "");
+    bob.join(&room);
+    let joined = sync(&bob, &next(&invited));
+    assert_eq!(told(&joined), json!([{ "type": "org.example", "content": { "n": 1 } }]));
+    // Once, and again with the room when one comes back.
+    alice.send(&room, "hello");
+    let spoken = sync(&bob, &next(&joined));
+    assert_eq!(told(&spoken), Value::Null);
+    bob.leave(&room);
+    bob.put(&data, json!({ "n": 2 }));
+    let left = sync(&bob, &next(&spoken));
+    alice.invite(&room, bob.id());
+    bob.join(&room);
+    let back = sync(&bob, &next(&left));
+    assert_eq!(told(&back), json!([{ "type": "org.example", "content": { "n": 2 } }]));
+}
+
+#[test]
 fn a_small_new_room_fits_into_its_timeline_and_has_no_other_state() {
     let server = TestServer::start();
     let alice = server.user("alice");
