@@ -1,5 +1,7 @@
 //! What the process asks of its memory allocator. For the binary; a library has no business changing its host's.
 
+use std::sync::OnceLock;
+
 /// Has large blocks (the 19 MiB of a password's hash, a room's whole state) go back to the system when they are freed,
 /// and small ones be used again by whichever thread asks next. Left to itself, the GNU allocator keeps blocks of such a
 /// size for later once it has seen the first, and eight arenas for each processor, each of which grows to what one
@@ -16,5 +18,28 @@ pub fn keep_little() {
             libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
             libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
         }
+    }
+    #[cfg(all(target_os = "linux", target_env = "musl"))]
+    {
+        // Memory is taken as one large area there, of which the kernel would make pages of two megabytes where it may.
+        // SAFETY: has no pointers; says no to huge pages for this process.
+        unsafe {
+            libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        }
+    }
+}
+
+static ON_REST: OnceLock<fn()> = OnceLock::new();
+
+/// Has this called by each thread that has served requests and has nothing to do for a while.
+pub fn on_rest(give_back: fn()) {
+    // Who came first stays.
+    let _ = ON_REST.set(give_back);
+}
+
+/// This thread has nothing to do for a while.
+pub(crate) fn rest() {
+    if let Some(give_back) = ON_REST.get() {
+        give_back();
     }
 }

@@ -1,6 +1,8 @@
 //! The command line. Thin: every command is a few calls into the library.
 
 mod commands;
+#[cfg(target_env = "musl")]
+mod static_allocator;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -23,6 +25,8 @@ struct Doorstep {
 
 fn main() -> ExitCode {
     doorstep::allocator::keep_little();
+    #[cfg(target_env = "musl")]
+    static_allocator::keep_little();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(why)) => complain(&why, 1),

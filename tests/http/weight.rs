@@ -9,12 +9,14 @@ use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::common::ProcessServer;
 use crate::common::media::{UPLOAD, begin, download_path};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::wait_until;
+use doorstep::TestServer;
 use doorstep::internals::Reply;
 use doorstep::protocol::ServerName;
 use doorstep::protocol::json::parse_object;
@@ -538,6 +540,17 @@ fn a_file_of_a_hundred_megabytes_goes_through_little_memory() {
             }
         });
     });
+}
+
+#[test]
+fn a_thread_with_nothing_to_do_gives_back_what_its_allocator_keeps() {
+    static TIMES: AtomicUsize = AtomicUsize::new(0);
+    doorstep::allocator::on_rest(|| {
+        TIMES.fetch_add(1, Ordering::Relaxed);
+    });
+    let server = TestServer::start();
+    ureq::get(format!("{}/_matrix/client/versions", server.url())).call().expect("an answer");
+    wait_until("the thread that answered gives back", || TIMES.load(Ordering::Relaxed) > 0);
 }
 
 fn put_text(user: &TestUser, path: &str, body: &str) -> (u16, Value) {

@@ -13,12 +13,15 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use crate::allocator;
 use crate::http::transport::connection::Connection;
 use crate::http::transport::server::ServerState;
 use crate::locks::{lock, wait, wait_timeout, wait_until};
 
 /// How long a thread without a connection stays.
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// And how long it keeps what the allocator has for its next one.
+const REST_AFTER: Duration = Duration::from_millis(50);
 /// Stack of a worker: address space only, a page counts when it is touched. Unoptimised code has frames several times
 /// as large.
 const WORKER_STACK_BYTES: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
@@ -189,14 +192,16 @@ impl ThreadPool {
             return Some(connection);
         }
         let seat = Arc::new(Seat { thread: thread::current(), given: Mutex::new(None) });
-        let deadline = Instant::now() + IDLE_THREAD_TIMEOUT;
+        let idle_since = Instant::now();
+        let mut rests = false;
         state.idle.push(seat.clone());
         loop {
             if let Some(connection) = lock(&seat.given).take() {
                 state.moved = Instant::now();
                 return Some(connection);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let idle = idle_since.elapsed();
+            let left = IDLE_THREAD_TIMEOUT.saturating_sub(idle);
             if left.is_zero() || state.stopping {
                 state.idle.retain(|other| !Arc::ptr_eq(other, &seat));
                 state.threads -= 1;
@@ -204,7 +209,11 @@ impl ThreadPool {
                 return None;
             }
             drop(state);
-            thread::park_timeout(left);
+            if !rests && idle >= REST_AFTER {
+                rests = true;
+                allocator::rest();
+            }
+            thread::park_timeout(if rests { left } else { REST_AFTER });
             state = lock(&self.state);
         }
     }
