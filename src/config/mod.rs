@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::Names;
+use crate::order;
 use crate::protocol::ServerName;
 use crate::protocol::certificates::acme::is_certifiable;
 use crate::protocol::room_version::RoomVersion;
@@ -261,7 +262,7 @@ impl Config {
                 );
             }
         }
-        self.acme.names.sort_unstable();
+        order::sort(&mut self.acme.names);
         self.acme.names.dedup();
         if self.acme.names.len() > ACME_NAMES_MAX {
             return refuse("--acme-name: a certificate can be for a hundred names at most");

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use crate::order;
 use crate::protocol::ids::{EventId, ServerName, UserId};
 use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
@@ -48,7 +49,7 @@ impl<'a> UncheckedEvent<'a> {
         if json.len() > EVENT_AS_WRITTEN_BYTES_MAX {
             return None;
         }
-        serde_json::from_slice(json).ok()
+        serde_json::from_str(std::str::from_utf8(json).ok()?).ok()
     }
 
     /// Frees what only [`UncheckedEvent::wanted_keys`] takes.
@@ -72,7 +73,7 @@ impl<'a> UncheckedEvent<'a> {
         if version.restricted_join && self.event_type == "m.room.member" {
             signers.extend(self.authoriser().and_then(|user| server_of(&user)));
         }
-        signers.sort_unstable();
+        order::sort(&mut signers);
         signers.dedup();
         signers.into_iter().flat_map(|server| {
             let keys = self.signatures.get(server.as_str()).into_iter().flat_map(BTreeMap::keys);

@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Db, RoomKey};
 use crate::error::Result;
+use crate::order;
 
 /// Of more events than this only so many are looked at, evenly among all.
 const EVENTS_LOOKED_AT: i64 = 4000;
@@ -57,7 +58,7 @@ impl Db<'_> {
             .into_iter()
             .map(|(room, (events, bytes))| RoomSize { room, events: scaled(events), bytes: scaled(bytes) })
             .collect();
-        sizes.sort_unstable_by_key(|size| (std::cmp::Reverse(size.bytes), size.room));
+        order::sort_by_key(&mut sizes, |size| (std::cmp::Reverse(size.bytes), size.room));
         sizes.truncate(most);
         Ok((sizes, looked_at < all))
     }

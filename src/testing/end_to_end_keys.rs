@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::TestUser;
+use crate::order::Gather;
 use crate::protocol::json::{base64, canonical_object};
 use crate::protocol::signatures::sign::SigningKey;
 use crate::random;
@@ -16,7 +17,7 @@ fn sign(mut object: Value, user: &str, key_id: &str, key: &SigningKey) -> Value 
     let members = object.as_object_mut().expect("an object");
     let signatures = members.remove("signatures");
     let unsigned: Map<String, Value> =
-        members.iter().filter(|(name, _)| *name != "unsigned").map(|(n, v)| (n.clone(), v.clone())).collect();
+        members.iter().filter(|(name, _)| *name != "unsigned").map(|(n, v)| (n.clone(), v.clone())).gather();
     let signature = key.sign_bytes(&canonical_object(&unsigned));
     let mut signatures = signatures.unwrap_or_else(|| json!({}));
     signatures[user][key_id] = signature.into();
@@ -73,7 +74,7 @@ impl TestDeviceKeys {
             let key = self.sign(json!({ "key": base64(&random::bytes::<32>()) }));
             (format!("signed_curve25519:{id}"), key)
         };
-        Value::Object(ids.iter().map(key).collect())
+        Value::Object(ids.iter().map(key).gather())
     }
 
     /// A fallback key by name.
@@ -188,7 +189,7 @@ impl TestUser {
     /// What `keys/query` answers for these users.
     #[track_caller]
     pub fn query_keys(&self, users: &[&str]) -> Value {
-        let wanted: Map<String, Value> = users.iter().map(|user| ((*user).to_owned(), json!([]))).collect();
+        let wanted: Map<String, Value> = users.iter().map(|user| ((*user).to_owned(), json!([]))).gather();
         self.post("/_matrix/client/v3/keys/query", json!({ "device_keys": wanted }))
     }
 

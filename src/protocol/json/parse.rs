@@ -82,10 +82,9 @@ pub fn is_object(text: &[u8]) -> bool {
 /// An object that was parsed, as a structure.
 ///
 /// Errors: `M_BAD_JSON` for another shape.
-pub fn shaped<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T> {
-    let scale = Scale { left: Cell::new(LARGE_WEIGHT_BYTES_MAX) };
-    let inner = Value::Object(object);
-    T::deserialize(Weighed { inner, scale: &scale, depth: 0, key: false }).map_err(|e| another_shape(&e))
+pub fn shaped<T: DeserializeOwned>(object: &Map<String, Value>) -> Result<T> {
+    // By way of its text: what reads structures of values would be compiled for each of them besides.
+    read_large(&serde_json::to_vec(object).map_err(Error::internal)?)
 }
 
 fn weighed<'t, T: Deserialize<'t>>(text: &'t [u8], most: usize) -> Result<T> {
@@ -94,7 +93,10 @@ fn weighed<'t, T: Deserialize<'t>>(text: &'t [u8], most: usize) -> Result<T> {
             text.len().saturating_mul(WEIGHT_PER_BYTE).saturating_add(WEIGHT_BASE_BYTES).min(most),
         ),
     };
-    let mut inner = serde_json::Deserializer::from_slice(text);
+    // As text, like everything that is read here, so that what reads is compiled once.
+    let text = std::str::from_utf8(text)
+        .map_err(|e| Error::new(ErrCode::NotJson, "not JSON: not UTF-8").with_cause(e))?;
+    let mut inner = serde_json::Deserializer::from_str(text);
     let read = T::deserialize(Weighed { inner: &mut inner, scale: &scale, depth: 0, key: false });
     let read = read.and_then(|value| inner.end().map(|()| value));
     read.map_err(|e| match e.classify() {

@@ -112,7 +112,7 @@ fn a_structure_is_not_read_from_a_list_of_its_fields() {
     ] {
         assert_eq!(read_whole(text).unwrap_err().errcode(), ErrCode::BadJson, "{text}");
         let Ok(object) = parse_object(text.as_bytes()) else { continue };
-        assert_eq!(shaped::<Shape>(object).unwrap_err().errcode(), ErrCode::BadJson, "{text}");
+        assert_eq!(shaped::<Shape>(&object).unwrap_err().errcode(), ErrCode::BadJson, "{text}");
     }
 }
 
@@ -201,7 +201,7 @@ fn the_key_of_the_librarys_own_is_a_key_like_any_other() {
             read_object::<Map<String, Value>>(object.as_bytes()).map(|_| ()),
             read::<Value>(object.as_bytes()).map(|_| ()),
             read_large::<Shape>(object.as_bytes()).map(|_| ()),
-            shaped::<Shape>(parsed.clone()).map(|_| ()),
+            shaped::<Shape>(&parsed).map(|_| ()),
         ] {
             assert_eq!(refused.expect_err("refused").errcode(), ErrCode::BadJson);
         }
@@ -249,8 +249,8 @@ fn what_was_there_is_not_said_of_what_was_expected() {
         let said = format!("{e} {e:?} {}", e.message());
         assert!(!said.contains("12345678") && said.contains(expected), "{body}: {said}");
         assert!(e.message().contains(" at line 1 column "), "{body}: {said}");
-        let e =
-            shaped::<Shape>(parse_object(body.as_bytes()).expect("an object")).expect_err("of another shape");
+        let e = shaped::<Shape>(&parse_object(body.as_bytes()).expect("an object"))
+            .expect_err("of another shape");
         let said = format!("{e} {e:?} {}", e.message());
         assert!(!said.contains("12345678") && said.contains(expected), "{body}: {said}");
     }

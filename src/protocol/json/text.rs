@@ -296,9 +296,9 @@ impl<'a> CanonicalReader<'a> {
         }
         // serde_json knows the grammar of numbers, but may miss the nearest float by one; the standard library does
         // not.
-        let _: f64 = serde_json::from_slice(token).map_err(|e| not_json("a bad number").with_cause(e))?;
-        let float = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
-        let float: f64 = float.ok_or_else(|| not_json("a bad number"))?;
+        let token = std::str::from_utf8(token).map_err(|e| not_json("a bad number").with_cause(e))?;
+        let _: f64 = serde_json::from_str(token).map_err(|e| not_json("a bad number").with_cause(e))?;
+        let float: f64 = token.parse().map_err(|_| not_json("a bad number"))?;
         self.seen.odd_number = Some(NOT_WHOLE);
         self.out.extend_from_slice(float_text(float, Floats::AsPython).as_bytes());
         if self.out.len() > self.most { Err(too_full()) } else { Ok(()) }
@@ -325,8 +325,8 @@ impl<'a> CanonicalReader<'a> {
             self.out.extend_from_slice(token);
             return Ok(());
         }
-        let text: String =
-            serde_json::from_slice(token).map_err(|e| not_json("a bad string").with_cause(e))?;
+        let token = std::str::from_utf8(token).map_err(|e| not_json("a bad string").with_cause(e))?;
+        let text: String = serde_json::from_str(token).map_err(|e| not_json("a bad string").with_cause(e))?;
         write_string(&mut self.out, &text);
         Ok(())
     }
@@ -366,7 +366,8 @@ pub(super) fn decoded(quoted: &[u8]) -> Cow<'_, str> {
     {
         return Cow::Borrowed(plain);
     }
-    Cow::Owned(serde_json::from_slice(quoted).unwrap_or_default())
+    let text = std::str::from_utf8(quoted).ok();
+    Cow::Owned(text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -311,7 +311,7 @@ impl Admin<'_> {
             "name": name,
             "power_level_content_override": { "users_default": -10 },
         });
-        let request: CreateRoom = serde_json::from_value(request).map_err(Error::internal)?;
+        let request: CreateRoom = json::read(request.to_string().as_bytes())?;
         let version = self.config.default_room_version;
         let profile = self.store.read(|db| db.profile(&creator))?;
         let events = request.plan(&creator, &profile, version, None)?;

@@ -191,7 +191,7 @@ impl Devices<'_> {
                 Ok(())
             })?;
         }
-        known.sort_unstable();
+        order::sort(&mut known);
         let mut taken = 0;
         for some in known.chunks(USERS_AT_ONCE_MAX) {
             self.store.read(|db| {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::order;
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
 use crate::service::events::accept;
 use crate::service::events::accept::{EventSource, Received};
@@ -354,7 +355,7 @@ fn who_yields(
 ) -> Result<ServerName> {
     let mut by_share: Vec<_> =
         shares.iter().map(|(server, share)| (*share, server == newcomer, server)).collect();
-    by_share.sort_unstable_by(|a, b| b.cmp(a));
+    order::sort_by(&mut by_share, |a, b| b.cmp(a));
     for (_, _, server) in &by_share {
         if !db.is_neighbour(server)? && !db.is_via_of(&room.room_id, server)? {
             return Ok((*server).clone());

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::order::Gather;
+use crate::order::{self, Gather};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::signatures::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
@@ -157,7 +157,7 @@ impl Keys<'_> {
         let mut unknown: Vec<&ServerName> =
             wanted.iter().map(|w| &w.server).filter(|s| !ring.knows(s.as_str())).collect();
         unknown.retain(|s| *s != self.server_name());
-        unknown.sort_unstable();
+        order::sort(&mut unknown);
         unknown.dedup();
         let stored = self.store.read(|db| {
             let of = |server: &&ServerName| Ok(((*server).clone(), db.server_keys(server)?));

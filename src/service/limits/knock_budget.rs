@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
+use crate::order;
 use crate::protocol::limits::fair_share::ServerStanding;
 use crate::protocol::limits::knock_budget::{HOUR_MS, KnockFacts, KnockLimits, Wait, check_budget, over};
 use crate::protocol::pdu::Membership;
@@ -164,7 +165,7 @@ impl KnockBudget {
         let knocks = log.of(&scope, now);
         let under_way = knocks.iter().filter(|knock| knock.under_way).map(|knock| knock.what.clone());
         waiting.extend(under_way);
-        waiting.sort_unstable();
+        order::sort(&mut waiting);
         waiting.dedup();
         waiting.retain(|user| user != knocker.as_str());
         let waiting: Vec<&str> = waiting.iter().map(String::as_str).collect();

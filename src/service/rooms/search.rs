@@ -185,7 +185,7 @@ impl Rooms<'_> {
             None => SearchKey::ALL.to_vec(),
             Some(names) => {
                 let keys: Result<BTreeSet<SearchKey>> =
-                    names.iter().map(|name| SearchKey::parse(name)).collect();
+                    names.iter().map(|name| SearchKey::parse(name)).try_gather();
                 keys?.into_iter().gather()
             }
         };

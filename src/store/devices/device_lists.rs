@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
+use crate::order;
 use crate::protocol::keys::cross_signing::KeyUsage;
 use crate::protocol::keys::remote::{
     REMOTE_DEVICE_OVERHEAD_BYTES, REMOTE_DEVICES_BYTES_MAX, RemoteDevice, RemoteKeys, ShownKeys,
@@ -243,7 +244,7 @@ impl Db<'_> {
                 due.push(list?);
             }
         }
-        due.sort_unstable();
+        order::sort(&mut due);
         Ok(due.into_iter().take(limit).filter_map(|(_, user)| UserId::parse(&user).ok()).collect())
     }
 

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::notifications::{NewNotification, OwnNotification};
 use crate::error::Result;
+use crate::order;
 use crate::protocol::event_auth::{PowerLevelKey, PowerLevels};
 use crate::protocol::glob::Steps;
 use crate::protocol::pdu::Membership;
@@ -134,7 +135,7 @@ impl Tx<'_> {
             let levels = evaluation.levels();
             named.extend(recipients.all.iter().filter(|user| levels.may_invite(user.as_str())).cloned());
         }
-        named.sort_unstable();
+        order::sort(&mut named);
         named.dedup();
         for user in named.into_iter().filter(|user| user != sender && recipients.has_usual(user)) {
             let actions = evaluation.actions(&predefined, Some(&user));

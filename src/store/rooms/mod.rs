@@ -49,6 +49,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Db, EventKey, RoomKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
+use crate::order;
 use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
 use crate::store::rooms::events::ForwardExtremity;
@@ -309,7 +310,7 @@ impl Tx<'_> {
             before.iter().flat_map(|before| before.iter()).filter(stays).cloned().collect();
         if all.len() == kept.len() {
             all.push(new);
-            all.sort_unstable_by_key(|extremity| extremity.key);
+            order::sort_by_key(&mut all, |extremity| extremity.key);
             self.remember(|cache| cache.keep_extremities(room, all.into()));
         }
     }

@@ -41,7 +41,7 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     if !by_token && !object.contains_key("identifier") && !object.contains_key("user") {
         return Err(Error::missing_param("Missing identifier"));
     }
-    let body: LoginBody = shaped(object.clone())?;
+    let body: LoginBody = shaped(&object)?;
     let new = NewLogin {
         device_id: body.device_id.as_deref(),
         display_name: body.initial_device_display_name.as_deref(),

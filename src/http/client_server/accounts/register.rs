@@ -46,7 +46,7 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let action = GuardedAction { name: "register", flows, incidental: &["initial_device_display_name"] };
     let from = Some(request.client_ip());
     let read = |params: &Map<String, Value>| {
-        let body: RegisterBody = shaped(params.clone())?;
+        let body: RegisterBody = shaped(params)?;
         // Before authentication, as the specification asks, so that nobody spends a token on a name they cannot have.
         match (guest_of(hs, request, &body)?, &body.username) {
             (Some(guest), Some(username)) if username.eq_ignore_ascii_case(guest.localpart()) => {}

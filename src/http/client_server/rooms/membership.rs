@@ -49,7 +49,7 @@ fn join_target(
     target: JoinTarget,
 ) -> Result<Reply> {
     let fields = request.json_object_or_empty()?;
-    let body: ReasonBody = shaped(fields.clone())?;
+    let body: ReasonBody = shaped(&fields)?;
     let mut target = target;
     if let Some(signed) = body.third_party_signed {
         let sender = signed.get("sender").and_then(Value::as_str).unwrap_or_default();

@@ -135,7 +135,7 @@ impl Admin<'_> {
                 found.push((at, entry.path()));
             }
         }
-        found.sort_unstable();
+        order::sort(&mut found);
         Ok(found)
     }
 

@@ -389,7 +389,7 @@ impl<'a> Fetch<'a> {
                 .map(|(id, _)| id.clone())
                 .collect::<Vec<_>>())
         })?;
-        lacking.sort_unstable();
+        order::sort(&mut lacking);
         lacking.dedup();
         Ok(lacking)
     }

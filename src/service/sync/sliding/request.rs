@@ -7,6 +7,7 @@ use std::hash::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::order;
 use crate::protocol::RoomId;
 
 /// Lists of one request ("Max lists: 100").
@@ -134,7 +135,7 @@ pub enum WantedMembers<'r> {
 impl RequiredState {
     /// Of one list or subscription.
     pub fn new(mut selectors: Vec<StateSelector>) -> Self {
-        selectors.sort_unstable();
+        order::sort(&mut selectors);
         selectors.dedup();
         Self(selectors)
     }
@@ -384,7 +385,7 @@ pub fn places_in(ranges: Option<&[(u64, u64)]>, count: usize) -> Vec<(usize, usi
     let mut places: Vec<_> =
         ranges.iter().map(|&(first, last)| (place(first), place(last.saturating_add(1)))).collect();
     places.retain(|(start, end)| start < end);
-    places.sort_unstable();
+    order::sort(&mut places);
     let mut merged: Vec<(usize, usize)> = Vec::new();
     for (start, end) in places {
         match merged.last_mut() {

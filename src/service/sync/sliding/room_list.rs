@@ -11,6 +11,7 @@ use super::request::{RoomFilters, places_in};
 use crate::bounded::{BoundedMap, Worth};
 use crate::error::Result;
 use crate::locks::lock;
+use crate::order::Gather;
 use crate::protocol::json::{parse_object, read};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
@@ -366,7 +367,7 @@ impl RoomList {
                 && children.as_ref().is_none_or(|children| children.contains(room_id.as_str()))
         };
         let rooms = self.rooms.iter().filter(|(room_id, room)| wanted(room_id, room));
-        let order = rooms.map(|(room_id, room)| Rank(Reverse(room.activity), room_id.clone())).collect();
+        let order = rooms.map(|(room_id, room)| Rank(Reverse(room.activity), room_id.clone())).gather();
         self.views.push(ListView { filters: filters.clone(), order });
         Ok(self.views.len() - 1)
     }

@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::request::{RoomConfig, SlidingRequest};
 use super::room_list::{ListedRoom, RoomList, Window, look_at};
 use crate::error::Result;
-use crate::order::Gather;
+use crate::order::{self, Gather};
 use crate::protocol::RoomId;
 use crate::service::sync::SyncContext;
 use crate::store::RoomKey;
@@ -91,7 +91,7 @@ pub fn select(
         }
         let mut selected: Vec<Selected> =
             rooms.into_iter().filter_map(|room_id| placed(list, &windows, request, room_id)).collect();
-        selected.sort_by_key(|selected| {
+        order::sort_by_key(&mut selected, |selected| {
             std::cmp::Reverse(selected.room.as_ref().map_or(i64::MAX, |r| r.activity))
         });
         Ok(Selection {
