@@ -29,7 +29,7 @@ pub use crate::http::transport::reply::Reply;
 pub use crate::http::transport::request::Request;
 pub(crate) use crate::http::transport::request::decode_segment;
 pub use crate::http::transport::server::Server;
-pub use crate::http::transport::service::{Admission, BodyUse, Call, Outcome, Poll, Service, WakeTurn};
+pub use crate::http::transport::service::{Admission, BodyUse, Call, Outcome, Poll, Service, Tell, WakeTurn};
 pub use crate::http::transport::tls::Certificate;
 pub use auth::{Origin, Requester};
 pub use route::{Handler, Route};

@@ -19,7 +19,9 @@ use crate::http::transport::bounds::Quota;
 use crate::http::transport::failure::{failure, numbered_failure};
 use crate::http::transport::reply::Reply;
 use crate::http::transport::request::{Request, decode_segment};
-use crate::http::transport::service::{Admission, BodySink, BodyUse, Call, Outcome, Poll, Service, WakeTurn};
+use crate::http::transport::service::{
+    Admission, BodySink, BodyUse, Call, Outcome, Poll, Service, Tell, WakeTurn,
+};
 use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::service::Homeserver;
@@ -441,6 +443,15 @@ fn log_refusal(request: &Request, error: &Error) {
     log::log!(level, "{} {} from {}: {error}", request.method(), path_for_log(request), request.client_ip());
 }
 
+/// Which call of a handler follows a wait; none if only its time is up.
+fn poll_of(woken: Woken) -> Option<Poll> {
+    match woken {
+        Woken::News => Some(Poll::Again),
+        Woken::TimedOut => None,
+        Woken::Stopping => Some(Poll::Last),
+    }
+}
+
 impl Service for Router {
     fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply> {
         let mut route = None;
@@ -464,17 +475,18 @@ impl Service for Router {
     }
 
     fn wait(&self, user: &UserId, after: i64, until: Instant) -> Option<Poll> {
-        self.wait_in_turn(user, after, until).0
+        poll_of(self.hs.notifier.wait(user, after, until, None).0)
     }
 
-    fn wait_in_turn(&self, user: &UserId, after: i64, until: Instant) -> (Option<Poll>, Option<WakeTurn>) {
-        let (woken, turn) = self.hs.notifier.wait(user, after, until);
-        let poll = match woken {
-            Woken::News => Some(Poll::Again),
-            Woken::TimedOut => None,
-            Woken::Stopping => Some(Poll::Last),
-        };
-        (poll, turn.map(|turn| -> WakeTurn { Box::new(turn) }))
+    fn wait_in_turn(
+        &self,
+        user: &UserId,
+        after: i64,
+        until: Instant,
+        tell: &Tell,
+    ) -> (Option<Poll>, Option<WakeTurn>) {
+        let (woken, turn) = self.hs.notifier.wait(user, after, until, Some(tell));
+        (poll_of(woken), turn.map(|turn| -> WakeTurn { Box::new(turn) }))
     }
 
     fn interrupt(&self) {

@@ -18,7 +18,7 @@ use tiny_http::Method;
 
 use super::TestServer;
 use crate::error::{ErrCode, Error};
-use crate::http::{Admission, BodyUse, Outcome, Poll, Quota, Reply, Request, Service, WakeTurn};
+use crate::http::{Admission, BodyUse, Outcome, Poll, Quota, Reply, Request, Service, Tell, WakeTurn};
 use crate::locks::{lock, wait_until};
 use crate::protocol::{ServerName, UserId};
 
@@ -267,8 +267,14 @@ impl Service for Watched {
         self.inner.wait(user, after, until)
     }
 
-    fn wait_in_turn(&self, user: &UserId, after: i64, until: Instant) -> (Option<Poll>, Option<WakeTurn>) {
-        self.inner.wait_in_turn(user, after, until)
+    fn wait_in_turn(
+        &self,
+        user: &UserId,
+        after: i64,
+        until: Instant,
+        tell: &Tell,
+    ) -> (Option<Poll>, Option<WakeTurn>) {
+        self.inner.wait_in_turn(user, after, until, tell)
     }
 
     fn interrupt(&self) {

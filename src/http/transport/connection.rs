@@ -25,7 +25,7 @@ use crate::http::transport::head::{BodyEnd, has_body, reply_head};
 use crate::http::transport::reply::{Exactly, Reply, ReplyBody};
 use crate::http::transport::request::Request;
 use crate::http::transport::server::ConnectionSlot;
-use crate::http::transport::service::{BodyUse, Call, Outcome, Poll, WakeTurn};
+use crate::http::transport::service::{BodyUse, Call, Outcome, Poll};
 use crate::http::transport::socket::Transport;
 use crate::protocol::UserId;
 
@@ -57,35 +57,45 @@ pub(super) struct Connection {
     /// Bytes that were read and not used yet.
     pub(super) pending: Vec<u8>,
     /// Since when nothing is under way.
-    idle_since: Instant,
+    pub(super) idle_since: Instant,
     /// The request that waits for news, if one does.
-    waiting: Option<Box<WaitingRequest>>,
+    pub(super) waiting: Option<Box<WaitingRequest>>,
 }
 
 /// A request whose handler has nothing to say yet.
-struct WaitingRequest {
-    request: Request,
+pub(super) struct WaitingRequest {
+    pub(super) request: Request,
     call: Call,
-    reply_framing: ReplyFraming,
-    user: UserId,
-    after: i64,
-    until: Instant,
+    pub(super) reply_framing: ReplyFraming,
+    pub(super) user: UserId,
+    pub(super) after: i64,
+    pub(super) until: Instant,
     /// Which call comes next, once it is known.
-    poll: Poll,
+    pub(super) poll: Poll,
     /// Its permission to look again among those that were woken.
-    woken: Option<Permit>,
+    pub(super) woken: Option<Permit>,
     _permit: Permit,
     _memory: BodyMemory,
 }
 
 /// What follows a step.
-enum NextStep {
+pub(super) enum NextStep {
     /// Read a request.
     Request,
     /// Let a parker wait.
     Park,
     /// Enough.
     Close,
+}
+
+/// How far a reply has come that was written without waiting.
+pub(super) enum Written {
+    /// It was not begun.
+    Nothing(Reply, ReplyFraming),
+    /// All but this is on its way.
+    Upto { rest: Vec<u8>, rate: Option<usize>, reply_framing: ReplyFraming },
+    /// The connection is of no use any more.
+    Failed,
 }
 
 impl Connection {
@@ -121,54 +131,8 @@ impl Connection {
         None
     }
 
-    /// Waits, holding next to nothing, until there is something to work on. `None`: there never will be.
-    pub(super) fn park(mut self) -> Option<Self> {
-        if self.pending.is_empty() {
-            self.pending = Vec::new();
-        }
-        let shared = self.slot.shared.clone();
-        let Some(mut waiting) = self.waiting.take() else { return self.park_idle() };
-        let (poll, turn) = self.wait(&waiting);
-        waiting.poll = poll;
-        if waiting.poll == Poll::Again {
-            // What many are told at once is told from here: no worker has to take it over. Who has gone meanwhile is not
-            // looked for: that shows when they are told.
-            let light = catch_unwind(AssertUnwindSafe(|| waiting.request.light_answer()));
-            // The next one is at it while this one is told, who may be slow to listen.
-            drop(turn);
-            if let Some(reply) = light.ok().flatten() {
-                let reply_framing = waiting.reply_framing;
-                drop(waiting);
-                return match self.answer(reply, reply_framing) {
-                    Ok(NextStep::Request) if self.pending.is_empty() => self.park_idle(),
-                    Ok(NextStep::Request) => Some(self),
-                    Ok(NextStep::Park | NextStep::Close) => {
-                        self.end();
-                        None
-                    }
-                    Err(_) => None,
-                };
-            }
-        }
-        if self.transport.is_gone() {
-            // Or it has only closed its sending half and still listens: then this is an early answer.
-            waiting.poll = Poll::Last;
-            waiting.reply_framing.keep_alive = false;
-        }
-        waiting.woken = Some(shared.bounds.permit_woken());
-        self.waiting = Some(waiting);
-        Some(self)
-    }
-
-    /// Waits for the next request.
-    fn park_idle(mut self) -> Option<Self> {
-        let until = self.idle_since + self.slot.shared.limits.idle_timeout;
-        let readable = self.transport.wait_readable(until).unwrap_or(false);
-        (readable && !self.slot.is_retired()).then_some(self)
-    }
-
     /// Says good-bye.
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if !self.slot.shared.is_stopping() {
             self.slot.idle();
             self.transport.close_gently(CLOSE_TIMEOUT, CLOSE_BYTES_MAX);
@@ -288,27 +252,16 @@ impl Connection {
         let has_an_end = reply.is_measured() || reply_framing.minor > 0;
         reply_framing.keep_alive &= has_an_end && !self.slot.shared.is_stopping();
         self.write(reply, reply_framing)?;
+        self.answered(reply_framing)
+    }
+
+    /// What follows a reply that was written.
+    fn answered(&mut self, reply_framing: ReplyFraming) -> Result<NextStep, RequestError> {
         if !reply_framing.keep_alive {
             return Ok(NextStep::Close);
         }
         self.idle_since = Instant::now();
         if self.slot.idle() { Ok(NextStep::Request) } else { Err(RequestError::Gone) }
-    }
-
-    /// Waits for news, looking now and then whether the client is still there.
-    fn wait(&self, waiting: &WaitingRequest) -> (Poll, Option<WakeTurn>) {
-        let shared = &self.slot.shared;
-        loop {
-            let check = (Instant::now() + shared.limits.hang_up_check_interval).min(waiting.until);
-            let (next, turn) = shared.service.wait_in_turn(&waiting.user, waiting.after, check);
-            let over = next == Some(Poll::Last) || Instant::now() >= waiting.until || shared.is_stopping();
-            if over || next.is_none() && self.transport.is_gone() {
-                return (Poll::Last, None);
-            }
-            if let Some(poll) = next {
-                return (poll, turn);
-            }
-        }
     }
 
     /// Reads a request's head. `None`: none has begun, so that the wait for it is a parker's.
@@ -372,6 +325,44 @@ impl Connection {
         let read = self.transport.read(&mut self.pending[had..]);
         self.pending.truncate(had + *read.as_ref().unwrap_or(&0));
         read
+    }
+
+    /// Writes as much of a reply as goes out without waiting. A stream is not begun.
+    pub(super) fn write_now(&mut self, reply: Reply, mut reply_framing: ReplyFraming) -> Written {
+        reply_framing.keep_alive &= !self.slot.shared.is_stopping();
+        if reply.body_bytes().is_none() || reply_framing.is_head || !has_body(reply.status()) {
+            return Written::Nothing(reply, reply_framing);
+        }
+        let rate = reply.slowest_rate();
+        let (status, headers, body) = reply.into_parts();
+        let ReplyBody::Bytes(body) = body else { return Written::Failed };
+        let (end, now) = (BodyEnd::Length(body.len() as u64), self.slot.shared.clock.now_ms());
+        let mut bytes = reply_head(status, &headers, reply_framing, (end, body.len()), now);
+        bytes.extend_from_slice(&body);
+        match self.transport.write_now(&bytes) {
+            Ok(sent) => {
+                bytes.drain(..sent);
+                Written::Upto { rest: bytes, rate, reply_framing }
+            }
+            Err(_) => Written::Failed,
+        }
+    }
+
+    /// Writes what [`Connection::write_now`] has left.
+    pub(super) fn write_rest(&mut self, written: Written) -> Result<NextStep, RequestError> {
+        match written {
+            Written::Nothing(reply, reply_framing) => self.answer(reply, reply_framing),
+            Written::Upto { rest, rate, reply_framing } => {
+                let started = Instant::now();
+                self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
+                let mut writer = Paced { connection: self, started, written: 0, rate };
+                writer.write_all(&rest)?;
+                writer.flush()?;
+                drop(rest);
+                self.answered(reply_framing)
+            }
+            Written::Failed => Err(RequestError::Gone),
+        }
     }
 
     /// Writes a reply: one that is small with a single write.

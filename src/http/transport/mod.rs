@@ -4,7 +4,7 @@
 //! - `server`: the registry of open connections, start and stop; `listeners`: what they come by.
 //! - `local_socket`: the way in for commands on the same machine, both ends.
 //! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited;
-//!   `body`: how that is read.
+//!   `body`: how that is read; `parked`: one that waits.
 //! - `pool`: the threads that work and those that wait.
 //! - `bounds`: how much of everything there may be, apart for clients and other servers.
 //! - `socket`: reads and writes that end by a deadline; `tls`: certificates.
@@ -19,6 +19,7 @@ pub(super) mod framing;
 pub(super) mod head;
 pub mod listeners;
 pub mod local_socket;
+pub(super) mod parked;
 pub(super) mod pool;
 pub mod reply;
 pub mod request;

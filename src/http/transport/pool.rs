@@ -102,6 +102,8 @@ impl ThreadPool {
         let mut state = lock(&self.state);
         if let Some(seat) = state.idle.pop() {
             *lock(&seat.given) = Some(connection);
+            // Not under the lock, which is the first thing that the thread wants.
+            drop(state);
             seat.thread.unpark();
             return;
         }

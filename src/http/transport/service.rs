@@ -23,8 +23,15 @@ pub trait Service: Send + Sync + 'static {
     /// server stops ([`Poll::Last`]), or until the deadline (`None`).
     fn wait(&self, user: &UserId, after: i64, until: Instant) -> Option<Poll>;
     /// [`Service::wait`] for who does what they were woken for before the next of many who are woken by the same begin with
-    /// theirs: with the turn, which ends when it is dropped.
-    fn wait_in_turn(&self, user: &UserId, after: i64, until: Instant) -> (Option<Poll>, Option<WakeTurn>) {
+    /// theirs: with the turn, which ends when it is dropped. Who has a turn may call what the others gave to be told by, so
+    /// that they need not be woken for that; it is not called any more when this has returned.
+    fn wait_in_turn(
+        &self,
+        user: &UserId,
+        after: i64,
+        until: Instant,
+        _tell: &Tell,
+    ) -> (Option<Poll>, Option<WakeTurn>) {
         (self.wait(user, after, until), None)
     }
     /// Ends every `wait` now.
@@ -35,6 +42,9 @@ pub trait Service: Send + Sync + 'static {
 
 /// The turn of somebody who was woken. To be dropped before anything that others could draw out.
 pub type WakeTurn = Box<dyn Send>;
+
+/// Tells somebody who waits what there is for them, without waiting for anything. False: they have to look for themselves.
+pub type Tell = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Answers a whole request. May panic: that is a 500 and nothing more.
 pub type Call = Box<dyn Fn(&Request, Poll) -> Outcome + Send>;

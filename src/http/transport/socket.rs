@@ -152,6 +152,25 @@ impl Transport {
         }
     }
 
+    /// Writes what the other side takes at once. Returns how many of the bytes need not be written again; a flush may be left to
+    /// do.
+    pub(super) fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let at_once = |sent: io::Result<usize>| match sent {
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+            sent => sent,
+        };
+        match self {
+            Self::Plain(socket) => at_once((&*socket.tcp).write(bytes)),
+            Self::Tls(stream) => {
+                let taken = stream.conn.writer().write(bytes)?;
+                while stream.conn.wants_write() && at_once(stream.conn.write_tls(&mut &*stream.sock.tcp))? > 0
+                {
+                }
+                Ok(taken)
+            }
+        }
+    }
+
     /// Waits, holding no buffer, until there is something to read. False: the deadline passed.
     pub(super) fn wait_readable(&mut self, deadline: Instant) -> io::Result<bool> {
         if let Self::Tls(stream) = self {

@@ -5,8 +5,10 @@
 //! and the wait end the wait at once. Nothing has to be registered beforehand, and nothing can be missed. A wake
 //! that comes for nothing only costs a look.
 //!
-//! Of a thousand who wait for the same only a few are woken at a time, and each who is done with it lets the next come:
-//! all of them at once would stand in each other's way at every lock, on processors that cannot run them anyway.
+//! Of a thousand who wait for the same only a few are woken at a time: all of them at once would stand in each other's way at
+//! every lock, on processors that cannot run them anyway. And waking a thread takes longer than saying what there is to say to
+//! most. So each who was woken, once it is done, tells those who are next for them, where they left word how ([`Tell`]); they are
+//! woken when they know already. Who left none gets the turn.
 //!
 //! Who looks into a room without being in it is no audience of the room. As long as their request waits they are noted as watching
 //! it, from before they look, and are woken as users by what comes into it.
@@ -43,6 +45,16 @@ const GATHER_INTERVAL: Duration = Duration::from_secs(1);
 /// So many of those who were woken are at work for each processor, and a few at least.
 const TURNS_EACH_PROCESSOR: usize = 2;
 const TURNS_MIN: usize = 4;
+
+/// So many others are told by one who was woken, who then has to see to their own connection. That long, and no longer, those who
+/// were told sleep on: their clients have better to do than to ask again at once.
+const TOLD_IN_TURN_MAX: usize = 128;
+
+/// So many who are to be woken get into the line together.
+const LINED_UP_TOGETHER: usize = 16;
+
+/// Tells somebody who waits what there is for them, without waiting for anything. False: they have to look for themselves.
+pub type Tell = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +102,8 @@ struct WakeQueue {
     turns: usize,
 }
 
-/// The turn of one who was woken with news. Dropping it lets the next be woken: to be done before anything that may take
-/// longer than a look.
+/// The turn of one who was woken with news. Dropping it tells the next, or wakes them: to be done before anything that may
+/// take longer than a look.
 pub struct Turn(Arc<Crowd>);
 
 #[derive(Default)]
@@ -113,6 +125,7 @@ struct Watch {
 struct Waiter {
     thread: Thread,
     state: Arc<AtomicU8>,
+    tell: Option<Tell>,
 }
 
 /// It waits.
@@ -123,6 +136,10 @@ const HAS_TURN: u8 = 1;
 const STOPS: u8 = 2;
 /// Its time was up.
 const LEFT: u8 = 3;
+/// Another is about to tell it.
+const IS_TOLD: u8 = 4;
+/// It has news, told or not, and no turn.
+const HAS_NEWS: u8 = 5;
 
 impl Default for Notifier {
     fn default() -> Self {
@@ -186,35 +203,43 @@ impl Notifier {
     }
 
     /// Tells the waiting requests of these users that position `position` concerns them. Called after the commit is
-    /// visible to readers and never before. Costs two locks for each user that waits; few are woken from here.
+    /// visible to readers and never before. Costs a lock for each user, and few are woken from here.
     pub fn publish<'u>(&self, position: i64, users: impl IntoIterator<Item = &'u UserId>) {
+        let mut woken = Vec::new();
         for user in users {
-            let woken = {
-                let mut shard = self.shard(user);
-                if shard.users.len() > SHARD_USERS_MAX {
-                    shard.forget_the_idle();
+            let mut shard = self.shard(user);
+            if shard.users.len() > SHARD_USERS_MAX {
+                shard.forget_the_idle();
+            }
+            match shard.users.get_mut(user) {
+                Some(watch) => {
+                    watch.moved = watch.moved.max(position);
+                    woken.append(&mut watch.waiters);
                 }
-                match shard.users.get_mut(user) {
-                    Some(watch) => {
-                        watch.moved = watch.moved.max(position);
-                        std::mem::take(&mut watch.waiters)
-                    }
-                    None => {
-                        shard.users.insert(user.clone(), Watch { moved: position, waiters: Vec::new() });
-                        Vec::new()
-                    }
-                }
-            };
-            if !woken.is_empty() {
-                let mut queue = lock(&self.crowd.queue);
-                // Checked under the lock: `stop` takes it after it has set the flag.
-                if self.stopping.load(Ordering::SeqCst) {
-                    woken.iter().for_each(|waiter| waiter.wake(STOPS));
-                } else {
-                    queue.waiters.extend(woken);
-                    self.crowd.wake_next(queue);
+                None => {
+                    shard.users.insert(user.clone(), Watch { moved: position, waiters: Vec::new() });
                 }
             }
+            drop(shard);
+            // The first are at it while the others are looked for.
+            if woken.len() >= LINED_UP_TOGETHER {
+                self.line_up(&mut woken);
+            }
+        }
+        self.line_up(&mut woken);
+    }
+
+    fn line_up(&self, woken: &mut Vec<Waiter>) {
+        if woken.is_empty() {
+            return;
+        }
+        let mut queue = lock(&self.crowd.queue);
+        // Checked under the lock: `stop` takes it after it has set the flag.
+        if self.stopping.load(Ordering::SeqCst) {
+            woken.drain(..).for_each(|waiter| waiter.wake(STOPS));
+        } else {
+            queue.waiters.extend(woken.drain(..));
+            self.crowd.wake_next(queue);
         }
     }
 
@@ -242,10 +267,17 @@ impl Notifier {
     }
 
     /// Waits until something later than stream position `after` concerns the user, until `until`, or until the
-    /// server stops. May also return `News` when there is none for this client: look, and wait again. Who was woken has a
-    /// turn, for which others wait.
-    pub fn wait(&self, user: &UserId, after: i64, until: Instant) -> (Woken, Option<Turn>) {
-        let waiter = Waiter { thread: thread::current(), state: Arc::new(AtomicU8::new(WAITS)) };
+    /// server stops. May also return `News` when there is none for this client: look, and wait again. Who was woken may have a
+    /// turn, for which others wait. Meanwhile `tell` may be called, once and on another thread, and has returned when this does.
+    pub fn wait(
+        &self,
+        user: &UserId,
+        after: i64,
+        until: Instant,
+        tell: Option<&Tell>,
+    ) -> (Woken, Option<Turn>) {
+        let state = Arc::new(AtomicU8::new(WAITS));
+        let waiter = Waiter { thread: thread::current(), state, tell: tell.cloned() };
         {
             let mut shard = self.shard(user);
             let known = shard.users.get(user).map_or(shard.floor, |watch| watch.moved);
@@ -272,6 +304,7 @@ impl Notifier {
                 let turn = Some(Turn(self.crowd.clone()));
                 (if self.stopping.load(Ordering::SeqCst) { Woken::Stopping } else { Woken::News }, turn)
             }
+            HAS_NEWS => (Woken::News, None),
             STOPS => (Woken::Stopping, None),
             _ => {
                 self.withdraw(user, &waiter);
@@ -346,11 +379,40 @@ impl Crowd {
     }
 }
 
+impl Crowd {
+    /// Tells those who are next, until nobody is left, or the next has to be woken and gets the turn.
+    fn go_on(&self) {
+        let mut told: Vec<Waiter> = Vec::new();
+        loop {
+            let mut queue = lock(&self.queue);
+            let next = match queue.waiters.front() {
+                Some(next) if next.tell.is_some() && told.len() < TOLD_IN_TURN_MAX => {
+                    queue.waiters.pop_front()
+                }
+                _ => None,
+            };
+            let Some(next) = next else {
+                queue.turns -= 1;
+                self.wake_next(queue);
+                break;
+            };
+            drop(queue);
+            if next.end(IS_TOLD).is_ok() {
+                let knows = next.tell.as_ref().is_some_and(|tell| tell());
+                next.state.store(HAS_NEWS, Ordering::Release);
+                match knows {
+                    true => told.push(next),
+                    false => next.thread.unpark(),
+                }
+            }
+        }
+        told.iter().for_each(|waiter| waiter.thread.unpark());
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut queue = lock(&self.0.queue);
-        queue.turns -= 1;
-        self.0.wake_next(queue);
+        self.0.go_on();
     }
 }
 
@@ -374,13 +436,17 @@ impl Waiter {
     /// What has become of the wait when it was ended, or when the deadline has passed.
     fn park(&self, until: Instant) -> u8 {
         loop {
-            let state = self.state.load(Ordering::Acquire);
-            if state != WAITS {
-                return state;
+            match self.state.load(Ordering::Acquire) {
+                WAITS => {}
+                IS_TOLD => {
+                    thread::park();
+                    continue;
+                }
+                state => return state,
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return self.end(LEFT).map_or_else(|other| other, |_| LEFT);
+            if left.is_zero() && self.end(LEFT).is_ok() {
+                return LEFT;
             }
             thread::park_timeout(left);
         }
@@ -400,7 +466,7 @@ mod tests {
     }
 
     fn wait(notifier: &Notifier, name: &str, after: i64, until: Instant) -> Woken {
-        notifier.wait(&user(name), after, until).0
+        notifier.wait(&user(name), after, until, None).0
     }
 
     #[test]
@@ -514,7 +580,7 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..crowd {
                 scope.spawn(|| {
-                    let (news, turn) = notifier.wait(&user("alice"), 0, soon());
+                    let (news, turn) = notifier.wait(&user("alice"), 0, soon(), None);
                     assert_eq!(news, Woken::News);
                     woken.fetch_add(1, Ordering::SeqCst);
                     while !done.load(Ordering::SeqCst) {
@@ -537,6 +603,81 @@ mod tests {
         assert_eq!(woken.load(Ordering::SeqCst), crowd);
         let queue = lock(&notifier.crowd.queue);
         assert_eq!((queue.turns, queue.waiters.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_left_word_how_is_told_once_by_one_who_was_woken_and_wakes_when_they_know() {
+        let (notifier, crowd) = (Notifier::new(), 3 * TOLD_IN_TURN_MAX);
+        let (by_others, looks) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for number in 0..crowd {
+                let (notifier, by_others, looks) = (&notifier, &by_others, &looks);
+                scope.spawn(move || {
+                    let told = Arc::new(Mutex::new(Vec::new()));
+                    let (place, knows) = (told.clone(), number % 3 > 0);
+                    let tell: Tell = Arc::new(move || {
+                        lock(&place).push(thread::current().id());
+                        knows
+                    });
+                    let (news, turn) = notifier.wait(&user("alice"), 0, soon(), Some(&tell));
+                    assert_eq!(news, Woken::News);
+                    let told = std::mem::take(&mut *lock(&told));
+                    match told[..] {
+                        [] => assert!(turn.is_some(), "nobody told them, so they are to tell others"),
+                        [by] => {
+                            assert!(turn.is_none() && by != thread::current().id());
+                            (if knows { by_others } else { looks }).fetch_add(1, Ordering::SeqCst);
+                        }
+                        _ => panic!("told more than once"),
+                    }
+                });
+            }
+            while notifier.waiting() < crowd {
+                thread::yield_now();
+            }
+            notifier.publish(1, [&user("alice")]);
+        });
+        // Only the first few had to be woken first, and one now and then.
+        assert!(by_others.load(Ordering::SeqCst) > crowd / 2 && looks.load(Ordering::SeqCst) > crowd / 4);
+        let queue = lock(&notifier.crowd.queue);
+        assert_eq!((queue.turns, queue.waiters.len(), notifier.waiting()), (0, 0, 0));
+    }
+
+    #[test]
+    fn who_is_being_told_when_their_time_is_up_waits_until_they_are() {
+        let notifier = Notifier::new();
+        let (begun, told) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let until = Instant::now() + Duration::from_millis(100);
+        let tell: Tell = {
+            let (begun, told) = (begun.clone(), told.clone());
+            Arc::new(move || {
+                begun.store(true, Ordering::SeqCst);
+                // Until the other's time is up at any rate.
+                while Instant::now() < until + Duration::from_millis(50) {
+                    thread::yield_now();
+                }
+                told.store(true, Ordering::SeqCst);
+                true
+            })
+        };
+        lock(&notifier.crowd.queue).turns = notifier.crowd.turns_max;
+        let turn = Turn(notifier.crowd.clone());
+        thread::scope(|scope| {
+            let alice = scope.spawn(|| {
+                let news = notifier.wait(&user("alice"), 0, until, Some(&tell)).0;
+                (news, begun.load(Ordering::SeqCst), told.load(Ordering::SeqCst))
+            });
+            while notifier.waiting() < 1 && Instant::now() < until {
+                thread::yield_now();
+            }
+            notifier.publish(1, [&user("alice")]);
+            drop(turn);
+            let (news, begun, told) = alice.join().unwrap();
+            // On a machine that is very busy she may have gone before.
+            assert!(
+                (news, begun, told) == (Woken::News, true, true) || (news, begun) == (Woken::TimedOut, false)
+            );
+        });
     }
 
     #[test]

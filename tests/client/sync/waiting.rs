@@ -152,6 +152,51 @@ fn a_waiting_sync_returns_when_something_happens_and_empty_when_nothing_does() {
 }
 
 #[test]
+fn each_of_a_crowd_that_waits_is_told_of_each_message_once_whether_it_is_told_lightly_or_has_to_be_looked_for()
+ {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let crowd: Vec<_> = (0..24).map(|number| server.user(&format!("user{number}"))).collect();
+    crowd.iter().for_each(|user| drop(user.join(&room)));
+    // A third of them are told of the message alone; for others more than that has to be looked at.
+    let filters = [
+        String::new(),
+        filter(&json!({"room": {"timeline": {"limit": 5, "not_types": ["org.example.x"]}}})),
+        filter(&json!({"room": {"state": {"lazy_load_members": true}}})),
+    ];
+    let mut since: Vec<String> =
+        crowd.iter().zip(filters.iter().cycle()).map(|(user, filter)| next(&sync(user, filter))).collect();
+    for message in 0..5 {
+        std::thread::scope(|scope| {
+            let asked = crowd.iter().zip(filters.iter().cycle()).zip(&mut since);
+            let waiting: Vec<_> = asked
+                .map(|((user, filter), since)| {
+                    let room = &room;
+                    scope.spawn(move || {
+                        loop {
+                            let answer = sync(user, &format!("{filter}&{since}&timeout=30000"));
+                            *since = next(&answer);
+                            // Others who come online are news, too.
+                            if let Some(joined) = answer["rooms"]["join"].get(room) {
+                                return bodies(&joined["timeline"]).join(", ");
+                            }
+                        }
+                    })
+                })
+                .collect();
+            while server.homeserver().notifier.waiting() < crowd.len() {
+                std::thread::yield_now();
+            }
+            alice.send(&room, &format!("message {message}"));
+            for heard in waiting {
+                assert_eq!(heard.join().unwrap(), format!("message {message}"));
+            }
+        });
+    }
+}
+
+#[test]
 fn invites_account_data_and_other_rooms_wake_a_waiting_sync_too() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
