@@ -1,10 +1,13 @@
 //! Rules that were compiled, in the order in which they are asked, and what they make of an event.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::condition::Condition;
 use super::event::{PushEvent, Recipient, RoomFacts};
-use super::user_rules::RuleKind;
+use super::user_rules::{RuleKind, UserRules};
+use crate::protocol::UserId;
 use crate::protocol::glob::Steps;
 
 /// What an event is to a user.
@@ -83,10 +86,12 @@ impl Actions {
 /// Rules, compiled.
 #[derive(Debug, Default)]
 pub struct RuleSet {
-    rules: Vec<Rule>,
+    rules: Vec<Arc<Rule>>,
+    /// So many of them, the first, override all others.
+    overriding: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Rule {
     conditions: Vec<Condition>,
     actions: Actions,
@@ -95,20 +100,49 @@ struct Rule {
 impl RuleSet {
     /// Compiles a ruleset as clients read it. `user`: whose it is.
     pub fn compile(ruleset: &Value, user: &str) -> Self {
-        let mut rules = Vec::new();
+        let mut set = Self::default();
         for kind in RuleKind::ALL {
             let of_kind = ruleset.get(kind.as_str()).and_then(Value::as_array);
-            for rule in of_kind.into_iter().flatten() {
-                // "Disabled rules never match."
-                if rule["enabled"] == true {
-                    rules.push(Rule {
-                        conditions: conditions(kind, rule, user),
-                        actions: Actions::of(rule["actions"].as_array().map_or(&[][..], Vec::as_slice)),
-                    });
-                }
+            set.add(kind, user, of_kind.into_iter().flatten());
+            if kind == RuleKind::Override {
+                set.overriding = set.rules.len();
             }
         }
-        Self { rules }
+        set
+    }
+
+    /// Compiles the rules of a user. The predefined ones, which are compiled already, are taken as they are if the user has changed
+    /// nothing in them: then it costs what the user's own rules do.
+    pub fn of_user(rules: &UserRules, user: &UserId, calls: bool, predefined: &RuleSet) -> Self {
+        if rules.change_predefined() {
+            return Self::compile(&rules.ruleset(user, calls), user.as_str());
+        }
+        // In the order of `UserRules::ruleset`; that which switches all others off is not enabled.
+        let (overriding, others) =
+            predefined.rules.split_at(predefined.overriding.min(predefined.rules.len()));
+        let mut set = Self::default();
+        for kind in RuleKind::ALL {
+            set.add(kind, user.as_str(), &rules.own(kind));
+            match kind {
+                RuleKind::Override => {
+                    set.rules.extend_from_slice(overriding);
+                    set.overriding = set.rules.len();
+                }
+                RuleKind::Underride => set.rules.extend_from_slice(others),
+                _ => {}
+            }
+        }
+        set
+    }
+
+    fn add<'r>(&mut self, kind: RuleKind, user: &str, rules: impl IntoIterator<Item = &'r Value>) {
+        for rule in rules {
+            // "Disabled rules never match."
+            if rule["enabled"] == true {
+                let actions = Actions::of(rule["actions"].as_array().map_or(&[][..], Vec::as_slice));
+                self.rules.push(Arc::new(Rule { conditions: conditions(kind, rule, user), actions }));
+            }
+        }
     }
 
     /// What the first rule whose conditions hold says to do; none if there is no such rule. `recipient`: none for
@@ -121,7 +155,7 @@ impl RuleSet {
         recipient: Option<&Recipient<'_>>,
         steps: &Steps,
     ) -> Option<&Actions> {
-        let holds = |rule: &&Rule| {
+        let holds = |rule: &&Arc<Rule>| {
             rule.conditions.iter().all(|condition| condition.holds(event, room, recipient, steps))
         };
         self.rules.iter().find(holds).map(|rule| &rule.actions)
@@ -161,8 +195,6 @@ fn is(key: &str, id: &str) -> Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::UserId;
-    use crate::protocol::push_rules::UserRules;
 
     const ALICE: &str = "@alice:a.example";
 
@@ -223,6 +255,39 @@ mod tests {
             (json!({"type": "m.room.topic", "state_key": "", "content": {"topic": "x"}}), NOTHING),
         ] {
             assert_eq!(outcome(&UserRules::default(), &event), expected, "{event}");
+        }
+    }
+
+    #[test]
+    fn the_rules_of_a_user_are_the_same_made_of_the_predefined_ones_or_compiled_whole() {
+        let [alice, anybody] =
+            [ALICE, "@anybody:localhost"].map(|user| UserId::parse(user).expect("a user id"));
+        let own = |kind: &str, rule: Value| json!({ "own": { kind: [rule] } });
+        for stored in [
+            json!({}),
+            own(
+                "override",
+                json!({"rule_id": "a", "enabled": true, "actions": ["notify"], "conditions": []}),
+            ),
+            own("override", json!({"rule_id": "b", "enabled": false, "actions": [], "conditions": []})),
+            own(
+                "content",
+                json!({"rule_id": "c", "enabled": true, "actions": ["notify"], "pattern": "alice"}),
+            ),
+            own("room", json!({"rule_id": "!room:a.example", "enabled": true, "actions": []})),
+            own("sender", json!({"rule_id": ALICE, "enabled": true, "actions": []})),
+            own("underride", json!({"rule_id": "d", "enabled": true, "actions": [], "conditions": []})),
+            json!({ "predefined": { ".m.rule.master": { "enabled": true } } }),
+            json!({ "predefined": { ".m.rule.message": { "enabled": false } } }),
+        ] {
+            let rules = UserRules::read(Some(&stored.to_string())).expect("rules");
+            for calls in [false, true] {
+                let predefined =
+                    RuleSet::compile(&UserRules::default().ruleset(&anybody, calls), anybody.as_str());
+                let made = RuleSet::of_user(&rules, &alice, calls, &predefined);
+                let whole = RuleSet::compile(&rules.ruleset(&alice, calls), ALICE);
+                assert_eq!((made.rules, made.overriding), (whole.rules, whole.overriding), "{stored}");
+            }
         }
     }
 

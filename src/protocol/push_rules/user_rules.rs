@@ -182,7 +182,7 @@ impl UserRules {
     pub fn ruleset(&self, user: &UserId, calls: bool) -> Value {
         let mut ruleset = Map::new();
         for kind in RuleKind::ALL {
-            let own = self.own.get(&kind).into_iter().flatten().map(OwnRule::served);
+            let own = self.own(kind).into_iter();
             let rules: Vec<Value> = match kind {
                 RuleKind::Override => std::iter::once(predefined::master())
                     .chain(own)
@@ -194,6 +194,16 @@ impl UserRules {
             ruleset.insert(kind.as_str().into(), rules.into_iter().map(|rule| self.changed(rule)).collect());
         }
         Value::Object(ruleset)
+    }
+
+    /// Whether the user has changed anything in the predefined rules.
+    pub(super) fn change_predefined(&self) -> bool {
+        !self.predefined.is_empty()
+    }
+
+    /// The user's own rules of a kind, as clients read them.
+    pub(super) fn own(&self, kind: RuleKind) -> Vec<Value> {
+        self.own.get(&kind).into_iter().flatten().map(OwnRule::served).collect()
     }
 
     /// A rule with what the user changed in it, if it is a predefined one.

@@ -54,10 +54,13 @@ impl Db<'_> {
         let config = self.account_data(user, None, "m.invite_permission_config")?;
         let config = config.and_then(|text| json::parse_object(text.as_bytes()).ok());
         let blocked = config.as_ref().is_some_and(content::blocks_invites);
-        let settings = self.push_settings(user)?;
-        Ok(move |sender: &UserId| {
-            !blocked && !settings.as_ref().is_some_and(|own| own.ignored.has(sender.as_str()))
-        })
+        let ignored = self.ignored_of(user)?;
+        Ok(move |sender: &UserId| !blocked && !ignored.has(sender.as_str()))
+    }
+
+    fn ignored_of(&self, user: &UserId) -> Result<Ignored> {
+        let ignored = self.account_data(user, None, IGNORED)?;
+        Ok(ignored.map(|content| Ignored::listed(&content, user)).unwrap_or_default())
     }
 
     /// What a user has that is not usual.
@@ -66,13 +69,12 @@ impl Db<'_> {
             return Ok(known);
         }
         let rules = self.account_data(user, None, RULES)?;
-        let ignored = self.account_data(user, None, IGNORED)?;
-        let ignored = ignored.map(|content| Ignored::listed(&content, user)).unwrap_or_default();
+        let ignored = self.ignored_of(user)?;
         let rules = match rules {
             None => None,
             Some(stored) => {
-                let ruleset = UserRules::read(Some(&stored))?.ruleset(user, self.shared.has_call_rules());
-                Some(RuleSet::compile(&ruleset, user.as_str()))
+                let (rules, predefined) = (UserRules::read(Some(&stored))?, self.shared.predefined_rules());
+                Some(RuleSet::of_user(&rules, user, self.shared.has_call_rules(), &predefined))
             }
         };
         let settings = (rules.is_some() || !ignored.is_empty()).then(|| Rc::new(Settings { rules, ignored }));
