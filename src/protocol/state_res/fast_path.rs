@@ -78,11 +78,27 @@ pub fn is_newcomer(event: &Pdu, user: &str, undisputed: &dyn Fn(&str, &str) -> O
     event.auth_events().len() == cited
 }
 
+/// Whether an event is a newcomer because this one is: it is as much its own user's as that, and rests on the same events.
+/// False says nothing.
+pub fn is_newcomer_like(event: &Pdu, newcomer: &Pdu) -> bool {
+    event.is("m.room.member", event.sender().as_str())
+        && event.membership() == newcomer.membership()
+        && event.auth_events() == newcomer.auth_events()
+        && event.version().id == newcomer.version().id
+        && !may_select_more(event)
+        && !may_select_more(newcomer)
+}
+
+/// Whether the content of a join or a knock may say more of the events that it should rest on than the membership does.
+fn may_select_more(event: &Pdu) -> bool {
+    let raw = event.content_raw();
+    raw.contains('\\') || raw.contains("join_authorised_via_users_server")
+}
+
 /// The content of a join or a knock, as far as it says which events it should rest on: parsed only where it may say more
 /// than the membership.
 fn content_for_selection(event: &Pdu) -> Map<String, Value> {
-    let raw = event.content_raw();
-    if raw.contains('\\') || raw.contains("join_authorised_via_users_server") {
+    if may_select_more(event) {
         return event.content();
     }
     let membership = event.membership().map(|membership| Value::from(membership.as_str()));

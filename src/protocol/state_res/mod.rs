@@ -34,7 +34,7 @@ use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::{RoomVersion, StateResolution};
 
-pub use self::fast_path::is_newcomer;
+pub use self::fast_path::{is_newcomer, is_newcomer_like};
 
 /// Event type and state key.
 pub type StateTuple = (Arc<str>, Arc<str>);

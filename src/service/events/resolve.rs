@@ -12,9 +12,10 @@ use crate::protocol::state_res::{self, StateMap, StateTuple, Unconflicted};
 use crate::protocol::{EventId, Pdu, RoomVersion};
 use crate::service::events::state_view::StateView;
 use crate::store::cache::resolutions::Fingerprint;
+use crate::store::rooms::snapshots::Difference;
 use crate::store::rooms::state::NamedDelta;
 use crate::store::rooms::state::StateRef;
-use crate::store::{Db, Room, SnapshotId, StateTupleId, Status};
+use crate::store::{Db, EventKey, Room, SnapshotId, StateTupleId, Status};
 
 /// How much may be done for a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +145,13 @@ pub(in crate::service) fn resolve(
     Ok(Some(resolved))
 }
 
+/// What the current state has under a type and a state key.
+struct Undisputed {
+    event_type: String,
+    state_key: String,
+    id: Option<EventId>,
+}
+
 /// What the current state becomes if somebody comes in, or knocks, whom none of these states knows, and these differ in
 /// nothing but other newcomers, all of whom the current state has: their union, which is what resolving them comes to
 /// (`protocol/state_res/fast_path.rs` says why). None if it is not so simple, or would take more than a bounded
@@ -163,43 +171,55 @@ pub(super) fn with_newcomer(
         return Ok(None);
     }
     let failure = RefCell::new(None);
+    // Each newcomer asks for the same few.
+    let asked: RefCell<Vec<Undisputed>> = RefCell::default();
     let undisputed = |event_type: &str, state_key: &str| {
+        let is_it = |known: &&Undisputed| known.event_type == event_type && known.state_key == state_key;
+        if let Some(known) = asked.borrow().iter().find(is_it) {
+            return known.id.clone();
+        }
         let key = db.state_event_key(room.key, event_type, state_key);
         let id = key.and_then(|key| key.map(|key| db.event_id(key)).transpose());
-        id.unwrap_or_else(|e| {
+        let id = id.unwrap_or_else(|e| {
             failure.borrow_mut().get_or_insert(e);
             None
-        })
+        });
+        let (event_type, state_key) = (event_type.to_owned(), state_key.to_owned());
+        asked.borrow_mut().push(Undisputed { event_type, state_key, id: id.clone() });
+        id
     };
     if !state_res::is_newcomer(newcomer, &entry.0.1, &undisputed)
         || StateView::current(db, room.key).authorise(&db.auth_checker(room.version), newcomer)?.is_err()
     {
         return failure.into_inner().map_or(Ok(None), Err);
     }
-    // Who is missing in how many of the states.
-    let mut missing: BTreeMap<StateTupleId, usize> = BTreeMap::new();
+    // Who is missing, by which event, in how many of the states.
+    let mut missing: BTreeMap<StateTupleId, (EventKey, usize)> = BTreeMap::new();
     for set in sets {
         if !set.state.change.is_empty() {
             return Ok(None);
         }
-        let difference = db.state_difference(current, set.state.base)?;
-        if difference.len() > BOUNDED_DIFFERENCES_MAX || difference.values().any(Option::is_some) {
+        let differences = db.state_differences(current, set.state.base)?;
+        if differences.len() > BOUNDED_DIFFERENCES_MAX {
             return Ok(None);
         }
-        difference.into_keys().for_each(|tuple_id| *missing.entry(tuple_id).or_default() += 1);
+        for Difference { tuple_id, old, new } in differences {
+            let (Some(event), None) = (old, new) else { return Ok(None) };
+            missing.entry(tuple_id).or_insert((event, 0)).1 += 1;
+        }
     }
     // Each state may lack others of them.
     if missing.len() > BOUNDED_DIFFERENCES_MAX {
         return Ok(None);
     }
     let mut left = BOUNDED_EVENTS_MAX;
-    for (tuple_id, count) in missing {
-        let Some(key) = db.state_row_at(current, tuple_id)? else { return Ok(None) };
+    for (key, count) in missing.into_values() {
         let other = db.pdu_by_key(key)?;
         db.count_examined(weight_of(&other));
         let Some(rest) = left.checked_sub(weight_of(&other)) else { return Ok(None) };
         left = rest;
-        let is_newcomer = state_res::is_newcomer(&other, other.sender().as_str(), &undisputed);
+        let is_newcomer = state_res::is_newcomer_like(&other, newcomer)
+            || state_res::is_newcomer(&other, other.sender().as_str(), &undisputed);
         if !is_newcomer || count == sets.len() {
             return failure.into_inner().map_or(Ok(None), Err);
         }

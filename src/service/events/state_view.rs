@@ -2,7 +2,6 @@
 //! it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::protocol::Pdu;
@@ -15,13 +14,16 @@ type Read<'a> = Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>;
 /// A state that is read through a database which may fail, as the pure rules want it, each event read once.
 pub(in crate::service) struct StateView<'a> {
     read: Read<'a>,
-    seen: RefCell<HashMap<(String, String), Option<Pdu>>>,
+    /// What was read: the rules ask for few events, and for the same again.
+    found: RefCell<Vec<Pdu>>,
+    absent: RefCell<Vec<(String, String)>>,
     failure: RefCell<Option<Error>>,
 }
 
 impl<'a> StateView<'a> {
     pub(in crate::service) fn new(read: impl Fn(&str, &str) -> Result<Option<Pdu>> + 'a) -> Self {
-        Self { read: Box::new(read), seen: RefCell::default(), failure: RefCell::default() }
+        let (found, absent, failure) = Default::default();
+        Self { read: Box::new(read), found, absent, failure }
     }
 
     /// The current state of a room.
@@ -30,9 +32,11 @@ impl<'a> StateView<'a> {
     }
 
     pub(in crate::service) fn get(&self, event_type: &str, state_key: &str) -> Option<Pdu> {
-        let key = (event_type.to_owned(), state_key.to_owned());
-        if let Some(seen) = self.seen.borrow().get(&key) {
-            return seen.clone();
+        if let Some(found) = self.found.borrow().iter().find(|found| found.is(event_type, state_key)) {
+            return Some(found.clone());
+        }
+        if self.absent.borrow().iter().any(|absent| absent.0 == event_type && absent.1 == state_key) {
+            return None;
         }
         let found = match (self.read)(event_type, state_key) {
             Ok(found) => found,
@@ -41,7 +45,10 @@ impl<'a> StateView<'a> {
                 None
             }
         };
-        self.seen.borrow_mut().insert(key, found.clone());
+        match &found {
+            Some(found) => self.found.borrow_mut().push(found.clone()),
+            None => self.absent.borrow_mut().push((event_type.to_owned(), state_key.to_owned())),
+        }
         found
     }
 

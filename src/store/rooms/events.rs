@@ -445,9 +445,9 @@ impl Tx<'_> {
         }
         let insert =
             "INSERT INTO events (event_key, room_key, event_id, stream, sub, depth, origin_server_ts, status,
-             outgoing, state_before, state_after, json)
-             SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1,
-               ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10 FROM retired_keys WHERE true
+             outgoing, state_before, state_after, json) VALUES (
+               (SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1 FROM retired_keys),
+               ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)
              ON CONFLICT (event_id) DO NOTHING";
         let inserted = self.execute(
             insert,
@@ -518,8 +518,9 @@ impl Tx<'_> {
         status: Status,
     ) -> Result<Option<EventKey>> {
         let insert = "INSERT INTO events (event_key, room_key, event_id, depth, origin_server_ts, status, json)
-             SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1, ?1, ?2, ?3, ?4, ?5, ?6
-             FROM retired_keys WHERE true ON CONFLICT (event_id) DO NOTHING";
+             VALUES (
+               (SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1 FROM retired_keys),
+               ?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (event_id) DO NOTHING";
         let inserted = self.execute(
             insert,
             params![

@@ -5,7 +5,7 @@
 //! those that lead from its predecessor to that ancestor. Forks need nothing special: they are branches of the tree.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rusqlite::{OptionalExtension, params};
 
@@ -78,14 +78,38 @@ impl SnapshotRow {
 /// snapshots: between neighbours it is the short way.
 pub(in crate::store) struct SnapshotStep {
     from: SnapshotId,
-    change: Delta,
+    change: Vec<(StateTupleId, Option<EventKey>)>,
+    /// What the former had in place of each of these, once somebody asked: looking that up is most of what it takes to tell
+    /// how two snapshots differ, and the same steps are gone again with every event of a forked room.
+    before: OnceLock<Vec<Option<EventKey>>>,
 }
 
 impl SnapshotStep {
     /// What it takes to remember it.
     pub(in crate::store) fn bytes(&self) -> usize {
-        120 + 40 * self.change.len()
+        120 + 60 * self.change.len()
     }
+}
+
+/// What two states have in one place.
+#[derive(Clone, Copy)]
+pub struct Difference {
+    /// The place: type and state key.
+    pub tuple_id: StateTupleId,
+    /// What the one has there.
+    pub old: Option<EventKey>,
+    /// What the other has.
+    pub new: Option<EventKey>,
+}
+
+/// What is found out about one place on the way from two snapshots to a third that both come from.
+#[derive(Default)]
+struct OnBothWays {
+    /// What the third has.
+    common: Option<EventKey>,
+    /// What the two have, where they differ from that.
+    old: Option<Option<EventKey>>,
+    new: Option<Option<EventKey>>,
 }
 
 /// How many steps are gone at most to see how two snapshots differ.
@@ -233,40 +257,65 @@ impl Db<'_> {
 
     /// What must change in state `from` to get state `to`.
     pub fn state_difference(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
+        let differences = self.state_differences(from, to)?;
+        Ok(differences.into_iter().map(|difference| (difference.tuple_id, difference.new)).collect())
+    }
+
+    /// Where two states differ, by type and state key.
+    pub fn state_differences(&self, from: SnapshotId, to: SnapshotId) -> Result<Vec<Difference>> {
         if from == to {
-            return Ok(Delta::new());
+            return Ok(Vec::new());
         }
         match self.difference_by_steps(from, to)? {
-            Some(difference) => Ok(difference),
+            Some(differences) => Ok(differences),
             None => self.difference_by_rows(from, to),
         }
     }
 
     /// The difference between snapshots that were made one from the other, or both from a third, not many steps ago.
     /// None if the writer does not remember how.
-    fn difference_by_steps(&self, from: SnapshotId, to: SnapshotId) -> Result<Option<Delta>> {
+    fn difference_by_steps(&self, from: SnapshotId, to: SnapshotId) -> Result<Option<Vec<Difference>>> {
         if self.cache.is_none() {
             return Ok(None);
         }
         // From both ends towards the root, always from the one that is further from it, until they meet.
         let (mut from, mut to) = ((from, self.snapshot_link(from)?.0), (to, self.snapshot_link(to)?.0));
-        let (mut before, mut after) = (Delta::new(), Delta::new());
+        let mut found: BTreeMap<StateTupleId, OnBothWays> = BTreeMap::new();
         for _ in 0..STEPS_MAX {
             if from.0 == to.0 {
-                return self.difference_above(Some(from.0), &before, &after).map(Some);
+                let difference = |(tuple_id, found): (StateTupleId, OnBothWays)| {
+                    let OnBothWays { common, old, new } = found;
+                    let (old, new) = (old.unwrap_or(common), new.unwrap_or(common));
+                    (old != new).then_some(Difference { tuple_id, old, new })
+                };
+                return Ok(Some(found.into_iter().filter_map(difference).collect()));
             }
-            let (at, found) = if from.1 >= to.1 { (&mut from, &mut before) } else { (&mut to, &mut after) };
+            let is_old = from.1 >= to.1;
+            let at = if is_old { &mut from } else { &mut to };
             let Some(step) = self.recall(|cache| cache.events.step(at.0)) else { return Ok(None) };
-            for (tuple_id, event) in &step.change {
-                found.entry(*tuple_id).or_insert(*event);
+            for ((tuple_id, event), before) in step.change.iter().zip(self.before_step(&step)?) {
+                let place = found.entry(*tuple_id).or_default();
+                // The step that is nearest to the third says what that has, the one that is nearest to the end what that has.
+                place.common = *before;
+                let end = if is_old { &mut place.old } else { &mut place.new };
+                end.get_or_insert(*event);
             }
             *at = (step.from, at.1 - 1);
         }
         Ok(None)
     }
 
+    /// What the state before a step had in the places that it changed.
+    fn before_step<'s>(&self, step: &'s SnapshotStep) -> Result<&'s [Option<EventKey>]> {
+        if step.before.get().is_none() {
+            let had = step.change.iter().map(|(tuple_id, _)| self.state_row_at(step.from, *tuple_id));
+            let _ = step.before.set(had.collect::<Result<_>>()?);
+        }
+        Ok(step.before.get().map_or(&[], Vec::as_slice))
+    }
+
     /// The same for any two, found through their nearest common row.
-    fn difference_by_rows(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
+    fn difference_by_rows(&self, from: SnapshotId, to: SnapshotId) -> Result<Vec<Difference>> {
         let (mut from_path, mut to_path) = (self.snapshot_path(from)?, self.snapshot_path(to)?);
         // What both build on, seen from the root, says the same on both sides, and is looked at only where one side
         // alone speaks of a tuple. It may be large.
@@ -281,20 +330,26 @@ impl Db<'_> {
     }
 
     /// The difference of two states that are given as changes to a third, or to nothing.
-    fn difference_above(&self, common: Option<SnapshotId>, before: &Delta, after: &Delta) -> Result<Delta> {
+    fn difference_above(
+        &self,
+        common: Option<SnapshotId>,
+        before: &Delta,
+        after: &Delta,
+    ) -> Result<Vec<Difference>> {
         let beneath = |tuple_id: StateTupleId| match common {
             Some(common) => self.state_row_at(common, tuple_id),
             None => Ok(None),
         };
-        let mut difference = Delta::new();
-        for tuple_id in before.keys().chain(after.keys()) {
+        let only_after = after.keys().filter(|tuple_id| !before.contains_key(tuple_id));
+        let mut differences = Vec::new();
+        for tuple_id in before.keys().chain(only_after) {
             let old = before.get(tuple_id).map_or_else(|| beneath(*tuple_id), |event| Ok(*event))?;
             let new = after.get(tuple_id).map_or_else(|| beneath(*tuple_id), |event| Ok(*event))?;
             if old != new {
-                difference.insert(*tuple_id, new);
+                differences.push(Difference { tuple_id: *tuple_id, old, new });
             }
         }
-        Ok(difference)
+        Ok(differences)
     }
 }
 
@@ -341,7 +396,10 @@ impl Tx<'_> {
         self.count_child_of_spare_state(at, 1)?;
         let snapshot = self.insert_snapshot(number, Some(at), &delta)?;
         self.remember(|cache| {
-            cache.events.keep_step(snapshot, SnapshotStep { from: previous, change: change.clone() });
+            let change = change.iter().map(|(tuple_id, event)| (*tuple_id, *event)).collect();
+            cache
+                .events
+                .keep_step(snapshot, SnapshotStep { from: previous, change, before: OnceLock::new() });
         });
         Ok(snapshot)
     }
@@ -352,10 +410,11 @@ impl Tx<'_> {
         parent: Option<SnapshotId>,
         delta: Option<Vec<u8>>,
     ) -> Result<SnapshotId> {
+        // As one row of values: what is selected from the table that it goes into is put into a table of its own first.
         self.execute(
-            "INSERT INTO snapshots (snapshot, number, parent, delta)
-             SELECT max(snapshot, coalesce((SELECT max(snapshot) FROM snapshots), 0)) + 1, ?1, ?2, ?3
-             FROM retired_keys",
+            "INSERT INTO snapshots (snapshot, number, parent, delta) VALUES (
+               (SELECT max(snapshot, coalesce((SELECT max(snapshot) FROM snapshots), 0)) + 1 FROM retired_keys),
+               ?1, ?2, ?3)",
             params![number, parent, delta],
         )?;
         let snapshot = self.conn().last_insert_rowid();

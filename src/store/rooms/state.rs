@@ -122,9 +122,11 @@ impl Db<'_> {
             return Ok(());
         }
         let mut statement = self.conn().prepare_cached(
-            "SELECT s.type, c.event_key FROM state_tuples s
-               CROSS JOIN current_state c ON c.room_key = ?1 AND c.tuple_id = s.tuple_id
-             WHERE s.state_key = '' AND s.type IN (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            // A list for IN would be put into a table of its own each time.
+            "SELECT t.column1, c.event_key
+             FROM (VALUES (?2), (?3), (?4), (?5), (?6), (?7), (?8), (?9), (?10), (?11)) t
+               CROSS JOIN state_tuples s ON s.type = t.column1 AND s.state_key = ''
+               CROSS JOIN current_state c ON c.room_key = ?1 AND c.tuple_id = s.tuple_id",
         )?;
         let name = |at: usize| types.get(at).copied();
         let (a, b, c, d, e) = (name(0), name(1), name(2), name(3), name(4));
