@@ -156,7 +156,7 @@ pub fn auth_types(
 }
 
 /// [`auth_types`] without copying anything.
-pub(super) fn selection<'e>(
+pub(crate) fn selection<'e>(
     event_type: &str,
     sender: &'e str,
     state_key: Option<&'e str>,
@@ -380,6 +380,11 @@ impl AuthChecker {
 
     fn content(&self, power_levels: &Pdu) -> Arc<PowerContent> {
         remember(&self.power_levels, power_levels, || PowerContent::of(power_levels))
+    }
+
+    /// The power levels in force in a state, as [`PowerLevels::of`] gives them.
+    pub fn power_levels_in(&self, state: StateLookup<'_>) -> PowerLevels {
+        self.power_levels(create_of(state).as_ref(), state("m.room.power_levels", "").as_ref())
     }
 
     /// The power levels that two state events make, either of which may be missing.

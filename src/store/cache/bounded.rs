@@ -2,21 +2,21 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 
 /// A map of bounded size that lets go of what was not asked for lately: whenever half of the bytes are new, what has
 /// not been touched since it was half full before goes.
-pub(in crate::store) struct AgingMap<K, V> {
-    young: HashMap<K, (V, usize)>,
-    old: HashMap<K, (V, usize)>,
+pub(in crate::store) struct AgingMap<K, V, S = RandomState> {
+    young: HashMap<K, (V, usize), S>,
+    old: HashMap<K, (V, usize), S>,
     young_bytes: usize,
     most: usize,
 }
 
-impl<K: Eq + Hash, V: Clone> AgingMap<K, V> {
+impl<K: Eq + Hash, V: Clone, S: BuildHasher + Default> AgingMap<K, V, S> {
     /// `most`: bytes, as the callers of [`AgingMap::put`] estimate them.
     pub(in crate::store) fn new(most: usize) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, most }
+        Self { young: HashMap::default(), old: HashMap::default(), young_bytes: 0, most }
     }
 
     pub(in crate::store) fn get<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<V>
@@ -61,8 +61,8 @@ impl<K: Eq + Hash, V: Clone> AgingMap<K, V> {
     }
 
     pub(in crate::store) fn clear(&mut self) {
-        self.young = HashMap::new();
-        self.old = HashMap::new();
+        self.young = HashMap::default();
+        self.old = HashMap::default();
         self.young_bytes = 0;
     }
 }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_stays_and_the_size_stays_bounded() {
-        let mut map = AgingMap::new(1000);
+        let mut map: AgingMap<u32, u32> = AgingMap::new(1000);
         for n in 0..1000_u32 {
             map.put(n, n, 10);
             assert_eq!(map.get(&0), Some(0), "at {n}");

@@ -13,6 +13,7 @@ use crate::protocol::EventId;
 use crate::protocol::state_res::StateTuple;
 use crate::store::cache::bounded::AgingMap;
 use crate::store::cache::resolutions::Fingerprint;
+use crate::store::cache::row_hasher::ByRow;
 use crate::store::rooms::events::CachedEvent;
 use crate::store::rooms::snapshots::{SnapshotRow, SnapshotStep};
 use crate::store::rooms::state::StateRef;
@@ -21,13 +22,15 @@ use crate::store::{Db, EventKey, SnapshotId, StateTupleId};
 /// The part of the writer's cache that is about events and states.
 pub(in crate::store) struct EventCache {
     events: RefCell<AgingMap<EventId, CachedEvent>>,
-    ids: RefCell<AgingMap<EventKey, EventId>>,
-    tuples: RefCell<AgingMap<StateTupleId, StateTuple>>,
-    tuple_ids: RefCell<AgingMap<String, StateTupleId>>,
+    ids: RefCell<AgingMap<EventKey, EventId, ByRow>>,
+    tuples: RefCell<AgingMap<StateTupleId, StateTuple, ByRow>>,
+    tuple_ids: RefCell<AgingMap<Box<[u8]>, StateTupleId>>,
     /// The tuple that was last found not to be there: a newcomer's, which is asked for again in a moment.
-    absent_tuple: RefCell<String>,
-    rows: RefCell<AgingMap<SnapshotId, Arc<SnapshotRow>>>,
-    steps: RefCell<AgingMap<SnapshotId, Arc<SnapshotStep>>>,
+    absent_tuple: RefCell<Vec<u8>>,
+    /// The full name of the tuple that was asked for last.
+    asked_tuple: RefCell<Vec<u8>>,
+    rows: RefCell<AgingMap<SnapshotId, Arc<SnapshotRow>, ByRow>>,
+    steps: RefCell<AgingMap<SnapshotId, Arc<SnapshotStep>, ByRow>>,
     states_after: RefCell<AgingMap<Box<[EventKey]>, SnapshotId>>,
     resolutions: RefCell<AgingMap<Fingerprint, Arc<StateRef>>>,
 }
@@ -40,6 +43,7 @@ impl Default for EventCache {
             tuples: RefCell::new(AgingMap::new(512 << 10)),
             tuple_ids: RefCell::new(AgingMap::new(512 << 10)),
             absent_tuple: RefCell::default(),
+            asked_tuple: RefCell::default(),
             rows: RefCell::new(AgingMap::new(1 << 20)),
             steps: RefCell::new(AgingMap::new(512 << 10)),
             states_after: RefCell::new(AgingMap::new(256 << 10)),
@@ -82,14 +86,15 @@ impl EventCache {
         event_type: &str,
         state_key: &str,
     ) -> Option<Option<StateTupleId>> {
-        let name = full_name(event_type, state_key);
-        let known = self.tuple_ids.borrow_mut().get(&name);
-        known.map(Some).or_else(|| (*self.absent_tuple.borrow() == name).then_some(None))
+        let mut name = self.asked_tuple.borrow_mut();
+        write_full_name(&mut name, event_type, state_key);
+        let known = self.tuple_ids.borrow_mut().get(name.as_slice());
+        known.map(Some).or_else(|| (*self.absent_tuple.borrow() == *name).then_some(None))
     }
 
     /// There is no such tuple.
     pub(in crate::store) fn keep_absent_tuple(&self, event_type: &str, state_key: &str) {
-        *self.absent_tuple.borrow_mut() = full_name(event_type, state_key);
+        write_full_name(&mut self.absent_tuple.borrow_mut(), event_type, state_key);
     }
 
     /// There are some more tuples.
@@ -106,7 +111,9 @@ impl EventCache {
         let size = 100 + event_type.len() + state_key.len();
         self.forget_absent_tuple();
         self.tuples.borrow_mut().put(tuple_id, (event_type.into(), state_key.into()), size);
-        self.tuple_ids.borrow_mut().put(full_name(event_type, state_key), tuple_id, size);
+        let mut name = Vec::with_capacity(8 + event_type.len() + state_key.len());
+        write_full_name(&mut name, event_type, state_key);
+        self.tuple_ids.borrow_mut().put(name.into(), tuple_id, size);
     }
 
     pub(in crate::store) fn row(&self, snapshot: SnapshotId) -> Option<Arc<SnapshotRow>> {
@@ -183,7 +190,10 @@ impl EventCache {
     }
 }
 
-fn full_name(event_type: &str, state_key: &str) -> String {
+fn write_full_name(name: &mut Vec<u8>, event_type: &str, state_key: &str) {
+    name.clear();
     // With its length in front it can be read in one way only.
-    format!("{} {event_type}{state_key}", event_type.len())
+    name.extend_from_slice(&event_type.len().to_be_bytes());
+    name.extend_from_slice(event_type.as_bytes());
+    name.extend_from_slice(state_key.as_bytes());
 }

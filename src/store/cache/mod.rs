@@ -8,7 +8,7 @@
 //! - `resolutions`: what resolving states came to;
 //! - `sessions`: the sessions of access tokens;
 //! - `tuple_ids`: the numbers of state tuples;
-//! - `bounded`: the map that they are made of.
+//! - `bounded`: the map that they are made of; `row_hasher`: how it finds what it keeps by a row's number.
 //!
 //! The writer's cache is its own: nobody else changes the database, so it knows what to forget and when. It holds what
 //! its transaction has read, committed or not; if a closure that wrote something is undone, everything is forgotten.
@@ -19,6 +19,7 @@ pub mod news;
 pub(super) mod pdus;
 pub mod presences;
 pub mod resolutions;
+pub(super) mod row_hasher;
 pub(super) mod sessions;
 pub(super) mod tuple_ids;
 
@@ -32,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomId, RoomVersion, UserId};
 use crate::store::cache::events::EventCache;
+use crate::store::cache::row_hasher::ByRow;
 use crate::store::push::recipients::{Settings, SpecialRecipients};
 use crate::store::rooms::events::ForwardExtremity;
 
@@ -45,7 +47,7 @@ const SETTINGS_MAX: usize = 10_000;
 #[derive(Default)]
 pub(super) struct WriterCache {
     keys: RefCell<HashMap<RoomId, RoomKey>>,
-    rooms: RefCell<HashMap<RoomKey, CachedRoom>>,
+    rooms: RefCell<HashMap<RoomKey, CachedRoom, ByRow>>,
     entries: Cell<usize>,
     /// Whether any event is pending.
     is_anything_pending: Cell<Option<bool>>,

@@ -10,6 +10,7 @@ use crate::locks::lock;
 use crate::protocol::Pdu;
 use crate::store::EventKey;
 use crate::store::cache::bounded::AgingMap;
+use crate::store::cache::row_hasher::ByRow;
 
 /// Bytes, roughly.
 const BYTES_MAX: usize = 2 << 20;
@@ -20,7 +21,7 @@ pub(in crate::store) struct PduCache(Mutex<CachedPdus>);
 /// What is cached since an event was redacted last.
 struct CachedPdus {
     epoch: u64,
-    pdus: AgingMap<EventKey, Pdu>,
+    pdus: AgingMap<EventKey, Pdu, ByRow>,
 }
 
 impl Default for PduCache {

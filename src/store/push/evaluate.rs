@@ -53,7 +53,7 @@ impl Evaluation<'_, '_> {
             let event = db.state_event(room.key, event_type, state_key);
             event.inspect_err(|e| log::error!("{}", e.for_people())).ok().flatten()
         };
-        self.levels.get_or_init(|| PowerLevels::of(room.version, &lookup))
+        self.levels.get_or_init(|| db.auth_checker(room.version).power_levels_in(&lookup))
     }
 
     /// What the event is to a user by these rules; to one whom it does not name, if there is none.
