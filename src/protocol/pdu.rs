@@ -106,6 +106,8 @@ pub(crate) struct ParsedPdu {
     pub(crate) pdu: Pdu,
     pub(crate) object: CanonicalObject,
     pub(crate) essence: Vec<u8>,
+    /// Whether its content hash is right, once somebody asked.
+    pub(in crate::protocol) is_whole: OnceLock<bool>,
 }
 
 impl ParsedPdu {
@@ -113,7 +115,12 @@ impl ParsedPdu {
     pub(crate) fn of(pdu: &Pdu) -> Self {
         let object = pdu.canonical();
         let essence = object.essential_bytes(pdu.version());
-        Self { pdu: pdu.clone(), object, essence }
+        Self { pdu: pdu.clone(), object, essence, is_whole: OnceLock::new() }
+    }
+
+    /// Whether its content hash is right.
+    pub(crate) fn is_whole(&self) -> bool {
+        *self.is_whole.get_or_init(|| self.object.content_hash_matches())
     }
 }
 
@@ -194,7 +201,8 @@ impl Pdu {
         } else {
             std::str::from_utf8(json).map_err(|e| Error::bad_json("not UTF-8").with_cause(e))?.into()
         };
-        Ok(ParsedPdu { pdu: Self::read(event_id, text, version)?, object, essence })
+        let pdu = Self::read(event_id, text, version)?;
+        Ok(ParsedPdu { pdu, object, essence, is_whole: OnceLock::new() })
     }
 
     /// Makes the checks of [`Pdu::parse`]; keeps canonical bytes. `unsigned` is dropped.

@@ -99,6 +99,8 @@ pub(crate) struct StoreState {
     any_erased_users: AtomicBool,
     /// Whether any of our users may be guests.
     any_guests: AtomicBool,
+    /// Whether any rooms may be shut.
+    any_shut_rooms: AtomicBool,
     /// Up to where changes of devices may have gone.
     changes_swept_upto: AtomicI64,
     /// The numbers of the state tuples that are asked for.
@@ -112,6 +114,7 @@ impl StoreState {
     fn new(connection: &Connection, server_name: &ServerName, position: i64) -> rusqlite::Result<Self> {
         let any_erased_users = accounts::are_any_erased(connection)?;
         let any_guests = accounts::guests::are_there_any(connection)?;
+        let any_shut_rooms = rooms::blocked_rooms::are_any_shut(connection)?;
         let any_late_extremities = rooms::late_extremities::are_there_any(connection)?;
         let changes_swept_upto = devices::swept_changes::swept_upto(connection)?;
         Ok(Self {
@@ -128,6 +131,7 @@ impl StoreState {
             any_late_extremities: AtomicBool::new(any_late_extremities),
             any_erased_users: AtomicBool::new(any_erased_users),
             any_guests: AtomicBool::new(any_guests),
+            any_shut_rooms: AtomicBool::new(any_shut_rooms),
             changes_swept_upto: AtomicI64::new(changes_swept_upto),
             tuple_ids: TupleIds::default(),
             call_rules: AtomicBool::new(false),

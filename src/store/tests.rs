@@ -51,7 +51,7 @@ fn name() -> ServerName {
     ServerName::parse("example.org").unwrap()
 }
 
-fn open(folder: &Folder) -> Result<Store> {
+pub(crate) fn open(folder: &Folder) -> Result<Store> {
     open_as(folder, &name())
 }
 

@@ -83,17 +83,26 @@ pub(super) struct Bounds {
     closed: AtomicBool,
 }
 
+/// The requests of a share.
+#[derive(Default)]
+struct InFlight {
+    /// In handlers.
+    count: usize,
+    /// Waiting for a turn: to wake nobody costs a call of the system all the same.
+    waiting: usize,
+}
+
 /// One share: requests in handlers, and bytes of bodies.
 struct QuotaBound {
     most: usize,
-    in_flight: Mutex<usize>,
+    in_flight: Mutex<InFlight>,
     freed: Condvar,
     body_bytes: AtomicUsize,
 }
 
 impl QuotaBound {
     fn new(most: usize) -> Self {
-        Self { most, in_flight: Mutex::new(0), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
+        Self { most, in_flight: Mutex::default(), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
     }
 }
 
@@ -104,8 +113,13 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some((bounds, share)) = &self.0 {
             let bound = bounds.bound(*share);
-            *lock(&bound.in_flight) -= 1;
-            bound.freed.notify_one();
+            let mut in_flight = lock(&bound.in_flight);
+            in_flight.count -= 1;
+            let is_wanted = in_flight.waiting > 0;
+            drop(in_flight);
+            if is_wanted {
+                bound.freed.notify_one();
+            }
         }
     }
 }
@@ -168,22 +182,22 @@ impl Bounds {
     fn enter(&self, share: QuotaShare, deadline: Option<Instant>) -> bool {
         let bound = self.bound(share);
         let mut in_flight = lock(&bound.in_flight);
-        while *in_flight >= bound.most {
+        while in_flight.count >= bound.most {
             if self.closed.load(Ordering::SeqCst) {
                 return false;
             }
-            in_flight = match deadline {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            in_flight.waiting += 1;
+            in_flight = match left {
                 None => wait(&bound.freed, in_flight),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    wait_timeout(&bound.freed, in_flight, left)
-                }
+                Some(left) => wait_timeout(&bound.freed, in_flight, left),
             };
+            in_flight.waiting -= 1;
         }
-        *in_flight += 1;
+        in_flight.count += 1;
         true
     }
 

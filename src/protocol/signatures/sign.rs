@@ -235,7 +235,8 @@ impl ParsedPdu {
     pub(crate) fn signed(self, server: &ServerName, key: &SigningKey) -> Result<Self> {
         let signature = key.sign_bytes(&self.essence);
         let object = self.object.with_signature(server.as_str(), key.key_id(), &signature);
-        Ok(Self { pdu: self.pdu.with_canonical(object.clone())?, object, essence: self.essence })
+        let pdu = self.pdu.with_canonical(object.clone())?;
+        Ok(Self { pdu, object, ..self })
     }
 }
 

@@ -178,14 +178,18 @@ pub fn required_signers(pdu: &Pdu) -> Result<Vec<ServerName>, SignatureError> {
 /// The keys that would serve to verify an event: those that its sender's server and the others who may have to sign it
 /// (whichever form of it is kept) signed with.
 pub fn wanted_keys(pdu: &Pdu) -> Vec<(ServerName, String)> {
-    let object = pdu.canonical();
+    wanted_keys_of(pdu, &pdu.canonical())
+}
+
+/// [`wanted_keys`] with the event's canonical form at hand.
+pub(crate) fn wanted_keys_of(pdu: &Pdu, object: &CanonicalObject) -> Vec<(ServerName, String)> {
     let mut servers = required_signers(pdu).unwrap_or_default();
     let sender = pdu.sender().server();
     if !servers.contains(&sender) {
         servers.push(sender);
     }
     let keys_of = |server: &ServerName| {
-        let signatures = counting_signatures(&object, server);
+        let signatures = counting_signatures(object, server);
         signatures.map(|(id, _)| (server.clone(), id)).collect::<Vec<_>>()
     };
     servers.iter().flat_map(keys_of).collect()
@@ -323,15 +327,14 @@ pub fn check_parsed(pdu: &Pdu, keys: &KeyLookup<'_>) -> Result<VerifiedPdu, Sign
 
 /// [`check_parsed`] with what was at hand after that.
 pub(crate) fn check_whole(whole: ParsedPdu, keys: &KeyLookup<'_>) -> Result<VerifiedPdu, SignatureError> {
-    let ParsedPdu { pdu, object, essence } = whole;
     // Signatures cover the redacted form, and so are the same of both.
-    let whole = object.content_hash_matches();
-    let kept = match whole {
+    let (is_whole, ParsedPdu { pdu, object, essence, .. }) = (whole.is_whole(), whole);
+    let kept = match is_whole {
         true => pdu,
         false => pdu.redacted().map_err(|_| SignatureError::Malformed("the event cannot be redacted"))?,
     };
     let evidence = all_evidence(&kept, (&object, &essence), keys)?;
-    VerifiedPdu::with_evidence(kept, whole, &evidence)
+    VerifiedPdu::with_evidence(kept, is_whole, &evidence)
 }
 
 #[cfg(test)]

@@ -159,11 +159,14 @@ impl Keys<'_> {
         unknown.retain(|s| *s != self.server_name());
         order::sort(&mut unknown);
         unknown.dedup();
-        let stored = self.store.read(|db| {
-            let of = |server: &&ServerName| Ok(((*server).clone(), db.server_keys(server)?));
-            unknown.iter().map(of).collect::<Result<Vec<_>>>()
-        });
-        match stored {
+        let stored = || {
+            self.store.read(|db| {
+                let of = |server: &&ServerName| Ok(((*server).clone(), db.server_keys(server)?));
+                unknown.iter().map(of).collect::<Result<Vec<_>>>()
+            })
+        };
+        // Mostly there is nothing to ask the database for.
+        match if unknown.is_empty() { Ok(Vec::new()) } else { stored() } {
             Ok(stored) => stored.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
             Err(e) => log::warn!("keys of other servers cannot be read: {e}"),
         }

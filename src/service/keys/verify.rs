@@ -114,8 +114,9 @@ impl Keys<'_> {
         event: ParsedPdu,
         purpose: KeyPurpose<'_>,
     ) -> Result<VerifiedPdu> {
-        let wanted = self.wanted_keys(&[event.pdu.json()], event.pdu.version(), |_, _| {});
-        let found = self.gather_keys(&wanted, None, purpose, EVENT_KEYS_TIMEOUT);
+        let mut uses = self.key_uses(event.pdu.version());
+        uses.add_all(&event.pdu, verify::wanted_keys_of(&event.pdu, &event.object));
+        let found = self.gather_keys(&uses.wanted(), None, purpose, EVENT_KEYS_TIMEOUT);
         verify::check_whole(event, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
     }
 
@@ -144,14 +145,13 @@ impl Keys<'_> {
         version: RoomVersion,
         mut note: impl FnMut(usize, Option<UncheckedEvent<'e>>),
     ) -> Vec<WantedKey> {
-        // No key is valid in the far future, and asking for one would be in vain.
-        let latest = self.clock.now_ms() + CLOCK_SKEW_MS;
+        let mut all = self.key_uses(version);
+        let latest = all.latest;
         let read = |few: &[&'e [u8]]| {
             let mut uses = KeyUses { version, latest, keys: HashMap::new() };
             let unchecked = few.iter().map(|event| uses.read(event)).collect::<Vec<_>>();
             (unchecked, uses)
         };
-        let mut all = KeyUses { version, latest, keys: HashMap::new() };
         let mut indices = 0..;
         for group in events.chunks(EVENTS_READ_AT_ONCE_MAX) {
             let seen: Vec<_> = match group.len() <= EVENTS_READ_BY_THREAD_MAX {
@@ -164,6 +164,12 @@ impl Keys<'_> {
             }
         }
         all.wanted()
+    }
+
+    fn key_uses(&self, version: RoomVersion) -> KeyUses {
+        // No key is valid in the far future, and asking for one would be in vain.
+        let latest = self.clock.now_ms() + CLOCK_SKEW_MS;
+        KeyUses { version, latest, keys: HashMap::new() }
     }
 
     fn conclude_check(
@@ -236,9 +242,13 @@ impl KeyUses {
         }
         // No event, perhaps, which the check will say.
         let pdu = Pdu::parse(event, self.version).ok()?;
-        let at = pdu.origin_server_ts();
-        verify::wanted_keys(&pdu).into_iter().for_each(|(server, id)| self.add(server, &id, at));
+        self.add_all(&pdu, verify::wanted_keys(&pdu));
         None
+    }
+
+    fn add_all(&mut self, pdu: &Pdu, wanted: Vec<(ServerName, String)>) {
+        let at = pdu.origin_server_ts();
+        wanted.into_iter().for_each(|(server, id)| self.add(server, &id, at));
     }
 
     fn add(&mut self, server: ServerName, id: &str, at: Millis) {

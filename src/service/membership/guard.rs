@@ -139,7 +139,7 @@ impl Memberships<'_> {
         let (membership, room_id, origin) = (request.membership, request.room_id, request.origin);
         handshake::check_signed_event(&event.pdu, membership, room_id, event_id, origin)?;
         // Before anybody is asked for keys on its behalf.
-        if !event.object.content_hash_matches() {
+        if !event.is_whole() {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
         let verdict = self.keys().check_parsed_pdu(event, KeyPurpose::Received(origin));

@@ -48,6 +48,8 @@ pub(in crate::store) struct Readers {
 struct ReaderPool {
     idle: Vec<Connection>,
     unopened: usize,
+    /// How many wait for one: to wake nobody costs a call of the system all the same.
+    waiting: usize,
 }
 
 impl Readers {
@@ -59,7 +61,7 @@ impl Readers {
         shared: Arc<StoreState>,
     ) -> Result<Readers> {
         let count = options.readers.max(1);
-        let mut pool = ReaderPool { idle: Vec::with_capacity(count), unopened: count };
+        let mut pool = ReaderPool { idle: Vec::with_capacity(count), unopened: count, waiting: 0 };
         if eager {
             for number in 1..=count {
                 let connection = open(&path)?;
@@ -151,7 +153,9 @@ impl Readers {
                     }
                 }
             }
+            pool.waiting += 1;
             pool = wait(&self.returned, pool);
+            pool.waiting -= 1;
         };
         self.gate.enter();
         INSIDE.set(true);
@@ -196,8 +200,11 @@ impl Drop for LentReader<'_> {
             Some(connection) => pool.idle.push(connection),
             None => pool.unopened += 1,
         }
+        let is_wanted = pool.waiting > 0;
         drop(pool);
-        self.readers.returned.notify_one();
+        if is_wanted {
+            self.readers.returned.notify_one();
+        }
     }
 }
 

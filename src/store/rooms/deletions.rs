@@ -115,6 +115,7 @@ impl Tx<'_> {
         }
         drop(under_way);
         self.sweep_room_deletions(now)?;
+        self.room_is_shut();
         self.execute(
             "INSERT INTO room_deletions (delete_id, room_id, order_json, result, stage, asked_ms, due_ms)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
