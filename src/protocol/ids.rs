@@ -230,17 +230,18 @@ fn has_localpart_and_server(text: &str, sigil: char) -> bool {
 /// Sigil and a non-empty opaque part without `:` and NUL; at most 255 bytes.
 fn is_opaque(text: &str, sigil: char) -> bool {
     let Some(opaque) = text.strip_prefix(sigil) else { return false };
-    text.len() <= ID_BYTES_MAX && !opaque.is_empty() && !opaque.contains([':', '\0'])
+    let has = |byte: u8| opaque.as_bytes().contains(&byte);
+    text.len() <= ID_BYTES_MAX && !opaque.is_empty() && !has(b':') && !has(b'\0')
 }
 
 fn is_user_id(text: &str) -> bool {
     has_localpart_and_server(text, '@')
 }
 fn is_room_id(text: &str) -> bool {
-    has_localpart_and_server(text, '!') || is_opaque(text, '!')
+    is_opaque(text, '!') || has_localpart_and_server(text, '!')
 }
 fn is_event_id(text: &str) -> bool {
-    has_localpart_and_server(text, '$') || is_opaque(text, '$')
+    is_opaque(text, '$') || has_localpart_and_server(text, '$')
 }
 fn is_room_alias(text: &str) -> bool {
     has_localpart_and_server(text, '#')

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::large;
 use crate::error::{ErrCode, Error, Result};
@@ -49,7 +49,16 @@ fn make(hs: &Homeserver, request: &Request, origin: &Origin, membership: Members
         membership,
         versions.as_deref(),
     )?;
-    Ok(Reply::json(&json!({ "room_version": version.id, "event": event })))
+    let body =
+        serde_json::to_vec(&TemplateReply { room_version: version.id, event }).map_err(Error::internal)?;
+    Ok(Reply::raw_json(body))
+}
+
+/// Written as it is: as a value it would be copied first.
+#[derive(serde::Serialize)]
+struct TemplateReply {
+    room_version: &'static str,
+    event: Map<String, Value>,
 }
 
 /// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`.

@@ -33,7 +33,8 @@ impl Reply {
 
     /// This status with this JSON.
     pub fn json_status(status: u16, value: &Value) -> Self {
-        Self::raw_json(value.to_string().into_bytes()).with_status(status)
+        // Every value can be written.
+        Self::raw_json(serde_json::to_vec(value).unwrap_or_default()).with_status(status)
     }
 
     /// 200 with JSON that is already bytes.

@@ -180,7 +180,7 @@ fn write_value(out: &mut Vec<u8>, value: &Value, floats: Floats) {
 }
 
 /// A string with the shortest escapes: `\b \t \n \f \r \" \\`, `\u00xx` for the other control characters.
-fn write_string(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
     let bytes = text.as_bytes();

@@ -15,7 +15,7 @@ use super::{accept, authorise, policy_server, resolve};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth;
-use crate::protocol::json::object_of;
+use crate::protocol::json::{CanonicalObject, object_of};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::rooms::server_acl::ServerAcl;
@@ -142,7 +142,7 @@ fn build<T>(
         true => StateView::current(db, room.key),
         false => StateView::new(|event_type, state_key| db.state_event_of(&state, event_type, state_key)),
     };
-    let wanted = event_auth::auth_types(
+    let wanted = event_auth::selection(
         &draft.event_type,
         draft.sender.as_str(),
         draft.state_key.as_deref(),
@@ -267,17 +267,23 @@ fn authorise_draft(
 }
 
 /// An event that is only looked at: its hash and signatures are to come.
-fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
-    let mut object = object.clone();
-    object.insert("hashes".into(), Value::Object(Map::new()));
-    object.insert("signatures".into(), Value::Object(Map::new()));
+fn provisional(object: &mut Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+    const TO_COME: [&str; 2] = ["hashes", "signatures"];
+    for name in TO_COME {
+        object.insert(name.into(), Value::Object(Map::new()));
+    }
     if version.event_id_format == EventIdFormat::InEvent {
         // Rule 11.2 of versions 1 and 2 compares the server in this id with that of the event to be redacted.
         let sender = object.get("sender").and_then(Value::as_str).and_then(|sender| sender.split_once(':'));
         let server = sender.map_or("localhost", |(_, server)| server);
-        object.insert("event_id".into(), format!("$provisional:{server}").into());
+        let event_id = format!("$provisional:{server}");
+        object.insert("event_id".into(), event_id.into());
     }
-    Pdu::from_object(object, version)
+    let pdu = Pdu::parse(CanonicalObject::of(object).as_bytes(), version);
+    for name in TO_COME.iter().chain(&["event_id"]) {
+        object.remove(*name);
+    }
+    pdu
 }
 
 /// An event for others to sign, and the version of its room.
@@ -291,8 +297,8 @@ pub(in crate::service) fn build_unsigned(
     draft: &Draft,
     budget: ResolutionBudget,
 ) -> Result<Option<UnsignedEvent>> {
-    let built = build(db, now, room, draft, budget, |object, version| {
-        let pdu = provisional(&object, version)?;
+    let built = build(db, now, room, draft, budget, |mut object, version| {
+        let pdu = provisional(&mut object, version)?;
         Ok((object, pdu))
     })?;
     Ok(built.map(|built| (built.event, built.room.version)))
