@@ -101,8 +101,12 @@ fn tell(place: &ParkedPlace) -> bool {
     let mut place = lock(place);
     let Some(Parked { connection, waiting, told }) = place.as_mut() else { return false };
     if told.is_none() {
-        let light = catch_unwind(AssertUnwindSafe(|| waiting.request.light_answer()));
-        *told = light.ok().flatten().map(|reply| connection.write_now(reply, waiting.reply_framing));
+        let light = catch_unwind(AssertUnwindSafe(|| waiting.request.light_answer())).ok().flatten();
+        // Whose thread sleeps is waited for by nobody but the one who tells them: no panic may keep that from an end.
+        *told = light.map(|reply| {
+            let write = AssertUnwindSafe(|| connection.write_now(reply, waiting.reply_framing));
+            catch_unwind(write).unwrap_or(Written::Failed)
+        });
     }
     told.is_some()
 }
