@@ -43,6 +43,11 @@ pub fn on_rest(give_back: fn()) {
     let _ = ON_REST.set(give_back);
 }
 
+/// Whether a thread has anything to give back.
+pub(crate) fn gives_back() -> bool {
+    ON_REST.get().is_some()
+}
+
 /// This thread has nothing to do for a while.
 pub(crate) fn rest() {
     if let Some(give_back) = ON_REST.get() {

@@ -195,7 +195,8 @@ impl ThreadPool {
         }
         let seat = Arc::new(Seat { thread: thread::current(), given: Mutex::new(None) });
         let idle_since = Instant::now();
-        let mut rests = false;
+        // Nobody wakes in between who has nothing to give back.
+        let mut rests = !allocator::gives_back();
         state.idle.push(seat.clone());
         loop {
             if let Some(connection) = lock(&seat.given).take() {
