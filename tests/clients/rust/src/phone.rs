@@ -88,8 +88,10 @@ impl Phone {
                 }
             }
         });
-        sync.start().await;
+        // Before the first sync: an answer to an upload of keys makes the engine take for uploaded whatever keys it has, even
+        // a fallback key that it made meanwhile because a sync told that there is none. Then it uploads none for a week.
         client.encryption().wait_for_e2ee_initialization_tasks().await;
+        sync.start().await;
         let sync = Arc::new(sync);
         Ok(Self { account, client, sync, url, folder, list, list_task, timelines: Mutex::default() })
     }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use matrix_sdk::ruma::OwnedUserId;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 
 /// How long an expectation may take to come true: far more than any of them needs, on a machine that does other things.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -121,6 +123,28 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, Strin
             Err(_) => tokio::time::sleep(pause).await,
         }
         pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+/// Waits until the engine announces what is wanted. Of announcements that come faster than they are read it keeps the newest:
+/// both of its syncs may announce the same.
+pub async fn announced<T: Clone>(
+    what: &str,
+    announcements: &mut Receiver<T>,
+    wanted: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let wait = async {
+        loop {
+            match announcements.recv().await {
+                Ok(next) if wanted(&next) => return Ok(next),
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => bail!("the engine ended before it announced {what}"),
+            }
+        }
+    };
+    match tokio::time::timeout(PATIENCE, wait).await {
+        Ok(announced) => announced,
+        Err(_) => bail!("not announced within {PATIENCE:?}: {what}"),
     }
 }
 

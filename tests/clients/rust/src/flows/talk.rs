@@ -11,7 +11,7 @@ use matrix_sdk_ui::notification_client::{
 
 use super::{has_name, is_invited_by, join, meets, two_in_a_room};
 use crate::phone::{Phone, says};
-use crate::stage::{At, Stage, demand, until};
+use crate::stage::{At, Stage, announced, demand, until};
 
 /// An invite with its name and its inviter, messages both ways, a reaction-free edit and a redaction; all in clear.
 pub async fn encrypted_room(stage: &Stage) -> Result<()> {
@@ -123,9 +123,9 @@ pub async fn receipts_unread_typing(stage: &Stage) -> Result<()> {
 
     let (_guard, mut typing) = alice.room(&room)?.subscribe_to_typing_notifications();
     bobs_room.typing_notice(true).await?;
-    heard(&mut typing, |users| users == [bob.id()]).await?;
+    announced("Bob's typing", &mut typing, |users| *users == [bob.id()]).await?;
     bobs_room.typing_notice(false).await?;
-    heard(&mut typing, |users| users.is_empty()).await?;
+    announced("the end of it", &mut typing, |users| users.is_empty()).await?;
 
     bobs_room.set_unread_flag(true).await?;
     until("the tablet shows the room as marked unread", async || {
@@ -145,23 +145,6 @@ async fn unread_is(phone: &Phone, room: &matrix_sdk::ruma::RoomId, wanted: (u64,
         if seen == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
     })
     .await
-}
-
-async fn heard(
-    typing: &mut tokio::sync::broadcast::Receiver<Vec<matrix_sdk::ruma::OwnedUserId>>,
-    wanted: impl Fn(&[matrix_sdk::ruma::OwnedUserId]) -> bool,
-) -> Result<()> {
-    let wait = async {
-        loop {
-            if wanted(&typing.recv().await?) {
-                return Ok(());
-            }
-        }
-    };
-    match tokio::time::timeout(std::time::Duration::from_secs(60), wait).await {
-        Ok(heard) => heard,
-        Err(_) => bail!("the typing notice did not come"),
-    }
 }
 
 /// The app is closed and opened: it goes on where it was, with what came meanwhile.

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{join, meets, two_in_a_room};
 use crate::phone::Phone;
-use crate::stage::{At, Stage, demand, until};
+use crate::stage::{At, Stage, announced, demand, until};
 
 /// (sender, flow) of each request to verify, in a room or to the device.
 fn requests(phone: &Phone) -> UnboundedReceiver<(OwnedUserId, String)> {
@@ -342,9 +342,7 @@ pub async fn device_removed(stage: &Stage) -> Result<()> {
     };
     let session = refused.as_uiaa_response().context("no interactive authentication")?.session.clone();
     alice.client.delete_devices(&gone, Some(password(&alice, session))).await?;
-    let told = tokio::time::timeout(std::time::Duration::from_secs(60), changes.recv())
-        .await
-        .context("the lost device was not told")??;
+    let told = announced("the end of the lost device's session", &mut changes, |_| true).await?;
     let SessionChange::UnknownToken(data) = told else { bail!("the lost device was told {told:?}") };
     demand(!data.soft_logout, "the lost device may come back")?;
     until("Bob knows that it is gone", async || {
