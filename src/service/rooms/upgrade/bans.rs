@@ -1,13 +1,18 @@
 //! The bans beyond those that come with a new room: carried over one by one in the background, the last ones first, across
 //! a restart. How far that is goes with each ban, in its transaction, so that none is made twice: who is let in again in
-//! the new room stays in. Who upgraded the room bans, or who else of ours may; while nobody may, it waits.
+//! the new room stays in. So does who was invited there before their ban came: somebody who may has decided anew. Who came
+//! by themselves, because the new room is open, has nobody's word for it and is banned. Who upgraded the room bans, or who
+//! else of ours may; while nobody may, it waits.
+
+use std::sync::mpsc;
 
 use super::plan::ban_content;
 use crate::clock::Millis;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::event_auth::{PowerLevelKey, PowerLevels};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
+use crate::service::events::accept::Sent;
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::service::rooms::Rooms;
@@ -23,6 +28,8 @@ const RETRY_MS: Millis = 10_000;
 const ATTEMPTS_MAX: u32 = 20;
 /// When it is looked again whether there is somebody who may ban: one who was away may come back, or be given the power.
 const NOBODY_RETRY_MS: Millis = 10 * 60_000;
+/// How many of somebody's member events are looked at for one that others made: those since are their own, such as a new name.
+const OWN_MEMBER_EVENTS_MAX: usize = 100;
 
 /// What has become of one ban.
 #[derive(Debug, PartialEq, Eq)]
@@ -91,16 +98,34 @@ impl Rooms<'_> {
             let (room, user) = (room.clone(), user.clone());
             move |tx: &mut Tx<'_>| tx.carried_ban(&room, (stream, user.as_str()))
         };
-        let done = carried.clone();
+        let (done, banned) = (carried.clone(), user.clone());
         let draft = ban_draft(&room, by, &user, &reason);
-        let Err(error) = self.events().send_with(draft, move |tx, _| done(tx)) else {
+        let (note, was_decided) = mpsc::channel();
+        let sent = self.events().send_with(draft, move |tx, ban| {
+            if is_decided_anew(tx, ban, &banned)? {
+                // Nobody is left to hear it only if we stopped waiting for the commit.
+                let _ = note.send(());
+                return Err(Error::internal("undone: the room has decided about them"));
+            }
+            done(tx)
+        });
+        let Err(error) = sent else { return Ok(Carried::Done) };
+        if was_decided.try_recv().is_ok() {
+            log::info!(
+                "{user} is not banned from {room} after its upgrade: the new room has decided about them"
+            );
+            self.store.write(carried)?;
             return Ok(Carried::Done);
-        };
+        }
         let passes = error.status() == 429 || error.status() >= 500;
         if passes && attempts + 1 < ATTEMPTS_MAX {
+            if error.is_own_failure() {
+                // It is put off by whoever took it up.
+                return Err(error);
+            }
             let due = self.clock.now_ms() + RETRY_MS;
             self.store.write(move |tx| tx.put_off_owed_bans(&room, due, true))?;
-            return if error.is_own_failure() { Err(error) } else { Ok(Carried::Later) };
+            return Ok(Carried::Later);
         }
         let may_still = self.store.read(|db| match db.room(&room)? {
             Some(new) => Ok(who_bans(db, &new, owed)?.as_ref() == Some(by)),
@@ -113,6 +138,28 @@ impl Rooms<'_> {
         self.store.write(carried)?;
         Ok(Carried::Done)
     }
+}
+
+/// Whether what a user was in the new room until this ban of theirs is somebody else's word of there: an invite, with which they may
+/// have come in since, or a ban, and its end. Who took an invite back decided that it does not count, and who kicked somebody lets
+/// nobody in.
+fn is_decided_anew(db: &Db<'_>, ban: &Sent, user: &UserId) -> Result<bool> {
+    let mut state = db.event_by_key(ban.key)?.state_before;
+    let mut taken_back = false;
+    for _ in 0..OWN_MEMBER_EVENTS_MAX {
+        let Some(before) = state.map(|state| db.state_event_in(state, "m.room.member", user.as_str())) else {
+            return Ok(false);
+        };
+        let Some(member) = before? else { return Ok(false) };
+        match member.membership() {
+            Some(Membership::Ban) => return Ok(true),
+            _ if taken_back => return Ok(false),
+            Some(Membership::Invite) => return Ok(true),
+            _ => taken_back = member.sender() != user,
+        }
+        state = db.event(member.event_id())?.and_then(|event| event.state_before);
+    }
+    Ok(false)
 }
 
 /// In whose name bans are carried over: that of the user who upgraded the room, or, where that one has left it or may ban nobody
@@ -176,7 +223,7 @@ mod tests {
     }
 
     fn banned(n: usize) -> UserId {
-        UserId::parse(&format!("@u{n}:there.example")).expect("a user id")
+        UserId::parse(&format!("@u{n}:here.example")).expect("a user id")
     }
 
     fn member(room: &RoomId, by: &UserId, user: &UserId, membership: &str) -> Draft {
@@ -278,6 +325,42 @@ mod tests {
         assert_eq!((room.bans(), room.owed()), (BANS_AT_ONCE_MAX + 3, None));
         assert_eq!(room.ban_of(&banned(0)), (room.bob.to_string(), Some("spam".into())));
         assert_eq!(room.ban_of(&banned(3)).0, room.alice.as_str());
+    }
+
+    #[test]
+    fn who_was_let_into_the_new_room_anew_is_not_banned_there_and_who_came_by_themselves_or_was_put_out_is() {
+        let room = Replaced::with_more_bans(7);
+        let (hs, new, alice) = (&room.hs, &room.new, &room.alice);
+        let say = |by: &UserId, user: &UserId, membership: &str| {
+            hs.events().send(member(new, by, user, membership)).expect("allowed");
+        };
+        let [invited, came, open, rescinded, kicked, unbanned, rejected] = [0, 1, 2, 3, 4, 5, 6].map(banned);
+        say(alice, &invited, "invite");
+        say(alice, &came, "invite");
+        for _ in 0..3 {
+            // The next ones are no more than a new name.
+            say(&came, &came, "join");
+            say(&open, &open, "join");
+        }
+        say(alice, &rescinded, "invite");
+        say(alice, &rescinded, "leave");
+        say(&kicked, &kicked, "join");
+        say(alice, &kicked, "leave");
+        say(alice, &unbanned, "ban");
+        say(alice, &unbanned, "leave");
+        say(alice, &rejected, "invite");
+        say(&rejected, &rejected, "leave");
+        hs.rooms().carry_bans(new).expect("carried over");
+        assert_eq!(room.owed(), None);
+        let is = |user: &UserId| {
+            hs.store.read(|db| db.membership(db.known_room(new)?.key, user)).expect("read").expect("a member")
+        };
+        let (stays, is_banned) = ([&invited, &came, &unbanned, &rejected], [&open, &rescinded, &kicked]);
+        assert_eq!(
+            stays.map(is),
+            [Membership::Invite, Membership::Join, Membership::Leave, Membership::Leave]
+        );
+        assert_eq!(is_banned.map(is), [Membership::Ban; 3]);
     }
 
     #[test]
