@@ -1193,10 +1193,10 @@ END;
 -- ===== Push: of what users are notified (src/store/push) =====
 
 -- The events of which users are notified, by their place in the stream: what each is (`outcome`: 1 notify, + 2 highlight,
--- + 4 sound) to all local users who were joined to the room by then, but for its sender, and for those of whom
--- `notifications_of_users` says something else. No row: it is nothing to them. `thread`: the root's event id; NULL: it is in
--- none. `actions`: those of the rule, a JSON array, where they are not the usual ones. What is unread is a sum over the
--- rows behind what somebody has read; nothing else counts.
+-- + 4 sound, + 8 it is not counted as unread) to all local users who were joined to the room by then, but for its sender,
+-- and for those of whom `notifications_of_users` says something else. No row: it is nothing to them. `thread`: the root's
+-- event id; NULL: it is in none. `actions`: those of the rule, a JSON array, where they are not the usual ones. What is
+-- unread is a sum over the rows behind what somebody has read, but for those that are not counted; nothing else counts.
 CREATE TABLE notifications (
   room_key INTEGER NOT NULL,
   stream INTEGER NOT NULL,

@@ -115,6 +115,46 @@ fn whoever_comes_later_or_comes_back_begins_with_nothing() {
 }
 
 #[test]
+fn a_knock_rings_and_adds_nothing_to_what_is_unread_for_whoever_may_let_in() {
+    let server = TestServer::start();
+    let (alice, bob, dave) = (server.user("alice"), server.user("bob"), server.user("dave"));
+    // Whoever is in may let in; in the other room only alice may.
+    for invite in [0, 50] {
+        let room = alice.create_room_with(json!({
+            "preset": "private_chat", "power_level_content_override": { "invite": invite },
+            "initial_state": [
+                { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }],
+        }));
+        alice.invite(&room, bob.id());
+        bob.join(&room);
+        read(&alice, &room, &bob.send(&room, "I am in"));
+        let since = sync(&alice, "")["next_batch"].as_str().expect("a token").to_owned();
+        let told = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| sync(&alice, &format!("since={since}&timeout=30000")));
+            wait_until_waiting(&server, 1);
+            dave.knock_via(&room, &[]);
+            waiting.join().expect("no panic")
+        });
+        let joined = &told["rooms"]["join"][&room];
+        let timeline = joined["timeline"]["events"].as_array().expect("events");
+        assert!(timeline.iter().any(|event| event["content"]["membership"] == "knock"));
+        assert_eq!((of_room(joined), unread(&bob, &room)), ((0, 0), (0, 0)));
+        let slid = slide(&alice, None, &one_list(20, 5, &json!([])));
+        assert_eq!(slid["rooms"][&room]["notification_count"], 0);
+        // It is among what they were notified of all the same.
+        let told = alice.get(&format!("{V3}/notifications"));
+        let knocks = told["notifications"].as_array().expect("notifications").iter();
+        let is_it = |n: &&Value| n["room_id"] == *room && n["event"]["content"]["membership"] == "knock";
+        assert_eq!(knocks.filter(is_it).count(), 1);
+        // What else is said counts as ever.
+        bob.send(&room, "somebody is at the door");
+        assert_eq!((unread(&alice, &room), unread(&bob, &room)), ((1, 0), (0, 0)));
+        dave.leave(&room);
+        assert_eq!(unread(&alice, &room), (1, 0));
+    }
+}
+
+#[test]
 fn what_is_redacted_does_not_count_any_more() {
     let server = TestServer::start();
     let (alice, bob, _, room) = scene(&server);

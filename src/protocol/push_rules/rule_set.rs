@@ -19,17 +19,21 @@ pub struct Outcome {
     pub highlight: bool,
     /// Whether there is a sound.
     pub sound: bool,
+    /// Whether it is not among what is unread: they are told of it, and that is all.
+    pub uncounted: bool,
 }
 
 impl Outcome {
-    /// The number that stands for it: 1 for `notify`, 2 for `highlight`, 4 for `sound`.
+    /// The number that stands for it: 1 for `notify`, 2 for `highlight`, 4 for `sound`, 8 for `uncounted`.
     pub fn code(self) -> u8 {
-        u8::from(self.notify) | u8::from(self.highlight) << 1 | u8::from(self.sound) << 2
+        let bits = [self.notify, self.highlight, self.sound, self.uncounted];
+        bits.iter().enumerate().map(|(place, bit)| u8::from(*bit) << place).sum()
     }
 
     /// What a number stands for.
     pub fn of_code(code: u8) -> Self {
-        Self { notify: code & 1 != 0, highlight: code & 2 != 0, sound: code & 4 != 0 }
+        let bit = |place: u8| code >> place & 1 != 0;
+        Self { notify: bit(0), highlight: bit(1), sound: bit(2), uncounted: bit(3) }
     }
 
     /// The actions that usually lead to it: the sound is the default one.
@@ -69,7 +73,7 @@ impl Actions {
         let highlight =
             tweak("highlight").is_some_and(|tweak| tweak.get("value") != Some(&Value::Bool(false)));
         let sound = tweak("sound").is_some_and(|tweak| tweak["value"].is_string());
-        let outcome = Outcome { notify, highlight, sound };
+        let outcome = Outcome { notify, highlight, sound, uncounted: false };
         let told: Vec<&Value> =
             actions.iter().filter(|action| *action == "notify" || action["set_tweak"].is_string()).collect();
         let same = |tweak: &Value| match tweak["set_tweak"].as_str() {
@@ -214,11 +218,11 @@ mod tests {
         found.map(|actions| actions.outcome).unwrap_or_default()
     }
 
-    const NOTHING: Outcome = Outcome { notify: false, highlight: false, sound: false };
-    const NOTIFY: Outcome = Outcome { notify: true, highlight: false, sound: false };
-    const SOUND: Outcome = Outcome { notify: true, highlight: false, sound: true };
-    const HIGHLIGHT: Outcome = Outcome { notify: true, highlight: true, sound: false };
-    const MENTION: Outcome = Outcome { notify: true, highlight: true, sound: true };
+    const NOTHING: Outcome = Outcome { notify: false, highlight: false, sound: false, uncounted: false };
+    const NOTIFY: Outcome = Outcome { notify: true, ..NOTHING };
+    const SOUND: Outcome = Outcome { notify: true, sound: true, ..NOTHING };
+    const HIGHLIGHT: Outcome = Outcome { notify: true, highlight: true, ..NOTHING };
+    const MENTION: Outcome = Outcome { notify: true, highlight: true, sound: true, ..NOTHING };
 
     #[test]
     fn the_predefined_rules_make_of_each_event_what_the_specification_says() {

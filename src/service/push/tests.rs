@@ -10,9 +10,9 @@ use crate::store::push::sweep::SweepPlace;
 use crate::store::push::unread::{Badge, Unread};
 use crate::testing::{TestUser, segment};
 
-const NOTIFY: Outcome = Outcome { notify: true, highlight: false, sound: false };
-const MENTION: Outcome = Outcome { notify: true, highlight: true, sound: true };
-const SOUND: Outcome = Outcome { notify: true, highlight: false, sound: true };
+const NOTIFY: Outcome = Outcome { notify: true, highlight: false, sound: false, uncounted: false };
+const MENTION: Outcome = Outcome { highlight: true, sound: true, ..NOTIFY };
+const SOUND: Outcome = Outcome { sound: true, ..NOTIFY };
 
 fn id(user: &TestUser) -> UserId {
     UserId::parse(user.id()).expect("a user id")

@@ -145,6 +145,10 @@ impl Tx<'_> {
             Some(user) => Some(self.actions_for(&mut evaluation, user)?),
             None => None,
         };
+        if pdu.membership() == Some(Membership::Knock) {
+            // It rings, and is no message that is to be read: it waits until somebody has answered it, whoever has looked.
+            own.iter_mut().for_each(|(_, actions)| actions.outcome.uncounted = actions.outcome.notify);
+        }
         let usual = in_common(usual, &mut own, recipients.all.iter().filter(|user| *user != sender));
         self.write_notifications(placed, thread.as_deref(), &usual, own)?;
         match (invitee, invited) {

@@ -103,7 +103,7 @@ impl NotifyingEvent {
     /// Adds it to what is unread for a user who was there and did not send it.
     pub fn add_to(&self, counts: &mut UnreadCounts, user: &UserId) {
         let outcome = Outcome::of_code(self.own.get(user.as_str()).copied().unwrap_or(self.outcome));
-        if !outcome.notify {
+        if !outcome.notify || outcome.uncounted {
             return;
         }
         let unread = match &self.thread {
@@ -134,9 +134,12 @@ impl Sum {
         Self { notifications: count(from.notifications), highlights: count(from.highlights) }
     }
 
-    fn add(&mut self, outcome: i64, sign: i64) {
-        self.notifications += sign * (outcome & 1);
-        self.highlights += sign * (outcome >> 1 & 1);
+    fn add(&mut self, outcome: u8, sign: i64) {
+        let outcome = Outcome::of_code(outcome);
+        if !outcome.uncounted {
+            self.notifications += sign * i64::from(outcome.notify);
+            self.highlights += sign * i64::from(outcome.highlight);
+        }
     }
 
     fn total(self) -> Unread {
@@ -166,7 +169,7 @@ impl Sums {
 }
 
 /// What adds to what is unread, of all rooms that a user is in: the room, the thread, how many notifications and how many of them
-/// are highlighted. Rows of the user take from the rows of all.
+/// are highlighted. Rows of the user take from the rows of all. Those of 8 and more are not counted ([`Outcome::code`]).
 const UNREAD_OF_ROOMS: &str = "
     WITH rooms AS MATERIALIZED (
       SELECT m.room_key AS room,
@@ -175,25 +178,29 @@ const UNREAD_OF_ROOMS: &str = "
       FROM memberships m WHERE m.user_id = ?1 AND m.local = 1 AND m.membership = 'join')
     SELECT room, NULL, count(*), coalesce(sum(n.outcome >> 1 & 1), 0)
       FROM rooms CROSS JOIN notifications n NOT INDEXED
-      WHERE n.room_key = room AND n.thread IS NULL
+      WHERE n.room_key = room AND n.thread IS NULL AND n.outcome < 8
         AND n.stream > max(base, coalesce((SELECT stream FROM read_positions p
           WHERE p.user_id = ?1 AND p.room_key = room AND p.thread = 'main'), 0))
       GROUP BY room
     UNION ALL
     SELECT room, n.thread, n.outcome & 1, n.outcome >> 1 & 1
       FROM rooms CROSS JOIN notifications n INDEXED BY notifications_in_threads
-      WHERE n.room_key = room AND n.thread IS NOT NULL AND n.stream > base
+      WHERE n.room_key = room AND n.thread IS NOT NULL AND n.outcome < 8 AND n.stream > base
         AND n.stream > coalesce((SELECT stream FROM read_positions p
           WHERE p.user_id = ?1 AND p.room_key = room AND p.thread = n.thread), 0)
     UNION ALL
-    SELECT room, n.thread, (n.outcome & 1) - (n.instead_of & 1), (n.outcome >> 1 & 1) - (n.instead_of >> 1 & 1)
+    SELECT room, n.thread,
+        (n.outcome & 9 = 1) - (n.instead_of & 9 = 1), (n.outcome & 10 = 2) - (n.instead_of & 10 = 2)
       FROM rooms CROSS JOIN notifications_of_users n
       WHERE n.user_id = ?1 AND n.room_key = room AND n.stream > base
         AND n.stream > coalesce((SELECT stream FROM read_positions p
           WHERE p.user_id = ?1 AND p.room_key = room AND p.thread = coalesce(n.thread, 'main')), 0)";
 
 impl Db<'_> {
-    /// The position behind which events of a room count for a user; none if they are not joined.
+    /// The position behind which events of a room count for a user: that of the join by which they came in (again). "When the user
+    /// updates their read receipt (either by using the API or by sending an event), notifications prior to and including that event
+    /// MUST be marked as read", and their join is an event that they sent. (Synapse goes on from the last receipt of those who come
+    /// back.) None if they are not joined.
     pub(in crate::store) fn counts_since(&self, room: RoomKey, user: &UserId) -> Result<Option<i64>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT coalesce(joined_since, stream) FROM memberships
@@ -275,7 +282,7 @@ impl Db<'_> {
     fn add_main(&self, room: RoomKey, read: &ReadPositions, sums: &mut Sums) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
             "SELECT count(*), coalesce(sum(outcome >> 1 & 1), 0) FROM notifications NOT INDEXED
-             WHERE room_key = ?1 AND stream > ?2 AND thread IS NULL",
+             WHERE room_key = ?1 AND stream > ?2 AND thread IS NULL AND outcome < 8",
         )?;
         let (notifications, highlights): (i64, i64) =
             statement.query_row([room, read.of(None)], |row| Ok((row.get(0)?, row.get(1)?)))?;
