@@ -11,6 +11,8 @@ use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -30,6 +32,10 @@ pub(super) const LOCK: &str = "doorstep.lock";
 const BEGUN: &[u8] = b"doorstep.db is being made\n";
 /// A database that is being made.
 const NEW: &str = "doorstep.db.new";
+/// How long whoever wants the folder waits for those who only look whether somebody has it, which takes a moment; and how soon it
+/// tries again.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
 /// What SQLite keeps beside a database, and takes to belong to whatever has the database's name.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -52,12 +58,30 @@ impl Drop for FolderLock {
 }
 
 /// Releases a lock that was taken by `flock`, for all copies of the descriptor.
-pub(super) fn unlock(file: &File) {
+fn unlock(file: &File) {
+    // There is nothing that could be done about a failure.
+    let _ = flock(file, libc::LOCK_UN);
+}
+
+fn flock(file: &File, operation: i32) -> std::io::Result<()> {
     // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
-    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+    match unsafe { libc::flock(file.as_raw_fd(), operation) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Whether a process has the folder of this lock: it is shared for a moment to find out.
+pub(super) fn is_taken(lock: &File) -> bool {
+    if flock(lock, libc::LOCK_SH | libc::LOCK_NB).is_err() {
+        return true;
+    }
+    unlock(lock);
+    false
 }
 
 /// Makes the folder if need be and takes its lock, which the kernel releases when the process ends in whatever way.
+#[allow(clippy::disallowed_methods, reason = "a lock of another process tells nobody when it is free")]
 pub(in crate::store) fn lock(folder: &Path) -> Result<FolderLock> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| cannot(folder, e))?;
     let file = OpenOptions::new()
@@ -68,11 +92,17 @@ pub(in crate::store) fn lock(folder: &Path) -> Result<FolderLock> {
         .mode(0o600)
         .open(folder.join(LOCK))
         .map_err(|e| cannot(folder, e))?;
-    // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(FolderLock(file));
-    }
-    let e = std::io::Error::last_os_error();
+    let deadline = Instant::now() + LOOK_TIMEOUT;
+    let e = loop {
+        match flock(&file, libc::LOCK_EX | libc::LOCK_NB) {
+            Ok(()) => return Ok(FolderLock(file)),
+            // Nobody has it whom a look does not hold up as well.
+            Err(e) if e.kind() == ErrorKind::WouldBlock && !is_taken(&file) && Instant::now() < deadline => {
+                thread::sleep(LOOK_PAUSE);
+            }
+            Err(e) => break e,
+        }
+    };
     if e.kind() == ErrorKind::WouldBlock {
         return Err(refusal(format!(
             "The data folder {} is in use by another Doorstep process: stop that one first, or choose another folder \
@@ -294,6 +324,31 @@ mod tests {
     fn open_store(folder: &Folder) -> Result<Store> {
         let name = ServerName::parse("example.org").unwrap();
         Store::open(Location::Folder(folder.0.clone()), &name, Box::new(|_| {}), &Options::default())
+    }
+
+    #[test]
+    fn whoever_looks_whether_somebody_has_a_folder_keeps_nobody_out_of_it() {
+        let folder = Folder::new();
+        drop(lock(&folder.0).unwrap());
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let ordering = std::sync::atomic::Ordering::SeqCst;
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(ordering) {
+                        Store::is_served(&folder.0);
+                    }
+                });
+            }
+            let kept_out: Vec<_> = (0..2000).filter_map(|_| lock(&folder.0).err()).collect();
+            done.store(true, ordering);
+            assert_eq!(kept_out.first().map(Error::message), None);
+        });
+        let held = lock(&folder.0).unwrap();
+        assert!(Store::is_served(&folder.0));
+        assert!(lock(&folder.0).is_err_and(|e| e.is_in_use()), "whoever has it does");
+        drop(held);
+        assert!(!Store::is_served(&folder.0));
     }
 
     fn refused(folder: &Folder) -> String {

@@ -2,7 +2,6 @@
 //! lock is kept.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -47,13 +46,7 @@ impl Store {
 
     /// Whether a process has this folder: its lock is taken for a moment to find out.
     pub fn is_served(folder: &Path) -> bool {
-        let Ok(file) = File::open(folder.join(folder::LOCK)) else { return false };
-        // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } != 0 {
-            return true;
-        }
-        folder::unlock(&file);
-        false
+        File::open(folder.join(folder::LOCK)).is_ok_and(|lock| folder::is_taken(&lock))
     }
 }
 
