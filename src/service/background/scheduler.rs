@@ -8,6 +8,7 @@ mod bans;
 mod behind_backup;
 mod delayed;
 mod deletions;
+mod failures;
 mod guests;
 mod joins;
 
@@ -18,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use self::failures::{Lease, log_unwritten};
 use crate::bounded::BoundedMap;
 use crate::clock::Millis;
 use crate::error::Result;
@@ -354,12 +356,14 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     let free = WORKERS_MAX.saturating_sub(lock(&shared.state).working);
     let due = hs.store.read(|db| db.remote_memberships_due(now, free))?;
     for (room, user) in due {
-        let (leased_room, leased_user) = (room.clone(), user.clone());
-        hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE_MS))?;
+        let (leased_room, leased_user, until) = (room.clone(), user.clone(), now + LEASE_MS);
+        hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, until))?;
         spawn(shared, hs, move |hs| {
-            if let Err(error) = hs.membership().pursue_membership(&room, &user) {
-                log::log!(error.level(log::Level::Info), "{room} for {user}: {error}");
-            }
+            let pursued = hs.membership().pursue_membership(&room, &user);
+            let what = format!("{room} for {user}");
+            Lease::until(until).end(hs, pursued, (&what, log::Level::Info), move |tx, leased, now| {
+                tx.remote_membership_failed((&room, &user), leased, now)
+            });
         })?;
     }
     fetch_device_lists(shared, hs, now)?;
@@ -461,15 +465,14 @@ fn hand_out_invites(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Mi
             state.inviting.push(server.clone());
         }
         let (inviting, hs) = (InvitingGuard(shared.clone(), server), hs.clone());
-        let (leased_room, leased) = (room.clone(), invitee.clone());
-        hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, now + LEASE_MS, false))?;
+        let (leased_room, leased, until) = (room.clone(), invitee.clone(), now + LEASE_MS);
+        hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, until, false))?;
         thread::Builder::new().name("inviting".to_owned()).spawn(move || {
-            if let Err(error) = hs.membership().deliver_owed_invite(&room, &invitee) {
-                log::log!(
-                    error.level(log::Level::Error),
-                    "the invite of {invitee} to {room} cannot be kept: {error}"
-                );
-            }
+            let delivered = hs.membership().deliver_owed_invite(&room, &invitee);
+            let what = format!("the invite of {invitee} to {room} cannot be kept");
+            Lease::until(until).end(&hs, delivered, (&what, log::Level::Error), move |tx, leased, now| {
+                tx.owed_invite_failed((&room, &invitee), leased, now)
+            });
             drop(hs);
             drop(inviting);
         })?;
@@ -537,7 +540,7 @@ fn pursue(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, room: RoomKey) ->
         };
         drop(hs);
         if let Err(error) = put_off {
-            log::log!(error.level(log::Level::Error), "nor put off: {error}");
+            log_unwritten(&error);
             // Nothing can be written. The room stays taken for a while, or it would be due again at once.
             fetching.0.rest(UNWRITTEN_REST);
         }

@@ -10,7 +10,8 @@
 //!   authorised yet;
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
-//!   `owed_bans`: bans of a room that was replaced, which the new one is to have;
+//!   `owed_bans`: bans of a room that was replaced, which the new one is to have; `failed_jobs`: what becomes of those
+//!   that could not be read;
 //! - `room_import`: a room that comes with its whole state;
 //! - `listed`: what who runs the server is told of rooms;
 //! - `directory`: aliases and published rooms; `blocked_rooms`: rooms that nobody is to come into;
@@ -25,6 +26,7 @@ pub mod delayed_events;
 pub mod deletions;
 pub mod directory;
 pub mod events;
+mod failed_jobs;
 pub mod late_extremities;
 pub mod listed;
 pub mod memberships;

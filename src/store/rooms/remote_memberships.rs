@@ -1,7 +1,7 @@
 //! Remote memberships: rows of local users' knocks, invites and leaves in rooms that this server is not resident in.
-//! What becomes of a row is decided in `protocol::remote_membership`, never here: this writes what it is given. Two
-//! things are done to rows without looking into them: the timer moves the time of those that are due some day, and
-//! those that ended long ago go.
+//! What becomes of a row is decided in `protocol::remote_membership`, never here: this writes what it is given. Three
+//! things are done to rows without looking into them: the timer moves the time of those that are due some day, those
+//! that failed on our account are counted (`failed_jobs`), and those that ended long ago go.
 
 use rusqlite::{OptionalExtension, Row, params};
 

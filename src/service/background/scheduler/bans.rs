@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LEASE_MS, SchedulerShared, WORKERS_MAX, spawn};
+use super::{AFTER_FAILURE_MS, LEASE_MS, Lease, SchedulerShared, WORKERS_MAX, spawn};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
@@ -14,11 +14,13 @@ pub(super) fn carry_bans(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, no
         return Ok(());
     }
     let Some(room) = hs.store.read(|db| db.due_owed_bans(now))? else { return Ok(()) };
-    let leased = room.clone();
-    hs.store.write(move |tx| tx.put_off_owed_bans(&leased, now + LEASE_MS, false))?;
+    let (leased, until) = (room.clone(), now + LEASE_MS);
+    hs.store.write(move |tx| tx.put_off_owed_bans(&leased, until, false))?;
     spawn(shared, hs, move |hs| {
-        if let Err(error) = hs.rooms().carry_bans(&room) {
-            log::log!(error.level(log::Level::Error), "the bans of {room} are not carried over: {error}");
-        }
+        let carried = hs.rooms().carry_bans(&room);
+        let what = format!("the bans of {room} are not carried over");
+        Lease::until(until).end(hs, carried, (&what, log::Level::Error), move |tx, _, now| {
+            tx.put_off_owed_bans(&room, now + AFTER_FAILURE_MS, true)
+        });
     })
 }

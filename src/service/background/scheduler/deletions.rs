@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LEASE_MS, SchedulerShared, WORKERS_MAX, spawn};
+use super::{AFTER_FAILURE_MS, LEASE_MS, Lease, SchedulerShared, WORKERS_MAX, spawn};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
@@ -17,8 +17,10 @@ pub(super) fn delete_rooms(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, 
     let leased = delete_id.clone();
     hs.store.write(move |tx| tx.put_off_room_deletion(&leased, now + LEASE_MS))?;
     spawn(shared, hs, move |hs| {
-        if let Err(error) = hs.admin().pursue_room_deletion(&delete_id) {
-            log::log!(error.level(log::Level::Error), "a room is not deleted yet: {error}");
-        }
+        let done = hs.admin().pursue_room_deletion(&delete_id);
+        let what = "a room is not deleted yet";
+        Lease::until(now + LEASE_MS).end(hs, done, (&what, log::Level::Error), move |tx, _, now| {
+            tx.put_off_room_deletion(&delete_id, now + AFTER_FAILURE_MS)
+        });
     })
 }

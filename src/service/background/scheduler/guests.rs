@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LEASE_MS, SchedulerShared, WORKERS_MAX, spawn};
+use super::{AFTER_FAILURE_MS, LEASE_MS, Lease, SchedulerShared, WORKERS_MAX, spawn};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
@@ -16,8 +16,10 @@ pub(super) fn remove_guests(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>,
     let Some(room) = hs.store.read(|db| db.due_guest_removal(now))? else { return Ok(()) };
     hs.store.write(move |tx| tx.put_off_guest_removal(room, now + LEASE_MS))?;
     spawn(shared, hs, move |hs| {
-        if let Err(error) = hs.remove_guests(room) {
-            log::log!(error.level(log::Level::Error), "a room's guests cannot leave: {error}");
-        }
+        let done = hs.remove_guests(room);
+        let what = "a room's guests cannot leave";
+        Lease::until(now + LEASE_MS).end(hs, done, (&what, log::Level::Error), move |tx, _, now| {
+            tx.put_off_guest_removal(room, now + AFTER_FAILURE_MS)
+        });
     })
 }

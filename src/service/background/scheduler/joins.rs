@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread;
 
-use super::{DueMembership, LEASE_MS, SchedulerShared};
+use super::{DueMembership, LEASE_MS, Lease, SchedulerShared};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
@@ -30,15 +30,14 @@ pub(super) fn join_who_was_let_in(
             state.joining.push((room.clone(), user.clone()));
         }
         let (joining, hs) = (JoiningGuard(shared.clone(), (room.clone(), user.clone())), hs.clone());
-        let (leased_room, leased) = (room.clone(), user.clone());
-        hs.store.write(move |tx| tx.put_off_owed_join(&leased_room, &leased, now + LEASE_MS, false))?;
+        let (leased_room, leased, until) = (room.clone(), user.clone(), now + LEASE_MS);
+        hs.store.write(move |tx| tx.put_off_owed_join(&leased_room, &leased, until, false))?;
         thread::Builder::new().name("joining".to_owned()).spawn(move || {
-            if let Err(error) = hs.membership().pursue_owed_join(&room, &user) {
-                log::log!(
-                    error.level(log::Level::Error),
-                    "the join of {user} to {room} cannot be kept: {error}"
-                );
-            }
+            let pursued = hs.membership().pursue_owed_join(&room, &user);
+            let what = format!("the join of {user} to {room} cannot be kept");
+            Lease::until(until).end(&hs, pursued, (&what, log::Level::Error), move |tx, leased, now| {
+                tx.owed_join_failed((&room, &user), leased, now)
+            });
             drop(hs);
             drop(joining);
         })?;
