@@ -7,6 +7,7 @@
 //! - `handshakes_that_meet`: two handshakes of one user in one room, every pair, in both orders and at once.
 //! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
 //! - `overtaken_joins`: what meets a join that was taken and is not answered yet.
+//! - `decided_meanwhile`: what is decided here while another server is asked.
 //! - `third_party_invites`: invites of e-mail addresses, through a scripted identity server.
 //! - `new_rooms`: those who are invited to a new room and cannot be reached hold up nobody.
 //! - `open_door`: whose knock is accepted is joined, if they want it so.
@@ -46,6 +47,7 @@ pub mod common;
 
 mod apex;
 mod browsing;
+mod decided_meanwhile;
 mod device_lists;
 mod ephemeral;
 mod federation_delivery;

@@ -2,7 +2,7 @@
 //! homeservers when an address turns out to belong to one of their users.
 
 use crate::common::peer::Peer;
-use crate::common::wait::wait_until;
+use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::internals::Reply;
 use doorstep::protocol::json::base64_url;
@@ -290,6 +290,32 @@ fn a_client_with_the_signature_joins_a_room_that_its_server_is_not_in() {
     let (status, body) = carol.request("POST", &path, Some(json!({ "third_party_signed": signed })));
     assert_eq!(status, 200, "{body}");
     wait_until("alice sees her", || alice.membership_of(&room, carol.id()).as_deref() == Some("join"));
+}
+
+#[test]
+fn who_comes_into_the_room_while_their_invites_key_is_asked_about_is_not_put_out_of_it() {
+    let (server, identity, peer) = (TestServer::start(), Identity::start(), Peer::start());
+    let alice = server.user("alice");
+    let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": "11" }));
+    assert_eq!(invite(&alice, &room, identity.invitee()).0, 200);
+    let (eve, gate) = (peer.user("eve"), Gate::default());
+    let signed = identity.signed(eve.as_str(), alice.id());
+    peer.take_transactions();
+    identity.peer.answer_behind(&gate, VALID, 200, json!({ "valid": true }));
+    let event = json!({
+        "type": "m.room.member", "room_id": room, "sender": alice.id(), "state_key": eve,
+        "content": { "membership": "invite", "third_party_invite": { "display_name": "", "signed": signed } },
+    });
+    let path = format!("/_matrix/federation/v1/exchange_third_party_invite/{}", segment(&room));
+    let (status, said) = std::thread::scope(|scope| {
+        let exchanged = scope.spawn(|| peer.ask(server.name(), "PUT", &path, Some(&event)));
+        identity.peer.wait_for(VALID);
+        assert_eq!(peer.hand_in(server.name(), "join", &room, &eve).1.0, 200);
+        gate.open();
+        exchanged.join().expect("no panic")
+    });
+    assert_eq!((status, said["errcode"].as_str()), (403, Some("M_FORBIDDEN")), "{said}");
+    assert_eq!(alice.membership_of(&room, eve.as_str()).as_deref(), Some("join"));
 }
 
 #[test]

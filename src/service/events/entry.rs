@@ -1,6 +1,6 @@
 //! Who comes into no room of ours, whatever its rules say: whose account was closed, and whose server the room's server ACL keeps
-//! out; and into a room that the operator has shut, nobody. Asked by the transaction in which somebody comes in: what was
-//! begun before may end after that.
+//! out; and into a room that the operator has shut, nobody. Nor is anybody put out of a room by an invite. Asked by the
+//! transaction in which somebody comes in: what was begun before may end after that.
 
 use serde_json::Value;
 
@@ -23,6 +23,9 @@ pub(super) fn check_entry(db: &Db<'_>, room: &Room, draft: &Draft) -> Result<()>
     if db.is_local(member) {
         check_not_closed(db, member)?;
     }
+    if membership == Some("invite") {
+        check_not_in(db, room, member)?;
+    }
     check_not_shut(db, room, member)
 }
 
@@ -33,22 +36,36 @@ pub(super) fn check_handed_in(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<(
     }
     let enters =
         matches!(event.membership(), Some(Membership::Join | Membership::Invite | Membership::Knock));
-    match event.state_key().filter(|_| enters && event.event_type() == "m.room.member") {
-        Some(member) => check_not_shut(db, room, member),
-        None => Ok(()),
+    let Some(member) = event.state_key().filter(|_| enters && event.event_type() == "m.room.member") else {
+        return Ok(());
+    };
+    if event.membership() == Some(Membership::Invite) {
+        check_not_in(db, room, member)?;
+    }
+    check_not_shut(db, room, member)
+}
+
+/// The rules let a third-party invite pass also for who is in the room, and it would put them out of it. Errors: 403 `M_FORBIDDEN`.
+fn check_not_in(db: &Db<'_>, room: &Room, member: &str) -> Result<()> {
+    if is_in(db, room, member)? {
+        return Err(Error::forbidden(format!("{member} is already in the room")));
+    }
+    Ok(())
+}
+
+fn is_in(db: &Db<'_>, room: &Room, member: &str) -> Result<bool> {
+    match UserId::parse(member) {
+        Ok(user) => Ok(db.membership(room.key, &user)? == Some(Membership::Join)),
+        Err(_) => Ok(false),
     }
 }
 
 /// Errors: 403 `M_FORBIDDEN` if nobody is to come into the room, and this user is not there yet.
 pub(in crate::service) fn check_not_shut(db: &Db<'_>, room: &Room, member: &str) -> Result<()> {
-    if !db.is_room_shut(&room.room_id)? {
+    if !db.is_room_shut(&room.room_id)? || is_in(db, room, member)? {
         return Ok(());
     }
-    let is_in = match UserId::parse(member) {
-        Ok(user) => db.membership(room.key, &user)? == Some(Membership::Join),
-        Err(_) => false,
-    };
-    if is_in { Ok(()) } else { Err(Error::forbidden("This room has been blocked on this server")) }
+    Err(Error::forbidden("This room has been blocked on this server"))
 }
 
 /// Errors: 403 `M_FORBIDDEN` for a user of ours whose account was closed.

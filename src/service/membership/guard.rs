@@ -9,6 +9,7 @@ use crate::protocol::rooms::policy_server::{POLICY_EVENT_TYPE, PolicyServer};
 use crate::protocol::rooms::stripped_state::STRIPPED_TYPES;
 use crate::protocol::signatures::verify::{self, SignedBy};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake};
+use crate::service::accounts::moderation::{locked, suspended};
 use crate::service::events::policy_server::policy_server_of;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
@@ -36,6 +37,19 @@ pub(super) fn check_open(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
     match db.is_room_shut(room_id)? {
         true => Err(Error::forbidden("This room has been blocked on this server")),
         false => Ok(()),
+    }
+}
+
+/// Whether a local user may ask for being let into a room, by the transaction that commits what they ask: since the handshake
+/// began another server was asked for its template, and who runs this server may have decided meanwhile. Errors: 403 `M_FORBIDDEN`,
+/// `M_USER_SUSPENDED`, 401 `M_USER_LOCKED`.
+pub(super) fn check_may_ask(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<()> {
+    check_open(db, room_id)?;
+    let standing = db.account(user)?.map(|account| account.standing).unwrap_or_default();
+    match (standing.locked, standing.suspended) {
+        (true, _) => Err(locked()),
+        (false, true) => Err(suspended()),
+        (false, false) => Ok(()),
     }
 }
 

@@ -136,7 +136,9 @@ impl Memberships<'_> {
         let draft = member_draft(&room.room_id, sender, target, content);
         if self.is_local(target) {
             self.store.read(|db| check_invitee(db, target))?;
-            return self.events().send(draft);
+            let invitee = target.clone();
+            // Once more: a policy server may have been asked since.
+            return self.events().send_with(draft, move |tx, _| check_invitee(tx, &invitee));
         }
         let server = target.server();
         // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then
@@ -496,9 +498,13 @@ impl Memberships<'_> {
             if old.as_ref().is_some_and(|row| row.has_seen(&invite)) {
                 return Ok(InviteOutcome::Done);
             }
+            // The invitee, and who runs this server, may have decided otherwise since keys were asked for.
             if offered {
+                check_invitee(tx, &invitee)?;
                 check_open(tx, invite.room_id())?;
                 check_place(tx, &invite, &invitee)?;
+            } else if !tx.is_active_user(&invitee)? || tx.is_room_shut(invite.room_id())? {
+                return Ok(InviteOutcome::Done);
             }
             let old_invite =
                 old.as_ref().and_then(|row| row.told().filter(|told| row.is_invited_by(told))).cloned();

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_may_ask, check_open};
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::template::{INVITE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
@@ -118,6 +118,7 @@ impl Memberships<'_> {
         let now = self.clock.now_ms();
         self.store.write(move |tx| {
             check_not_resident(tx, &room_id)?;
+            check_may_ask(tx, &room_id, &user)?;
             note(tx, &room_id, &user, Fact::UserKnocks(knock), now)?;
             let row = tx.remote_membership(&room_id, &user)?;
             row.ok_or_else(|| Error::internal("a knock that was not written"))

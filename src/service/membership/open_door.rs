@@ -79,10 +79,7 @@ impl Memberships<'_> {
                 .and_then(|row| row.event.clone()),
         };
         let Some(present) = present.filter(|present| present.event_id() == invite) else { return Ok(None) };
-        let wanted = accepts_knocks(db, user_id)?.unwrap_or(self.config.join_on_accepted_knock)
-            && db.account(user_id)?.is_some_and(|account| may_join(&account))
-            // Invites of those are not even shown.
-            && !Ignored::of(db, user_id)?.has(present.sender().as_str());
+        let wanted = is_wanted(db, user_id, present.sender(), self.config.join_on_accepted_knock)?;
         Ok(wanted.then_some(present))
     }
 
@@ -108,6 +105,22 @@ impl Memberships<'_> {
             tx.add_to_device(&user, &last, (&user, &message), MessageOrigin::User(&user), now).map(drop)
         })
     }
+}
+
+/// Whether a user is to be joined by an invite of this inviter, by the transaction that does it: other servers were asked since it
+/// was looked at. `by_default`: whether those are who say nothing about it. Errors: 403 `M_FORBIDDEN`.
+pub(super) fn check_wanted(db: &Db<'_>, user: &UserId, inviter: &UserId, by_default: bool) -> Result<()> {
+    match is_wanted(db, user, inviter, by_default)? {
+        true => Ok(()),
+        false => Err(Error::forbidden("The user wants to answer the invite themselves")),
+    }
+}
+
+fn is_wanted(db: &Db<'_>, user: &UserId, inviter: &UserId, by_default: bool) -> Result<bool> {
+    Ok(accepts_knocks(db, user)?.unwrap_or(by_default)
+        && db.account(user)?.is_some_and(|account| may_join(&account))
+        // Invites of those are not even shown.
+        && !Ignored::of(db, user)?.has(inviter.as_str()))
 }
 
 /// What the user says about it, if they do.

@@ -169,7 +169,9 @@ impl Db<'_> {
     pub fn unfinished_deactivations(&self) -> Result<Vec<UserId>> {
         let mut query = self.conn().prepare_cached(
             "SELECT user_id FROM users WHERE leaving = 1
-             UNION SELECT user_id FROM users WHERE guest = 1 AND deactivated = 1 AND erased_at IS NULL",
+             UNION SELECT user_id FROM users WHERE guest = 1 AND deactivated = 1 AND erased_at IS NULL
+             UNION SELECT u.user_id FROM users u CROSS JOIN memberships m USING (user_id)
+               WHERE u.deactivated = 1 AND m.local = 1 AND m.membership = 'join'",
         )?;
         let ids = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
         ids.iter().map(|id| UserId::parse(id)).collect()

@@ -100,6 +100,7 @@ fn who_is_shut_out_while_a_handshake_is_under_way_is_not_let_in_by_its_end() {
 #[test]
 fn an_invite_to_a_room_that_is_blocked_while_it_is_looked_at_is_not_taken_in() {
     let (hs, there_hs) = (homeserver(), homeserver_named("there.example"));
+    hs.accounts().register_user("alice", None).unwrap();
     let rules = room_version::room_version("11").unwrap();
     let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "private_chat" })).unwrap();
     let events = wishes.plan(&bob(), &Map::new(), rules, None).unwrap();

@@ -16,8 +16,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_may_ask, check_open};
 use super::guest_access::check_guest;
+use super::open_door::check_wanted;
 use super::replaced_rooms::follow_upgrade;
 use super::restricted_join::AUTHORISER;
 use super::rows::{check_not_resident, note, note_residence, remote_membership_or_state};
@@ -33,6 +34,7 @@ use crate::protocol::remote_membership::{
 use crate::protocol::{
     EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
+use crate::service::events::entry::check_not_closed;
 use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::events::serve::state_for_join;
@@ -140,13 +142,16 @@ impl Memberships<'_> {
             Err(error) => return Err(error),
         }
         let (room_id, joiner, now) = (room.room_id.clone(), user.clone(), self.clock.now_ms());
-        let by = by.cloned();
+        let (by, by_default) = (by.cloned(), self.config.join_on_accepted_knock);
         self.events()
             .send_with(member_draft(&room.room_id, user, user, content), move |tx, join| {
                 if let Some(invite) = by {
                     // What the joiner was before is among the auth events, whatever else is.
                     if !join.pdu.auth_events().contains(&invite) {
                         return Err(stands_no_more());
+                    }
+                    if let Some(invite) = tx.pdu(&invite)? {
+                        check_wanted(tx, &joiner, invite.sender(), by_default)?;
                     }
                     tx.end_owed_join(&room_id, &joiner, &invite)?;
                 }
@@ -175,7 +180,8 @@ impl Memberships<'_> {
             match self.join_in_their_name(&peer, room, user, content) {
                 Ok(join) => {
                     self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?)?;
-                    return self.follow_upgrade_of(room, user);
+                    self.follow_upgrade_of(room, user)?;
+                    return self.leave_if_barred(room, user);
                 }
                 Err(error) => answers.add(&peer, error),
             }
@@ -195,6 +201,21 @@ impl Memberships<'_> {
         let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
         let answer = body.read()?;
         self.countersigned(&join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
+    }
+
+    /// After a join that another server has taken: the user is in, whatever has been decided here since they asked. If they
+    /// would not be let in any more, they leave again. Errors: 403 `M_FORBIDDEN`.
+    fn leave_if_barred(&self, room: &Room, user: &UserId) -> Result<()> {
+        let barred = self.store.read(|db| {
+            check_not_closed(db, user.as_str())?;
+            check_open(db, &room.room_id)
+        });
+        if barred.is_err()
+            && let Err(error) = self.leave_as_resident(room, user, None)
+        {
+            log::log!(error.level(log::Level::Warn), "{user} cannot leave {}: {error}", room.room_id);
+        }
+        barred
     }
 
     fn follow_upgrade_of(&self, room: &Room, user: &UserId) -> Result<()> {
@@ -258,7 +279,13 @@ impl Memberships<'_> {
             let join = self.sign_template(&template, version, content)?;
             let via = std::iter::once(peer).chain(&candidates).cloned().collect();
             let prepared = Prepared { event: join.clone(), before: before.clone(), via };
-            self.intend_join(prepared, attempts.may_be_in(), by)?;
+            if let Err(error) = self.intend_join(prepared, attempts.may_be_in(), by) {
+                // Nobody else is asked, and the room is left if somebody may have let them in before.
+                if let Some(join) = &attempts.last {
+                    self.note_failed_join(join, attempts.failure())?;
+                }
+                return Err(error);
+            }
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
                 Err(error) => {
@@ -295,16 +322,18 @@ impl Memberships<'_> {
     /// `by` an invite any more.
     fn intend_join(&self, join: Prepared, may_be_in: bool, by: Option<&EventId>) -> Result<()> {
         let (room_id, user) = (join.event.room_id().clone(), join.event.sender().clone());
-        let (now, by) = (self.clock.now_ms(), by.cloned());
+        let (now, by, by_default) = (self.clock.now_ms(), by.cloned(), self.config.join_on_accepted_knock);
         self.store.write(move |tx| {
             check_not_resident(tx, &room_id)?;
+            check_may_ask(tx, &room_id, &user)?;
             if let Some(invite) = by {
                 let row = remote_membership_or_state(tx, &room_id, &user)?;
                 // Once it was handed in to one server, it goes on with the next.
                 let goes_on =
                     |row: &RemoteMembership| row.state == RemoteState::Joining || row.is_invited_by(&invite);
-                if !row.as_ref().is_some_and(goes_on) {
-                    return Err(stands_no_more());
+                let row = row.filter(goes_on).ok_or_else(stands_no_more)?;
+                if let Some(invite) = row.event.as_ref().filter(|_| row.is_invited_by(&invite)) {
+                    check_wanted(tx, &user, invite.sender(), by_default)?;
                 }
                 tx.end_owed_join(&room_id, &user, &invite)?;
             }
@@ -373,6 +402,8 @@ impl Memberships<'_> {
             // What the room is like we have learned by ourselves, and the join is an event like any other.
             self.events().receive_pdu(peer, join)?;
             self.store.write(end_rows)?;
+            let room = self.store.read(|db| db.known_room(&entered))?;
+            self.leave_if_barred(&room, &user_id)?;
         }
         // The user is in, whatever becomes of the little that waited.
         if let Err(e) = self.ephemeral().receive_kept(&entered) {
