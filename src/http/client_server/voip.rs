@@ -12,7 +12,7 @@ use crate::service::Homeserver;
 
 /// `GET /_matrix/client/v3/voip/turnServer`: credentials for the TURN servers of the settings, made of the secret that is
 /// shared with them: they need no list of users. The user name is the time when it ends and the user, the password its
-/// HMAC-SHA1. Without such a server `{}`: the specification names no answer for that, and this is what clients know.
+/// HMAC-SHA1. Without such a server `{}`: the specification names no answer for that, and this is Synapse's, which clients know.
 pub fn turn_server(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
     let Some(secret) = &hs.config.turn_secret else { return Ok(Reply::empty()) };
     let ttl = i64::try_from(hs.config.turn_ttl_s).unwrap_or(i64::MAX);

@@ -114,6 +114,7 @@ fn invites_have_stripped_state_and_a_filter_of_their_own_name() {
     let answer = filtered(json!({ "is_invited": true }));
     let told = &answer["rooms"][&room];
     assert_eq!((&answer["lists"]["all"]["count"], &told["membership"]), (&json!(1), &json!("invite")));
+    assert!(told.get("name").is_none() && told.get("heroes").is_none(), "{told}");
     let stripped = told["stripped_state"].as_array().expect("stripped state");
     assert!(stripped.iter().any(|e| e["state_key"] == bob.id() && e["content"]["membership"] == "invite"));
     let answer = filtered(json!({ "is_invited": false }));

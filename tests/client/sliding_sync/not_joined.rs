@@ -22,6 +22,8 @@ fn rule_11_an_invite_comes_with_its_stripped_state_and_the_own_member_event() {
         told["bump_stamp"].is_i64() && told.get("timeline").is_none() && told.get("required_state").is_none()
     );
     assert_eq!(invited["lists"]["all"]["count"], 1);
+    // What the room is called is in there, and nothing is made of it: clients do that, in their own words.
+    assert!(told.get("name").is_none() && told.get("heroes").is_none());
     // Nothing that happens inside is told before the user is in.
     alice.send(&room, "still not");
     assert_eq!(room_ids(&slide(&bob, Some(&invited), &body)), [""; 0]);

@@ -288,7 +288,8 @@ impl RoomTeller<'_> {
     }
 
     /// A room to which the user is invited, or upon which they knock: "`invite_state` whenever the room is in an answer"
-    /// (rule 11).
+    /// (rule 11). Name, avatar and heroes are for rooms that the user is or was in ("the user isn't participating in the room
+    /// yet so we shouldn't leak anything to them"); what is known of this one is its stripped state, of which clients make a name.
     fn outside(&self, selected: &Selected, listed: &ListedRoom, told: Option<&Told>) -> Result<RoomNews> {
         let context = self.context;
         let known = told.filter(|told| told.listed == ToldAs::Outside && told.seen >= listed.activity);
