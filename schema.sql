@@ -143,6 +143,20 @@ CREATE TABLE threads (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX threads_by_latest ON threads (room_key, stream, sub) WHERE root_sender IS NOT NULL;
 
+-- Threads that local users have subscribed to, or unsubscribed from (MSC4306). `subscription`: 2 by the user's own wish, 1 by a
+-- client because something was said there that concerns them, 0 not any more: what was said up to `stream`, when it last changed,
+-- makes it no subscription again by itself.
+CREATE TABLE thread_subscriptions (
+  user_id TEXT NOT NULL,
+  room_key INTEGER NOT NULL,
+  root TEXT NOT NULL,
+  subscription INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (user_id, room_key, root)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX thread_subscriptions_by_stream ON thread_subscriptions (user_id, stream);
+CREATE INDEX thread_subscriptions_by_thread ON thread_subscriptions (room_key, root);
+
 -- Events that other servers handed to us and were told we have, and that cannot be authorised yet: what they refer to
 -- is not to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what
 -- it says of a local user, and what one who is joining it will need. `json` is as it was received; of a verified

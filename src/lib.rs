@@ -83,6 +83,7 @@
 //! | what leaves by it | `service/outgoing/`: a cursor for each server |
 //! | `/sync` | `service/sync/`; who waits for news: `service/background/notifier.rs` |
 //! | threads, edits, reactions: what relates to an event | [`protocol::rooms::relations`], `store/rooms/relations.rs`; told with it: `service/rooms/bundles.rs` |
+//! | threads that users want to hear of (MSC4306) | `service/rooms/thread_subscriptions.rs`, `store/rooms/thread_subscriptions.rs` |
 //! | push rules, and what they make of an event | [`protocol::push_rules`]; asked in the transaction that accepts it: `store/push/evaluate.rs` |
 //! | what is unread | `store/push/unread.rs`: a sum of rows; what was told last is remembered: `service/sync/unread.rs` |
 //! | sliding sync, by the numbers of its rules | `service/sync/sliding/` |

@@ -162,6 +162,24 @@ pub const ROUTES: &[Route] = &[
         User(rooms::relations::relations),
     ),
     get("/_matrix/client/v1/rooms/{roomId}/threads", User(rooms::relations::threads)),
+    get(
+        "/_matrix/client/unstable/io.element.msc4306/rooms/{roomId}/thread/{eventId}/subscription",
+        User(rooms::thread_subscriptions::get),
+    ),
+    put(
+        "/_matrix/client/unstable/io.element.msc4306/rooms/{roomId}/thread/{eventId}/subscription",
+        User(rooms::thread_subscriptions::put),
+    )
+    .even_suspended(),
+    delete(
+        "/_matrix/client/unstable/io.element.msc4306/rooms/{roomId}/thread/{eventId}/subscription",
+        User(rooms::thread_subscriptions::delete),
+    )
+    .even_suspended(),
+    get(
+        "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions",
+        User(rooms::thread_subscriptions::changes),
+    ),
     get("/_matrix/client/v3/rooms/{roomId}/initialSync", User(rooms::messages::room_initial_sync)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/members", User(rooms::messages::members)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::events_and_state::joined_members)),

@@ -127,6 +127,14 @@ pub const TABLES: &[TableBounds] = &[
         "a redaction of its last reply",
     ),
     table(
+        "thread_subscriptions",
+        &[users(
+            "10 000 of one user; that of a thread which is not subscribed to any more goes, or else the oldest",
+            "a_user_has_a_bounded_number_of_thread_subscriptions_and_of_more_the_oldest_go",
+        )],
+        "deactivation; whoever has nothing to do with the room any more; its deletion",
+    ),
+    table(
         "pending_events",
         &[
             rooms("2000 and 16 MiB for one server; 500 for each in a full room; 429 beyond", ""),

@@ -22,6 +22,7 @@
 //! - `search`: events by their words.
 //! - `sliding_sync`: the same for clients that look at some of their rooms at a time.
 //! - `test_users`: what a test holds its users by.
+//! - `thread_subscriptions`: threads that users want to hear of.
 //! - `thumbnails`, `url_previews`: pictures made smaller, and what pages say of themselves.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 //! - `unread`: what counts as unread, for whom and until when, and the push rules by which it is found.
@@ -57,6 +58,7 @@ mod search;
 mod sliding_sync;
 mod sync;
 mod test_users;
+mod thread_subscriptions;
 mod thumbnails;
 mod unread;
 mod upgrades;

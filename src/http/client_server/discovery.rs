@@ -20,11 +20,11 @@ const VERSIONS: [&str; 14] = [
 
 /// What clients look for under names of its own. Without sliding sync those of the newer engines log in nowhere. Its
 /// accepted form has no name yet by which clients would look for it. The others are those of cross-signing, for old clients,
-/// of dehydrated devices, of delayed events, of pushers that can be switched off, and of the rooms that two users share; and those
+/// of dehydrated devices, of delayed events, of thread subscriptions, of pushers that can be switched off, and of the rooms that two users share; and those
 /// that some look for in place of a version: of private receipts, threads, their list and the direction of relations (v1.4), of files
 /// with authentication (v1.11), of any fields in profiles (v1.16), of redactions that are sent like other events, and of invites
 /// that are blocked (v1.18).
-const UNSTABLE_FEATURES: [&str; 15] = [
+const UNSTABLE_FEATURES: [&str; 16] = [
     "com.beeper.msc4169",
     "org.matrix.e2e_cross_signing",
     "org.matrix.msc2285.stable",
@@ -35,6 +35,7 @@ const UNSTABLE_FEATURES: [&str; 15] = [
     "org.matrix.msc3881",
     "org.matrix.msc3916.stable",
     "org.matrix.msc4140",
+    "org.matrix.msc4306",
     "org.matrix.msc4380.stable",
     "org.matrix.simplified_msc3575",
     "uk.half-shot.msc2666.query_mutual_rooms",

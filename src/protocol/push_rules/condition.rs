@@ -41,6 +41,8 @@ pub(super) enum Condition {
     SenderMayNotify(String),
     /// `recipient_permission` (MSC4506).
     RecipientMay(String),
+    /// `io.element.msc4306.thread_subscription`: the event is in a thread to which the recipient is subscribed, or is not.
+    ThreadSubscription(bool),
     /// "Unrecognised conditions MUST NOT match any events."
     Never,
 }
@@ -92,6 +94,9 @@ impl Condition {
             "sender_notification_permission" => Self::SenderMayNotify(text("key")?.to_owned()),
             "recipient_permission" | "org.matrix.msc4506.recipient_permission" => {
                 Self::RecipientMay(text("key")?.to_owned())
+            }
+            "io.element.msc4306.thread_subscription" => {
+                Self::ThreadSubscription(condition.get("subscribed")?.as_bool()?)
             }
             _ => return None,
         })
@@ -156,6 +161,7 @@ impl Condition {
             Self::RecipientMay(action) => {
                 recipient.is_some_and(|recipient| (room.recipient_may)(recipient.user, action))
             }
+            Self::ThreadSubscription(subscribed) => room.thread_subscription == Some(*subscribed),
             Self::Never => false,
         }
     }
@@ -251,6 +257,7 @@ mod tests {
             joined,
             sender_may_notify: &|kind| kind == "room",
             recipient_may: &|_, action| action == "invite",
+            thread_subscription: None,
         };
         let user = UserId::parse("@alice:a.example").expect("a user id");
         let recipient = Recipient { user: &user, display_name: &|| Some("Alice *B*".to_owned()) };

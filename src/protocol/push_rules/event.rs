@@ -37,6 +37,9 @@ pub struct RoomFacts<'r> {
     pub sender_may_notify: &'r dyn Fn(&str) -> bool,
     /// Whether the power level of a recipient suffices for this action: `invite`, `kick`, `ban` or `redact`.
     pub recipient_may: &'r dyn Fn(&UserId, &str) -> bool,
+    /// Whether the recipient is subscribed to the thread that the event is in. None: it is in no thread, or the recipient
+    /// follows none at all.
+    pub thread_subscription: Option<bool>,
 }
 
 /// Whom the event may notify.

@@ -136,6 +136,21 @@ fn call_rules(user: &UserId) -> [Value; 2] {
     ]
 }
 
+/// The rules behind those for content and before those for rooms (MSC4306): of threads that the user is not subscribed to they
+/// hear only if they are mentioned, of the others whatever they have set for the room.
+pub(super) fn postcontent_rules() -> Vec<Value> {
+    let if_subscribed = |subscribed: bool| json!([{"kind": "io.element.msc4306.thread_subscription", "subscribed": subscribed}]);
+    vec![
+        rule(".io.element.msc4306.rule.unsubscribed_thread", true, if_subscribed(false), json!([])),
+        rule(
+            ".io.element.msc4306.rule.subscribed_thread",
+            true,
+            if_subscribed(true),
+            notify(&[sound("default")]),
+        ),
+    ]
+}
+
 /// The underride rules behind the user's own.
 pub(super) fn underride_rules() -> Vec<Value> {
     let of_type = |event_type| event_match("type", event_type);

@@ -93,6 +93,8 @@ pub struct RuleSet {
     rules: Vec<Arc<Rule>>,
     /// So many of them, the first, override all others.
     overriding: usize,
+    /// So many are of the kind behind that for content.
+    postcontent: usize,
 }
 
 #[derive(Debug, PartialEq)]
@@ -107,9 +109,12 @@ impl RuleSet {
         let mut set = Self::default();
         for kind in RuleKind::ALL {
             let of_kind = ruleset.get(kind.as_str()).and_then(Value::as_array);
+            let before = set.rules.len();
             set.add(kind, user, of_kind.into_iter().flatten());
-            if kind == RuleKind::Override {
-                set.overriding = set.rules.len();
+            match kind {
+                RuleKind::Override => set.overriding = set.rules.len(),
+                RuleKind::PostContent => set.postcontent = set.rules.len() - before,
+                _ => {}
             }
         }
         set
@@ -124,6 +129,7 @@ impl RuleSet {
         // In the order of `UserRules::ruleset`; that which switches all others off is not enabled.
         let (overriding, others) =
             predefined.rules.split_at(predefined.overriding.min(predefined.rules.len()));
+        let (postcontent, underride) = others.split_at(predefined.postcontent.min(others.len()));
         let mut set = Self::default();
         for kind in RuleKind::ALL {
             set.add(kind, user.as_str(), &rules.own(kind));
@@ -132,7 +138,11 @@ impl RuleSet {
                     set.rules.extend_from_slice(overriding);
                     set.overriding = set.rules.len();
                 }
-                RuleKind::Underride => set.rules.extend_from_slice(others),
+                RuleKind::PostContent => {
+                    set.rules.extend_from_slice(postcontent);
+                    set.postcontent = postcontent.len();
+                }
+                RuleKind::Underride => set.rules.extend_from_slice(underride),
                 _ => {}
             }
         }
@@ -169,7 +179,7 @@ impl RuleSet {
 fn conditions(kind: RuleKind, rule: &Value, user: &str) -> Vec<Condition> {
     let id = rule["rule_id"].as_str().unwrap_or_default();
     match kind {
-        RuleKind::Override | RuleKind::Underride => {
+        RuleKind::Override | RuleKind::PostContent | RuleKind::Underride => {
             let predefined = rule["default"] == true;
             let all = rule["conditions"].as_array().into_iter().flatten();
             all.map(|condition| match Condition::of(condition) {
@@ -203,6 +213,10 @@ mod tests {
     const ALICE: &str = "@alice:a.example";
 
     fn outcome(rules: &UserRules, event: &Value) -> Outcome {
+        outcome_in(rules, event, None)
+    }
+
+    fn outcome_in(rules: &UserRules, event: &Value, thread_subscription: Option<bool>) -> Outcome {
         let user = UserId::parse(ALICE).expect("a user id");
         let set = RuleSet::compile(&rules.ruleset(&user, true), user.as_str());
         let event = PushEvent::from_object(event.as_object().expect("an object").clone());
@@ -212,6 +226,7 @@ mod tests {
                 event.property(&["sender".into()]).is_some_and(|s| s == "@admin:a.example")
             },
             recipient_may: &|_, _| true,
+            thread_subscription,
         };
         let recipient = Recipient { user: &user, display_name: &|| None };
         let found = set.evaluate(&event, &room, Some(&recipient), &Steps::new(usize::MAX));
@@ -290,8 +305,39 @@ mod tests {
                     RuleSet::compile(&UserRules::default().ruleset(&anybody, calls), anybody.as_str());
                 let made = RuleSet::of_user(&rules, &alice, calls, &predefined);
                 let whole = RuleSet::compile(&rules.ruleset(&alice, calls), ALICE);
-                assert_eq!((made.rules, made.overriding), (whole.rules, whole.overriding), "{stored}");
+                let counts = |set: &RuleSet| (set.overriding, set.postcontent);
+                assert_eq!(counts(&made), counts(&whole), "{stored}");
+                assert_eq!(made.rules, whole.rules, "{stored}");
             }
+        }
+    }
+
+    #[test]
+    fn a_thread_is_heard_of_by_who_is_subscribed_to_it_and_by_others_only_if_they_are_mentioned() {
+        let message = |content: Value| json!({"type": "m.room.message", "room_id": "!r:a.example", "sender": "@bob:a.example", "content": content});
+        let plain = message(json!({"msgtype": "m.text", "body": "about cake"}));
+        let mention = message(json!({"body": "hi", "m.mentions": {"user_ids": [ALICE]}}));
+        let notice = message(json!({"msgtype": "m.notice", "body": "hi"}));
+        let own = |kind: &str, rule: Value| {
+            UserRules::read(Some(&json!({ "own": { kind: [rule] } }).to_string())).expect("rules")
+        };
+        let none = UserRules::default();
+        let muted = own("room", json!({"rule_id": "!r:a.example", "enabled": true, "actions": []}));
+        let loud = own("room", json!({"rule_id": "!r:a.example", "enabled": true, "actions": ["notify"]}));
+        let highlight = json!(["notify", {"set_tweak": "highlight"}]);
+        let keyword = json!({"rule_id": "k", "enabled": true, "actions": highlight, "pattern": "cake"});
+        let keyword = own("content", keyword);
+        for (rules, event, [nowhere, subscribed, unsubscribed]) in [
+            (&none, &plain, [NOTIFY, SOUND, NOTHING]),
+            (&none, &mention, [MENTION, MENTION, MENTION]),
+            (&none, &notice, [NOTHING, NOTHING, NOTHING]),
+            (&muted, &plain, [NOTHING, SOUND, NOTHING]),
+            (&loud, &plain, [NOTIFY, SOUND, NOTHING]),
+            (&keyword, &plain, [HIGHLIGHT, HIGHLIGHT, HIGHLIGHT]),
+        ] {
+            assert_eq!(outcome_in(rules, event, None), nowhere, "{event}");
+            assert_eq!(outcome_in(rules, event, Some(true)), subscribed, "{event}");
+            assert_eq!(outcome_in(rules, event, Some(false)), unsubscribed, "{event}");
         }
     }
 

@@ -24,6 +24,8 @@ pub enum RuleKind {
     /// For messages with a pattern.
     #[serde(rename = "content")]
     ContentSpecific,
+    /// Behind those for content (MSC4306): predefined ones only.
+    PostContent,
     /// For a room.
     #[serde(rename = "room")]
     RoomSpecific,
@@ -36,14 +38,21 @@ pub enum RuleKind {
 
 impl RuleKind {
     /// All of them, in that order.
-    pub const ALL: [Self; 5] =
-        [Self::Override, Self::ContentSpecific, Self::RoomSpecific, Self::SenderSpecific, Self::Underride];
+    pub const ALL: [Self; 6] = [
+        Self::Override,
+        Self::ContentSpecific,
+        Self::PostContent,
+        Self::RoomSpecific,
+        Self::SenderSpecific,
+        Self::Underride,
+    ];
 
     /// The word in paths and rulesets.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Override => "override",
             Self::ContentSpecific => "content",
+            Self::PostContent => "postcontent",
             Self::RoomSpecific => "room",
             Self::SenderSpecific => "sender",
             Self::Underride => "underride",
@@ -109,6 +118,9 @@ impl NewRule {
             return Err(Error::invalid_param(
                 "The id of a rule does not begin with a dot and has neither slashes nor backslashes",
             ));
+        }
+        if kind == RuleKind::PostContent {
+            return Err(Error::invalid_param("There are no rules of this kind but the predefined ones"));
         }
         let actions = actions_of(body)?;
         let conditions = match (kind, body.get("conditions")) {
@@ -188,6 +200,7 @@ impl UserRules {
                     .chain(own)
                     .chain(predefined::override_rules(user, calls))
                     .collect(),
+                RuleKind::PostContent => own.chain(predefined::postcontent_rules()).collect(),
                 RuleKind::Underride => own.chain(predefined::underride_rules()).collect(),
                 _ => own.collect(),
             };
@@ -329,6 +342,9 @@ impl UserRules {
             }
             RuleKind::Underride => {
                 predefined::underride_rules().iter().any(|rule| rule["rule_id"] == rule_id)
+            }
+            RuleKind::PostContent => {
+                predefined::postcontent_rules().iter().any(|rule| rule["rule_id"] == rule_id)
             }
             _ => false,
         };
@@ -518,9 +534,8 @@ mod tests {
         for kind in RuleKind::ALL {
             for rule in ruleset[kind.as_str()].as_array().expect("a list") {
                 let rule_id = rule["rule_id"].as_str().expect("an id");
-                assert!(
-                    rule_id.starts_with(".m.rule.") || rule_id.starts_with(".org.matrix.msc4075.rule.rtc.")
-                );
+                let prefixes = [".m.rule.", ".org.matrix.msc4075.rule.rtc.", ".io.element.msc4306.rule."];
+                assert!(prefixes.iter().any(|prefix| rule_id.starts_with(prefix)), "{rule_id}");
                 assert_eq!(rule["enabled"], rule_id != ".m.rule.master", "{rule_id}");
                 assert_eq!(rule["default"], true);
             }

@@ -90,6 +90,8 @@ fn fill(here: &TestServer, room: &str, users: [&TestUser; 4]) -> String {
     });
     carol.post(&path(room, &format!("receipt/m.read/{}", segment(&reply))), json!({}));
     carol.put(&format!("{V3}/user/{}/rooms/{}/tags/u.x", segment(carol.id()), segment(room)), json!({}));
+    let thread = format!("{}/thread/{}", segment(room), segment(&root));
+    carol.put(&format!("/_matrix/client/unstable/io.element.msc4306/rooms/{thread}/subscription"), json!({}));
     carol.put(
         &path(room, &format!("typing/{}", segment(carol.id()))),
         json!({ "typing": true, "timeout": 9000 }),

@@ -201,7 +201,10 @@ impl Memberships<'_> {
             }
             let Some(room) = room else { return Ok(()) };
             match tx.membership(room.key, &user)? {
-                Some(Membership::Leave | Membership::Ban) => tx.set_forgotten(room.key, &user, true),
+                Some(Membership::Leave | Membership::Ban) => {
+                    tx.delete_thread_subscriptions(&user, Some(room.key))?;
+                    tx.set_forgotten(room.key, &user, true)
+                }
                 Some(_) if room.resident => Err(not_left()),
                 None if !is_known => Err(unknown()),
                 _ => Ok(()),

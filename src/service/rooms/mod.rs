@@ -5,7 +5,8 @@
 //! - `send`: messages, state and redactions. `messages`: one event, a page of history, the state, the members.
 //! - `view`: what one user may see of a room. `timeline`: which events a page has, from one `pagination_token` to another. `client_format`: an event as
 //!   clients get it.
-//! - `relations`: the events that relate to one; `threads`: those of a room; `bundles`: what is told of them with an event.
+//! - `relations`: the events that relate to one; `threads`: those of a room; `thread_subscriptions`: which of these a user wants to
+//!   hear of; `bundles`: what is told of relations with an event.
 //! - `notifications`: what users were notified of, page by page.
 //! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them, with
 //!   `search_token`, among `searched_rooms`.
@@ -33,6 +34,7 @@ mod search_token;
 mod searched_rooms;
 pub mod send;
 pub mod summary;
+pub mod thread_subscriptions;
 pub mod threads;
 pub mod timeline;
 pub mod timestamp_to_event;

@@ -264,6 +264,7 @@ impl Tx<'_> {
         self.forget_own_cross_signing(user)?;
         self.delete_key_backups(user)?;
         self.delete_delayed_events_of(user)?;
+        self.delete_thread_subscriptions(user, None)?;
         self.delete_devices_except(user, None)
     }
 

@@ -36,6 +36,7 @@ use crate::store::cache::events::EventCache;
 use crate::store::cache::row_hasher::ByRow;
 use crate::store::push::recipients::{Settings, SpecialRecipients};
 use crate::store::rooms::events::ForwardExtremity;
+use crate::store::rooms::thread_subscriptions::ThreadFollowers;
 
 /// Rooms that are cached, and entries of the current states of all of them together.
 const ROOMS_MAX: usize = 256;
@@ -55,6 +56,8 @@ pub(super) struct WriterCache {
     checkers: RefCell<HashMap<&'static str, Rc<AuthChecker>>>,
     /// What users have in their push rules and ignored users that is not usual; none: nothing.
     settings: RefCell<HashMap<UserId, Option<Rc<Settings>>>>,
+    /// Our users who follow threads.
+    thread_followers: RefCell<Option<ThreadFollowers>>,
     /// Of events and states.
     pub(super) events: EventCache,
 }
@@ -168,6 +171,29 @@ impl WriterCache {
         self.rooms.borrow_mut().values_mut().for_each(|about| about.special = None);
     }
 
+    /// Our users who follow threads. None: it is not remembered.
+    pub(super) fn thread_followers(&self) -> Option<ThreadFollowers> {
+        self.thread_followers.borrow().clone()
+    }
+
+    pub(super) fn keep_thread_followers(&self, followers: ThreadFollowers) {
+        *self.thread_followers.borrow_mut() = Some(followers);
+    }
+
+    /// A user follows a thread.
+    pub(super) fn add_thread_follower(&self, user: &UserId) {
+        if let Some(followers) = &mut *self.thread_followers.borrow_mut()
+            && !followers.contains(user)
+        {
+            Rc::make_mut(followers).insert(user.clone());
+        }
+    }
+
+    /// Somebody may follow none any more.
+    pub(super) fn forget_thread_followers(&self) {
+        *self.thread_followers.borrow_mut() = None;
+    }
+
     /// Our users in the room who have something that is not usual.
     pub(super) fn special_recipients(&self, room: RoomKey) -> Option<SpecialRecipients> {
         self.recall(room, |about| about.special.clone())
@@ -272,12 +298,17 @@ impl WriterCache {
                 }
             }
         }
+        let followers = match self.thread_followers() {
+            Some(followers) => *followers == *db.stored_thread_followers()?,
+            None => true,
+        };
         let alone = about.alone.map_or(Ok(true), |alone| Ok::<_, Error>(alone == db.was_always_alone(room)?));
         let parts = [
             ("its row", row?),
             ("its forward extremities", extremities?),
             ("its local users", audience?),
             ("whether another server was ever in it", alone?),
+            ("who follows threads", followers),
             ("some event", self.events.is_true(db)?),
         ];
         Ok(parts.into_iter().find(|(_, is_true)| !is_true).map(|(what, _)| what.to_owned()))
@@ -291,6 +322,7 @@ impl WriterCache {
         self.is_anything_pending.set(None);
         self.checkers.borrow_mut().clear();
         self.settings.borrow_mut().clear();
+        self.forget_thread_followers();
         self.events.forget_all();
     }
 }

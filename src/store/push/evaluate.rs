@@ -4,6 +4,10 @@
 //! To most it is the same, whatever their number: they have the predefined rules, and the event names few of them. So
 //! there is one row for all of them, and one for each to whom it is something else. If that is what it is to more, the
 //! first row says that.
+//!
+//! What is said in a thread (MSC4306) is something else to those who are subscribed to it, and to those who are not. It is neither
+//! to users who have never subscribed to any: their clients may know nothing of that, and would have them miss what they were told
+//! before. (Synapse takes them for such as are not subscribed.)
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
@@ -18,7 +22,8 @@ use crate::protocol::push_rules::{Actions, Outcome, PushEvent, Recipient, RoomFa
 use crate::protocol::remote_membership::RemoteMembership;
 use crate::protocol::{Pdu, UserId};
 use crate::store::push::unread::MAIN_THREAD;
-use crate::store::{Db, EventKey, Room, Tx};
+use crate::store::rooms::thread_subscriptions::ThreadFollowers;
+use crate::store::{Db, EventKey, Room, RoomKey, Tx};
 
 /// So many characters of one event are compared for one user, and for all of them, with patterns that are not just a
 /// word. Nobody writes rules that need them, unless to keep the writer busy; then what is left does not match.
@@ -56,8 +61,9 @@ impl Evaluation<'_, '_> {
         self.levels.get_or_init(|| db.auth_checker(room.version).power_levels_in(&lookup))
     }
 
-    /// What the event is to a user by these rules; to one whom it does not name, if there is none.
-    fn actions(&mut self, rules: &RuleSet, user: Option<&UserId>) -> Actions {
+    /// What the event is to a user by these rules; to one whom it does not name, if there is none. `subscribed`: whether they are
+    /// subscribed to its thread, if it is in one and they follow any.
+    fn actions(&mut self, rules: &RuleSet, user: Option<&UserId>, subscribed: Option<bool>) -> Actions {
         let Evaluation { db, placed, event, .. } = &*self;
         let (room, sender) = (placed.room, placed.pdu.sender().as_str());
         let may_notify = |kind: &str| {
@@ -75,8 +81,12 @@ impl Evaluation<'_, '_> {
             let levels = self.levels();
             levels.user(user.as_str()).reaches(levels.named(key))
         };
-        let facts =
-            RoomFacts { joined: self.joined, sender_may_notify: &may_notify, recipient_may: &recipient_may };
+        let facts = RoomFacts {
+            joined: self.joined,
+            sender_may_notify: &may_notify,
+            recipient_may: &recipient_may,
+            thread_subscription: subscribed,
+        };
         let name = || {
             let member = db.state_event(room.key, "m.room.member", user?.as_str());
             member.ok().flatten()?.content_str("displayname")
@@ -87,6 +97,38 @@ impl Evaluation<'_, '_> {
         let found = rules.evaluate(event, &facts, recipient.as_ref(), &steps).cloned().unwrap_or_default();
         self.steps_left -= budget - steps.left();
         found
+    }
+}
+
+/// Those who follow threads, and who is subscribed to one of these.
+struct ThreadAudience {
+    followers: ThreadFollowers,
+    subscribers: HashSet<UserId>,
+}
+
+impl ThreadAudience {
+    /// Whether a user is subscribed to the thread; none if they follow no thread at all.
+    fn subscribed(&self, user: &UserId) -> Option<bool> {
+        self.followers.contains(user).then(|| self.subscribers.contains(user))
+    }
+
+    /// What the event is to the followers among these users that are not in `known`: the same to all who are subscribed, and to all
+    /// who are not.
+    fn others<'u>(
+        &self,
+        users: impl Iterator<Item = &'u UserId>,
+        known: &[(UserId, Actions)],
+        mut actions: impl FnMut(bool) -> Actions,
+    ) -> Vec<(UserId, Actions)> {
+        let known: HashSet<&UserId> = known.iter().map(|(user, _)| user).collect();
+        let [unsubscribed, subscribed] = [false, true].map(&mut actions);
+        users
+            .filter(|user| !known.contains(user))
+            .filter_map(|user| {
+                let actions = if self.subscribed(user)? { &subscribed } else { &unsubscribed };
+                Some((user.clone(), actions.clone()))
+            })
+            .collect()
     }
 }
 
@@ -118,13 +160,15 @@ impl Tx<'_> {
             steps_left: EVENT_STEPS_MAX,
             levels: OnceCell::new(),
         };
-        let usual = evaluation.actions(&predefined, None);
+        let usual = evaluation.actions(&predefined, None, None);
+        let audience = self.thread_audience(room.key, thread.as_deref())?;
+        let subscribed = |user: &UserId| audience.as_ref().and_then(|audience| audience.subscribed(user));
         let mut own: Vec<(UserId, Actions)> = Vec::new();
         for (user, settings) in recipients.special.iter().filter(|(user, _)| user != sender) {
             let actions = match &settings.rules {
                 _ if settings.ignored.has(sender.as_str()) => Actions::default(),
-                Some(rules) => evaluation.actions(rules, Some(user)),
-                None => evaluation.actions(&predefined, Some(user)),
+                Some(rules) => evaluation.actions(rules, Some(user), subscribed(user)),
+                None => evaluation.actions(&predefined, Some(user), subscribed(user)),
             };
             own.push((user.clone(), actions));
         }
@@ -138,8 +182,16 @@ impl Tx<'_> {
         order::sort(&mut named);
         named.dedup();
         for user in named.into_iter().filter(|user| user != sender && recipients.has_usual(user)) {
-            let actions = evaluation.actions(&predefined, Some(&user));
+            let actions = evaluation.actions(&predefined, Some(&user), subscribed(&user));
             own.push((user, actions));
+        }
+        if let Some(audience) = &audience {
+            let others = recipients.all.iter().filter(|user| *user != sender);
+            own.extend(
+                audience.others(others, &own, |subscribed| {
+                    evaluation.actions(&predefined, None, Some(subscribed))
+                }),
+            );
         }
         let invited = match &invitee {
             Some(user) => Some(self.actions_for(&mut evaluation, user)?),
@@ -178,6 +230,16 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Whom it makes a difference to that an event is in this thread. None: it is in no thread, or nobody follows any.
+    fn thread_audience(&self, room: RoomKey, thread: Option<&str>) -> Result<Option<ThreadAudience>> {
+        let Some(root) = thread else { return Ok(None) };
+        let followers = self.thread_followers()?;
+        if followers.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(ThreadAudience { followers, subscribers: self.thread_subscribers(room, root)? }))
+    }
+
     /// The local user whom an event invites, if they want to know.
     fn invitee(&self, pdu: &Pdu) -> Result<Option<UserId>> {
         let user = pdu.state_key().filter(|_| pdu.membership() == Some(Membership::Invite));
@@ -192,8 +254,8 @@ impl Tx<'_> {
     fn actions_for(&self, evaluation: &mut Evaluation<'_, '_>, user: &UserId) -> Result<Actions> {
         let settings = self.push_settings(user)?;
         Ok(match settings.as_ref().and_then(|settings| settings.rules.as_ref()) {
-            Some(rules) => evaluation.actions(rules, Some(user)),
-            None => evaluation.actions(&self.shared.predefined_rules(), Some(user)),
+            Some(rules) => evaluation.actions(rules, Some(user), None),
+            None => evaluation.actions(&self.shared.predefined_rules(), Some(user), None),
         })
     }
 

@@ -4,7 +4,7 @@
 //! - `events`: events, as they are stored; `append`: an event is put into its room, with all that follows from it;
 //!   `whole_copies`: the content of events that came in their redacted form;
 //! - `snapshots`: room states as a tree of differences; `state`: the state of a room by type and state key;
-//! - `relations`: which events relate to which, and threads;
+//! - `relations`: which events relate to which, and threads; `thread_subscriptions`: who follows which of these;
 //! - `timeline`: what clients are told of a room since a position; `activity`: when rooms moved last;
 //! - `late_extremities`: events that the current state does not know of yet; `pending_events`: events that cannot be
 //!   authorised yet;
@@ -42,6 +42,7 @@ pub mod search;
 pub mod snapshots;
 pub mod spare_snapshots;
 pub mod state;
+pub mod thread_subscriptions;
 pub mod timeline;
 pub(super) mod whole_copies;
 

@@ -15,12 +15,13 @@ use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
 /// Tables whose rows belong to a room, and what names few of them: how they are found by it (the plus keeps SQLite from
 /// going through all rows of the room where a row is found by that name alone).
-const TABLES_BY_ROOM: [(&str, &str, &str); 14] = [
+const TABLES_BY_ROOM: [(&str, &str, &str); 15] = [
     ("extremities", "room_key = ?1", "event_key"),
     ("late_extremities", "room_key = ?1", "event_key"),
     ("gaps", "room_key = ?1", "event_id"),
     ("event_relations", "+room_key = ?1", "event_key"),
     ("threads", "room_key = ?1", "root"),
+    ("thread_subscriptions", "+room_key = ?1", "user_id, room_key, root"),
     ("current_state", "room_key = ?1", "tuple_id"),
     ("state_changes", "+room_key = ?1", "room_key, tuple_id, stream"),
     ("memberships", "room_key = ?1", "user_id"),
@@ -178,6 +179,7 @@ impl Tx<'_> {
             "DELETE FROM read_positions WHERE user_id = ?1 AND room_key = ?2",
             params![user.as_str(), key],
         )?;
+        self.delete_thread_subscriptions(user, Some(key))?;
         self.execute(
             "DELETE FROM account_data WHERE user_id = ?1 AND room_id = ?2",
             params![user.as_str(), room_id.as_str()],

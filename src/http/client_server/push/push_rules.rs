@@ -68,7 +68,7 @@ pub fn put_actions(hs: &Arc<Homeserver>, request: &Request, requester: &Requeste
 }
 
 fn kind(request: &Request) -> Result<RuleKind> {
-    let kinds = "The kind of a rule is override, content, room, sender or underride";
+    let kinds = "The kind of a rule is override, content, postcontent, room, sender or underride";
     RuleKind::parse(request.param("kind")).ok_or_else(|| Error::invalid_param(kinds))
 }
 

@@ -9,4 +9,5 @@ pub mod relations;
 pub mod reports;
 pub mod search;
 pub mod spaces;
+pub mod thread_subscriptions;
 pub mod user_directory;

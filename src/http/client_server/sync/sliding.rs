@@ -15,6 +15,7 @@ use crate::http::{Outcome, Poll, Request, Requester};
 use crate::order::Gather;
 use crate::protocol::RoomId;
 use crate::service::Homeserver;
+use crate::service::rooms::thread_subscriptions::{PAGE_MAX, PAGE_USUAL, SubscriptionChanges};
 use crate::service::sync::sliding::request::{
     ExtensionScope, Extensions, RequiredState, RoomConfig, RoomFilters, SlidingList, SlidingRequest,
     StatePattern, StateSelector, TIMELINE_MAX, ToDeviceRequest,
@@ -92,6 +93,9 @@ pub(super) struct ExtensionsBody {
     account_data: Option<ScopeBody>,
     receipts: Option<ScopeBody>,
     typing: Option<ScopeBody>,
+    /// MSC4308.
+    #[serde(rename = "io.element.msc4308.thread_subscriptions")]
+    thread_subscriptions: Option<LimitBody>,
 }
 
 #[derive(Default, Deserialize)]
@@ -100,6 +104,13 @@ struct ToDeviceBody {
     enabled: Option<bool>,
     limit: Option<i64>,
     since: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct LimitBody {
+    enabled: Option<bool>,
+    limit: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -135,12 +146,18 @@ impl ExtensionsBody {
             }
             _ => None,
         };
+        let thread_subscriptions = self.thread_subscriptions.filter(|wanted| wanted.enabled == Some(true));
         Ok(Extensions {
             to_device,
             e2ee: self.e2ee.is_some_and(|e2ee| e2ee.enabled == Some(true)),
             account_data: self.account_data.and_then(ScopeBody::scope),
             receipts: self.receipts.and_then(ScopeBody::scope),
             typing: self.typing.and_then(ScopeBody::scope),
+            thread_subscriptions: thread_subscriptions.map(|wanted| {
+                wanted
+                    .limit
+                    .map_or(PAGE_USUAL, |limit| usize::try_from(limit).unwrap_or(0).clamp(1, PAGE_MAX))
+            }),
         })
     }
 }
@@ -411,6 +428,17 @@ pub(super) struct ExtensionsJson {
     receipts: Option<OfRooms<Box<RawValue>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     typing: Option<OfRooms<Box<RawValue>>>,
+    #[serde(rename = "io.element.msc4308.thread_subscriptions", skip_serializing_if = "Option::is_none")]
+    thread_subscriptions: Option<ThreadSubscriptionsJson>,
+}
+
+#[derive(Serialize)]
+struct ThreadSubscriptionsJson {
+    #[serde(flatten)]
+    changes: SubscriptionChanges,
+    /// Where a client goes on backwards for what did not find room here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -452,12 +480,17 @@ impl ExtensionsJson {
         let account_data =
             answer.account_data.map(|data| AccountDataJson { global: data.global, rooms: data.rooms });
         let of_rooms = |rooms: Option<BTreeMap<RoomId, Box<RawValue>>>| rooms.map(|rooms| OfRooms { rooms });
+        let subscriptions = answer.thread_subscriptions.filter(|changes| !changes.is_empty());
         Self {
             to_device,
             e2ee,
             account_data,
             receipts: of_rooms(answer.receipts),
             typing: of_rooms(answer.typing),
+            thread_subscriptions: subscriptions.map(|mut changes| {
+                let prev_batch = changes.more.take().map(|token| token.to_string());
+                ThreadSubscriptionsJson { changes, prev_batch }
+            }),
         }
     }
 }

@@ -120,6 +120,8 @@ struct ToldOfAll {
     shape: u64,
     /// Whether it has the global account data.
     account_data: bool,
+    /// Whether it has the thread subscriptions, or knows where to ask for more.
+    thread_subscriptions: bool,
     /// Whether rooms were left out of the last answer.
     behind: bool,
     /// The rooms that could not be told.
@@ -223,6 +225,16 @@ impl Connection {
     /// Notes whether the client has the global account data from now on.
     pub fn note_account_data(&mut self, has_it: bool) {
         self.next_of_all.account_data = has_it;
+    }
+
+    /// Whether the client has the user's thread subscriptions as of `since`.
+    pub fn has_thread_subscriptions(&self) -> bool {
+        self.of_all.thread_subscriptions
+    }
+
+    /// Notes whether the client has the user's thread subscriptions from now on.
+    pub fn note_thread_subscriptions(&mut self, has_them: bool) {
+        self.next_of_all.thread_subscriptions = has_them;
     }
 
     /// Reads at once what was told of all rooms, for a request that asks after most of them.

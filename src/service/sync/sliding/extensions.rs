@@ -11,6 +11,7 @@ use super::select::{RoomChanges, Selected};
 use crate::error::Result;
 use crate::protocol::RoomId;
 use crate::service::rooms::client_format::{Json, written};
+use crate::service::rooms::thread_subscriptions::SubscriptionChanges;
 use crate::service::sync::devices::{self, DeviceLists};
 use crate::service::sync::ephemeral::{RECEIPTS_MAX, by_thread, event};
 use crate::service::sync::{SyncContext, basic_event, global_account_data};
@@ -30,6 +31,8 @@ pub struct ExtensionsAnswer {
     pub receipts: Option<BTreeMap<RoomId, Json>>,
     /// Who is typing by room, if that is asked for.
     pub typing: Option<BTreeMap<RoomId, Json>>,
+    /// What has changed in the user's thread subscriptions, if that is asked for.
+    pub thread_subscriptions: Option<SubscriptionChanges>,
 }
 
 /// Messages to the device.
@@ -74,6 +77,7 @@ impl ExtensionsAnswer {
             && self.account_data.as_ref().is_none_or(|data| data.global.is_empty() && data.rooms.is_empty())
             && of_rooms(&self.receipts)
             && of_rooms(&self.typing)
+            && self.thread_subscriptions.as_ref().is_none_or(SubscriptionChanges::is_empty)
     }
 }
 
@@ -91,6 +95,7 @@ pub fn of_no_room(
     let Extensions { account_data, receipts, typing, .. } = &request.extensions;
     answer.receipts = receipts.is_some().then(BTreeMap::new);
     answer.typing = typing.is_some().then(BTreeMap::new);
+    answer.thread_subscriptions = thread_subscriptions(context, request, connection)?;
     connection.note_account_data(account_data.is_some());
     if account_data.is_some() {
         // "Global all on first, then changes."
@@ -101,6 +106,19 @@ pub fn of_no_room(
         answer.account_data = Some(AccountDataAnswer { global, ..AccountDataAnswer::default() });
     }
     Ok(answer)
+}
+
+/// The latest changes since the client's last answer; of a client that has not asked for them before, all that there are.
+fn thread_subscriptions(
+    context: &SyncContext<'_>,
+    request: &SlidingRequest,
+    connection: &mut Connection,
+) -> Result<Option<SubscriptionChanges>> {
+    let limit = request.extensions.thread_subscriptions;
+    connection.note_thread_subscriptions(limit.is_some());
+    let Some(limit) = limit else { return Ok(None) };
+    let since = if connection.has_thread_subscriptions() { connection.since } else { 0 };
+    SubscriptionChanges::between(context.db, context.user, (since, context.position), limit).map(Some)
 }
 
 fn to_device(context: &SyncContext<'_>, request: &SlidingRequest) -> Result<Option<ToDeviceAnswer>> {

@@ -250,6 +250,8 @@ pub struct Extensions {
     pub receipts: Option<ExtensionScope>,
     /// Who is typing.
     pub typing: Option<ExtensionScope>,
+    /// How many changes of thread subscriptions at most.
+    pub thread_subscriptions: Option<usize>,
 }
 
 /// Which messages to the device are wanted.
@@ -345,9 +347,9 @@ impl SlidingRequest {
         digest(&(&self.lists, &self.subscriptions))
     }
 
-    /// A number that stays the same as long as the same lists and extensions are asked for.
+    /// A number that stays the same as long as the same lists and the same extensions of rooms are asked for.
     pub fn shape(&self) -> u64 {
-        let Extensions { to_device: _, e2ee: _, account_data, receipts, typing } = &self.extensions;
+        let Extensions { account_data, receipts, typing, .. } = &self.extensions;
         digest(&(&self.lists, account_data, receipts, typing))
     }
 }
