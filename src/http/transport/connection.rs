@@ -42,7 +42,7 @@ const JOINED_BYTES_MAX: usize = 16 << 10;
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
 /// Of a reply, the rate is looked at anew for each so many bytes.
 const WATCHED_BYTES: usize = 256 << 10;
-/// What is read of a stream at once.
+/// What is read of a stream, and goes out, at once: as much as TLS takes before it writes.
 const STREAM_BUFFER_BYTES: usize = 64 << 10;
 /// How long a worker stays with a connection on which nothing comes.
 const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_millis(20);
@@ -395,12 +395,7 @@ impl Connection {
             }
             ReplyBody::Stream(length, reader) => {
                 let most = usize::try_from(length).map_err(io::Error::other)?;
-                let room = WRITE_BUFFER_BYTES.min(head.len().saturating_add(most));
-                let mut writer = BufWriter::with_capacity(room, writer);
-                writer.write_all(&head)?;
-                let mut stream = Exactly::new(length, reader);
-                write_body(&mut writer, &mut stream, false, STREAM_BUFFER_BYTES.min(most))?;
-                return writer.flush();
+                write_stream(&mut writer, head, &mut Exactly::new(length, reader), most)?;
             }
             ReplyBody::Unmeasured(mut reader) => {
                 let chunked = matches!(end, BodyEnd::Chunked);
@@ -411,6 +406,28 @@ impl Connection {
             }
         }
         writer.flush()
+    }
+}
+
+/// A head, and behind it all that a reader has, of which there is so much at most: in pieces that are filled before they go out,
+/// the head with the first.
+fn write_stream(
+    writer: &mut impl Write,
+    head: Vec<u8>,
+    reader: &mut dyn Read,
+    bytes_max: usize,
+) -> io::Result<()> {
+    let (mut filled, mut piece) = (head.len(), head);
+    piece.resize(filled.saturating_add(bytes_max).min(STREAM_BUFFER_BYTES).max(filled), 0);
+    loop {
+        while filled < piece.len() {
+            match reader.read(&mut piece[filled..])? {
+                0 => return writer.write_all(&piece[..filled]),
+                read => filled += read,
+            }
+        }
+        writer.write_all(&piece)?;
+        filled = 0;
     }
 }
 
@@ -481,5 +498,55 @@ impl Write for Paced<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.connection.transport.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was written, and how much each time.
+    #[derive(Default)]
+    struct Written(Vec<u8>, Vec<usize>);
+
+    impl Write for Written {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0.extend_from_slice(buf);
+            self.1.push(buf.len());
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Gives seven bytes at a time.
+    struct Sevens(io::Cursor<Vec<u8>>);
+
+    impl Read for Sevens {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let most = buf.len().min(7);
+            self.0.read(&mut buf[..most])
+        }
+    }
+
+    #[test]
+    fn the_head_of_a_stream_goes_out_with_what_comes_first_and_each_piece_is_filled_before_it_goes() {
+        let sizes = |length: usize| {
+            let (head, body) = (b"head".to_vec(), (0..length).map(|n| n as u8).collect::<Vec<_>>());
+            let mut reader = Exactly::new(length as u64, Box::new(Sevens(io::Cursor::new(body.clone()))));
+            let mut out = Written::default();
+            write_stream(&mut out, head, &mut reader, length).expect("memory takes it");
+            assert_eq!(out.0, [b"head".as_slice(), &body].concat());
+            out.1
+        };
+        assert_eq!(sizes(0), [4]);
+        assert_eq!(sizes(100), [104]);
+        assert_eq!(sizes(STREAM_BUFFER_BYTES - 4), [STREAM_BUFFER_BYTES]);
+        assert_eq!(sizes(2 * STREAM_BUFFER_BYTES), [STREAM_BUFFER_BYTES, STREAM_BUFFER_BYTES, 4]);
+        let mut short = Exactly::new(8, Box::new(Sevens(io::Cursor::new(vec![0; 7]))));
+        let ended = write_stream(&mut Written::default(), Vec::new(), &mut short, 8);
+        assert_eq!(ended.expect_err("it ended early").kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -95,13 +95,24 @@ impl Read for Socket {
     }
 }
 
-impl Write for Socket {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+impl Socket {
+    fn send(&self, attempt: impl FnMut(&TcpStream) -> io::Result<usize>) -> io::Result<usize> {
         // Also checked here, because a reader that takes a little now and then never lets a write wait long.
         if Instant::now() > self.deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        self.retry(libc::POLLOUT, |mut tcp| tcp.write(buf))
+        self.retry(libc::POLLOUT, attempt)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.send(|mut tcp| tcp.write(buf))
+    }
+
+    /// By this TLS hands over all the records that it has at once.
+    fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        self.send(|mut tcp| tcp.write_vectored(bufs))
     }
 
     fn flush(&mut self) -> io::Result<()> {
