@@ -62,6 +62,17 @@ impl Glob {
         Self { pieces: vec![Piece::new(&Self::fold(text), false)] }
     }
 
+    /// What it takes in memory, about.
+    pub fn bytes(&self) -> usize {
+        let piece = |piece: &Piece| size_of::<Piece>() + 2 * size_of_val(&*piece.chars);
+        size_of::<Self>() + self.pieces.iter().map(piece).sum::<usize>()
+    }
+
+    /// Whether it is nothing but stars, so that every text matches.
+    pub fn matches_all(&self) -> bool {
+        self.pieces.len() > 1 && self.pieces.iter().all(|piece| piece.chars.is_empty())
+    }
+
     /// The form of a text that this matches.
     pub fn fold(text: &str) -> Vec<char> {
         text.chars().flat_map(char::to_lowercase).collect()
@@ -193,6 +204,16 @@ mod tests {
 
     fn words(pattern: &str, text: &str) -> bool {
         Glob::new(pattern).matches_words(&Glob::fold(text), &Steps::new(1_000_000))
+    }
+
+    #[test]
+    fn nothing_but_stars_matches_every_text() {
+        for (pattern, all) in
+            [("*", true), ("**", true), ("", false), ("?", false), ("*?", false), ("a*", false)]
+        {
+            assert_eq!(Glob::new(pattern).matches_all(), all, "{pattern}");
+        }
+        assert!(!Glob::literal("*").matches_all() && !Glob::literal("").matches_all());
     }
 
     #[test]

@@ -211,7 +211,8 @@ impl Pdu {
         Self::parse(CanonicalObject::of(&object).as_bytes(), version)
     }
 
-    /// An event from our own database, where it came to after all these checks: its id is known, nothing is hashed again.
+    /// An event from our own database, where it came to after all these checks: its id is known, nothing is hashed again. Or one
+    /// that is being written here and has neither hashes nor signatures, nor a real id, yet.
     pub fn trusted(event_id: EventId, json: Vec<u8>, version: RoomVersion) -> Result<Pdu> {
         let json = String::from_utf8(json).map_err(Error::internal)?.into_boxed_str();
         let mut inner = Self::fields(event_id, &Header::of(&json)?, &json, version)?;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::large;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Origin, Reply, Request};
-use crate::protocol::json::{First, JsonList};
+use crate::protocol::json::{First, JsonList, write_json};
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version;
 use crate::service::Homeserver;
@@ -49,10 +49,12 @@ fn make(hs: &Homeserver, request: &Request, origin: &Origin, membership: Members
         membership,
         versions.as_deref(),
     )?;
-    let body =
-        serde_json::to_vec(&TemplateReply { room_version: version.id, event }).map_err(Error::internal)?;
+    let body = write_json(&TemplateReply { room_version: version.id, event }, TEMPLATE_BYTES)?;
     Ok(Reply::raw_json(body))
 }
+
+/// What a template takes that follows ten events.
+const TEMPLATE_BYTES: usize = 1500;
 
 /// Written as it is: as a value it would be copied first.
 #[derive(serde::Serialize)]
@@ -94,9 +96,10 @@ pub fn send_knock(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> R
         &request.event_id()?,
         request.body(),
     )?;
-    let mut knock_room_state = JsonList::default();
+    let bytes: usize = room_state.iter().map(|event| event.json_str().len() + 1).sum();
+    let mut knock_room_state = JsonList::with_room(bytes);
     room_state.iter().for_each(|event| knock_room_state.push(event.json_str()));
-    let body = serde_json::to_vec(&SendKnockReply { knock_room_state }).map_err(Error::internal)?;
+    let body = write_json(&SendKnockReply { knock_room_state }, bytes + 64)?;
     Ok(Reply::raw_json(body))
 }
 

@@ -34,7 +34,7 @@ pub use parse::{
 };
 pub(crate) use parse::{object_tree, read_stored, tree};
 pub use text::{Oddities, append_canonical, canonical_text};
-pub use written::{JsonList, JsonText};
+pub use written::{JsonList, JsonText, write_json};
 
 /// How many objects and arrays may be nested in one another, the outermost included.
 pub const JSON_DEPTH_MAX: usize = 100;
@@ -59,6 +59,16 @@ pub fn base64_padded(bytes: &[u8]) -> String {
     let mut text = base64(bytes);
     text.extend(std::iter::repeat_n('=', text.len().next_multiple_of(4) - text.len()));
     text
+}
+
+/// Unpadded standard base64, behind what is there already.
+pub fn push_base64(text: &mut String, bytes: &[u8]) {
+    STANDARD.encode_string(bytes, text);
+}
+
+/// Unpadded URL-safe base64, behind what is there already.
+pub fn push_base64_url(text: &mut String, bytes: &[u8]) {
+    URL_SAFE.encode_string(bytes, text);
 }
 
 /// Unpadded URL-safe base64.

@@ -5,7 +5,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use super::parse::RAW_VALUE_KEY;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Text that is JSON: cut out of JSON, or written as such.
 #[derive(Clone, Copy)]
@@ -18,6 +18,13 @@ impl Serialize for JsonText<'_> {
         text.serialize_field(RAW_VALUE_KEY, self.0)?;
         text.end()
     }
+}
+
+/// Writes a value of which it is known about how many bytes it takes, so that it is not copied while it grows.
+pub fn write_json(value: &impl Serialize, about: usize) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(about);
+    serde_json::to_writer(&mut out, value).map_err(Error::internal)?;
+    Ok(out)
 }
 
 /// Room for the first elements of a list, so that it is not copied for each of them.
@@ -33,11 +40,19 @@ impl Default for JsonList {
 }
 
 impl JsonList {
+    /// An empty list with room for elements of so many bytes together, commas included.
+    pub fn with_room(bytes: usize) -> Self {
+        let mut list = Vec::with_capacity(2 + bytes);
+        list.extend_from_slice(b"[]");
+        Self(list)
+    }
+
     /// Adds an element, which `write` puts behind what is there. After an error the list is none any more.
     pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
         self.0.pop();
         match self.0.len() {
-            1 => self.0.reserve(BEGUN_BYTES),
+            1 if self.0.capacity() < BEGUN_BYTES => self.0.reserve(BEGUN_BYTES),
+            1 => {}
             _ => self.0.push(b','),
         }
         write(&mut self.0)?;

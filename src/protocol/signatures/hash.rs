@@ -56,7 +56,10 @@ impl CanonicalObject {
     }
 
     fn event_id_by(&self, version: RoomVersion, hash: impl FnOnce() -> [u8; 32]) -> Result<EventId> {
-        let text = match version.event_id_format {
+        // A dollar sign and 43 characters.
+        let mut text = String::with_capacity(44);
+        text.push('$');
+        match version.event_id_format {
             EventIdFormat::InEvent => {
                 let id = self.string("event_id");
                 let id = id.ok_or_else(|| Error::bad_json("the event has no event_id"))?;
@@ -66,10 +69,10 @@ impl CanonicalObject {
                 }
                 return Ok(id);
             }
-            EventIdFormat::HashStandardBase64 => json::base64(&hash()),
-            EventIdFormat::HashUrlSafeBase64 => json::base64_url(&hash()),
-        };
-        EventId::parse(&format!("${text}"))
+            EventIdFormat::HashStandardBase64 => json::push_base64(&mut text, &hash()),
+            EventIdFormat::HashUrlSafeBase64 => json::push_base64_url(&mut text, &hash()),
+        }
+        EventId::parse(&text)
     }
 }
 

@@ -38,7 +38,7 @@ impl SignedRequest<'_> {
     pub fn bytes(&self) -> Result<Vec<u8>> {
         // The keys in canonical order. The content goes in as canonical text, so that it is never a tree of values, and
         // at once into its place, so that there are not two copies of it.
-        let mut out = Vec::with_capacity(256 + self.uri.len());
+        let mut out = Vec::with_capacity(256 + self.uri.len() + self.content.map_or(0, <[u8]>::len));
         out.push(b'{');
         if let Some(content) = self.content {
             out.extend_from_slice(b"\"content\":");

@@ -267,23 +267,18 @@ fn authorise_draft(
 }
 
 /// An event that is only looked at: its hash and signatures are to come.
-fn provisional(object: &mut Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
-    const TO_COME: [&str; 2] = ["hashes", "signatures"];
-    for name in TO_COME {
-        object.insert(name.into(), Value::Object(Map::new()));
-    }
-    if version.event_id_format == EventIdFormat::InEvent {
-        // Rule 11.2 of versions 1 and 2 compares the server in this id with that of the event to be redacted.
-        let sender = object.get("sender").and_then(Value::as_str).and_then(|sender| sender.split_once(':'));
-        let server = sender.map_or("localhost", |(_, server)| server);
-        let event_id = format!("$provisional:{server}");
-        object.insert("event_id".into(), event_id.into());
-    }
-    let pdu = Pdu::parse(CanonicalObject::of(object).as_bytes(), version);
-    for name in TO_COME.iter().chain(&["event_id"]) {
-        object.remove(*name);
-    }
-    pdu
+fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+    let event_id = match version.event_id_format {
+        EventIdFormat::InEvent => {
+            // Rule 11.2 of versions 1 and 2 compares the server in this id with that of the event to be redacted.
+            let sender = object.get("sender").and_then(Value::as_str);
+            let server =
+                sender.and_then(|sender| sender.split_once(':')).map_or("localhost", |(_, server)| server);
+            EventId::parse(&format!("$provisional:{server}"))?
+        }
+        _ => EventId::parse("$provisional")?,
+    };
+    Pdu::trusted(event_id, CanonicalObject::of(object).into_bytes(), version)
 }
 
 /// An event for others to sign, and the version of its room.
@@ -297,8 +292,8 @@ pub(in crate::service) fn build_unsigned(
     draft: &Draft,
     budget: ResolutionBudget,
 ) -> Result<Option<UnsignedEvent>> {
-    let built = build(db, now, room, draft, budget, |mut object, version| {
-        let pdu = provisional(&mut object, version)?;
+    let built = build(db, now, room, draft, budget, |object, version| {
+        let pdu = provisional(&object, version)?;
         Ok((object, pdu))
     })?;
     Ok(built.map(|built| (built.event, built.room.version)))
