@@ -50,6 +50,7 @@ use crate::protocol::{RoomVersion, ServerName, UserId};
 use crate::store::accounts::TokenHash;
 use crate::store::accounts::devices::Session;
 use crate::store::cache::WriterCache;
+use crate::store::cache::fronts::FrontCache;
 use crate::store::cache::news::RecentNews;
 use crate::store::cache::pdus::PduCache;
 use crate::store::cache::presences::{PresenceChange, RecentPresences};
@@ -85,6 +86,7 @@ pub(crate) struct StoreState {
     /// Positions that a restored backup does not know of: behind the first, before the second.
     lost: Vec<(i64, i64)>,
     sessions: SessionCache,
+    fronts: FrontCache,
     pdus: PduCache,
     resolutions: ResolutionCache,
     news: RecentNews,
@@ -122,6 +124,7 @@ impl StoreState {
             position: AtomicI64::new(position),
             lost: engine::restored::lost_positions(connection)?,
             sessions: SessionCache::default(),
+            fronts: FrontCache::default(),
             pdus: PduCache::default(),
             resolutions: ResolutionCache::default(),
             news: RecentNews::new(position),
@@ -432,6 +435,11 @@ impl Tx<'_> {
     /// To be called by whatever changes something that a [`Session`] tells.
     pub(crate) fn sessions_changed(&mut self) {
         self.changes.sessions = true;
+    }
+
+    /// To be called by whatever changes what a room shows to somebody outside.
+    pub(in crate::store) fn front_changed(&mut self) {
+        self.changes.fronts = true;
     }
 }
 

@@ -551,6 +551,32 @@ fn compare_states(
 }
 
 #[test]
+fn a_state_too_large_for_one_value_is_asked_again_and_again_and_always_says_the_same() {
+    let store = in_memory("us.example");
+    let root: BTreeMap<StateTupleId, EventKey> = (1..=400).map(|n| (2 * n, 1000 + n)).collect();
+    store
+        .write(move |tx| {
+            let root = tx.root_snapshot(&root)?;
+            // The second is what somebody did who came later.
+            let next = tx.snapshot_after(root, &Delta::from([(2, None), (900, Some(9))]))?;
+            for _ in 0..3 {
+                let of_root: Vec<_> = [2, 3, 800, 801, 900]
+                    .into_iter()
+                    .map(|tuple_id| tx.state_row_at(root, tuple_id))
+                    .collect::<crate::error::Result<_>>()?;
+                assert_eq!(of_root, [Some(1001), None, Some(1400), None, None]);
+                let of_next: Vec<_> = [2, 3, 800, 900, 901]
+                    .into_iter()
+                    .map(|tuple_id| tx.state_row_at(next, tuple_id))
+                    .collect::<crate::error::Result<_>>()?;
+                assert_eq!(of_next, [None, None, Some(1400), Some(9), None]);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
 fn a_state_change_in_a_large_room_costs_little() {
     let store = Store::open(Location::Memory, &name(), Box::new(|_| {}), &Options::default()).unwrap();
     let bytes: i64 = store

@@ -496,3 +496,51 @@ fn who_is_banned_while_their_knock_is_handed_in_stays_banned() {
         assert_eq!(alice.membership_of(&scene.room, user.as_str()).as_deref(), Some("ban"), "{number}");
     }
 }
+
+#[test]
+fn what_a_knocker_is_shown_and_whether_they_are_let_knock_is_as_the_room_says_at_that_moment() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let (admin, alice) = (server.user("admin"), server.user("alice"));
+    let scene = scene(&alice, server.user("bob"), server.name(), "11");
+    let mut number = 0;
+    let mut knock = || {
+        number += 1;
+        peer.hand_in(server.name(), "knock", &scene.room, &peer.user(&format!("u{number}"))).1
+    };
+    let name = |(status, body): (u16, Value)| -> Option<String> {
+        assert_eq!(status, 200, "{body}");
+        let shown = body["knock_room_state"].as_array().expect("a list").iter();
+        let name = shown.filter(|event| event["type"] == "m.room.name").next_back()?;
+        Some(name["content"]["name"].as_str().unwrap_or_default().to_owned())
+    };
+    let call_it = |name: &str| alice.set_state(&scene.room, "m.room.name", "", json!({ "name": name }));
+    assert_eq!((name(knock()), name(knock())), (None, None));
+    call_it("one");
+    assert_eq!((name(knock()), name(knock())), (Some("one".into()), Some("one".into())));
+    let two = call_it("two");
+    assert_eq!(name(knock()).as_deref(), Some("two"));
+    let redact = format!("/_matrix/client/v3/rooms/{}/redact/{two}/1", segment(&scene.room));
+    alice.put(&redact, json!({}));
+    assert_eq!(name(knock()).as_deref(), Some(""), "it was redacted");
+
+    let held = signed(&peer, server.name(), "knock", (&scene.room, &peer.user("held")), now_ms());
+    let acl = |deny: &[&str]| {
+        let content = json!({ "allow": ["*"], "deny": deny });
+        alice.set_state(&scene.room, "m.room.server_acl", "", content);
+    };
+    acl(&[peer.name().as_str().split(':').next().expect("a host")]);
+    let refused = send_knock(&peer, server.name(), &held);
+    assert_eq!((refused.0, &refused.1["errcode"]), (403, &json!("M_FORBIDDEN")));
+    acl(&[]);
+    assert_eq!(name(knock()).as_deref(), Some(""));
+    let block = format!("/_synapse/admin/v1/rooms/{}/block", segment(&scene.room));
+    admin.put(&block, json!({ "block": true }));
+    assert_eq!(send_knock(&peer, server.name(), &held).0, 403);
+    admin.put(&block, json!({ "block": false }));
+    assert_eq!(send_knock(&peer, server.name(), &held).0, 200, "it waited for that");
+
+    let late = signed(&peer, server.name(), "knock", (&scene.room, &peer.user("late")), now_ms());
+    alice.leave(&scene.room);
+    let gone = send_knock(&peer, server.name(), &late);
+    assert_eq!((gone.0, &gone.1["errcode"]), (404, &json!("M_NOT_FOUND")));
+}

@@ -15,16 +15,31 @@ impl RoomAcl {
         Ok(Self(db.server_acl(room)?))
     }
 
-    /// Whether a server may take part: "1. If there is no `m.room.server_acl` event in the room state, allow."
+    /// What there is of it, to be remembered; none: everybody may take part.
+    pub(in crate::service) fn into_inner(self) -> Option<ServerAcl> {
+        self.0
+    }
+
+    /// Whether a server may take part.
     pub(in crate::service) fn allows(&self, server: &ServerName) -> bool {
-        self.0.as_ref().is_none_or(|acl| acl.allows(server.as_str()))
+        allows(self.0.as_ref(), server)
     }
 
     /// Errors: 403 `M_FORBIDDEN` for a server that the ACL keeps out.
     pub(in crate::service) fn check(&self, server: &ServerName) -> Result<()> {
-        match self.allows(server) {
-            true => Ok(()),
-            false => Err(Error::forbidden("The room's server ACL keeps your server out")),
-        }
+        check(self.0.as_ref(), server)
+    }
+}
+
+/// "1. If there is no `m.room.server_acl` event in the room state, allow."
+fn allows(acl: Option<&ServerAcl>, server: &ServerName) -> bool {
+    acl.is_none_or(|acl| acl.allows(server.as_str()))
+}
+
+/// [`RoomAcl::check`] of one that is remembered.
+pub(in crate::service) fn check(acl: Option<&ServerAcl>, server: &ServerName) -> Result<()> {
+    match allows(acl, server) {
+        true => Ok(()),
+        false => Err(Error::forbidden("The room's server ACL keeps your server out")),
     }
 }

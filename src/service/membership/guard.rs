@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::knock::stripped_events;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::{Membership, ParsedPdu};
 use crate::protocol::rooms::policy_server::{POLICY_EVENT_TYPE, PolicyServer};
@@ -11,10 +12,11 @@ use crate::protocol::signatures::verify::{self, SignedBy};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake};
 use crate::service::accounts::moderation::{locked, suspended};
 use crate::service::events::policy_server::policy_server_of;
-use crate::service::events::server_acl::RoomAcl;
+use crate::service::events::server_acl::{self, RoomAcl};
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::fetch::WantedKey;
 use crate::service::membership::Memberships;
+use crate::store::cache::fronts::RoomFront;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
 
@@ -54,7 +56,7 @@ pub(super) fn check_may_ask(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Res
 }
 
 /// What of a room's state is asked for on behalf of such a request: the server ACL, and for a template what an event
-/// rests on; for a signed event the policy server, and what who knocks is shown.
+/// rests on; for a signed event the policy server, and of a join or a knock what somebody outside is shown.
 fn asked_for(request: &HandshakeRequest<'_>) -> &'static [&'static str] {
     const FOR_TEMPLATE: [&str; 4] =
         ["m.room.server_acl", "m.room.create", "m.room.power_levels", "m.room.join_rules"];
@@ -70,7 +72,7 @@ fn asked_for(request: &HandshakeRequest<'_>) -> &'static [&'static str] {
     };
     match (request.user, request.membership) {
         (Some(_), _) => &FOR_TEMPLATE,
-        (None, Membership::Knock) => &FOR_EVENT,
+        (None, Membership::Join | Membership::Knock) => &FOR_EVENT,
         (None, _) => &FOR_EVENT[..2],
     }
 }
@@ -83,6 +85,12 @@ pub(super) fn admit(db: &Db<'_>, request: &HandshakeRequest<'_>) -> Result<Room>
     if request.membership != Membership::Leave {
         check_open(db, request.room_id)?;
     }
+    check_request(&room, request)?;
+    Ok(room)
+}
+
+/// What of a request is checked against nothing but what the room is.
+fn check_request(room: &Room, request: &HandshakeRequest<'_>) -> Result<()> {
     if request.user.is_some_and(|user| user.server_name() != request.origin.as_str()) {
         return Err(Error::forbidden("That user is not of the server that asks"));
     }
@@ -96,11 +104,12 @@ pub(super) fn admit(db: &Db<'_>, request: &HandshakeRequest<'_>) -> Result<Room>
     if request.membership == Membership::Knock && !room.version.knock {
         return Err(Error::forbidden("Nobody can knock on a room of this version"));
     }
-    Ok(room)
+    Ok(())
 }
 
 /// A room that a signed event may be handed in for.
 pub(super) struct AdmittedRoom {
+    /// Its counts and its state may be those of some time.
     pub room: Room,
     /// The policy server that it uses.
     pub policy: Option<PolicyServer>,
@@ -111,6 +120,23 @@ pub(super) fn admit_event(db: &Db<'_>, request: &HandshakeRequest<'_>) -> Result
     let room = admit(db, request)?;
     let policy = policy_server_of(db, &room)?;
     Ok(AdmittedRoom { room, policy })
+}
+
+/// [`admit_event`] by the front of the room as it is remembered; no room is shut.
+fn admit_by_front(front: &RoomFront, request: &HandshakeRequest<'_>) -> Result<AdmittedRoom> {
+    server_acl::check(front.acl.as_ref(), request.origin)?;
+    check_request(&front.room, request)?;
+    Ok(AdmittedRoom { room: front.room.clone(), policy: None })
+}
+
+/// The front of a room that was let in to, if it may be remembered. Which policy server there is depends on who is in the
+/// room, and so it may not where there is any.
+fn front_of(db: &Db<'_>, room: &Room, shown: &[Pdu]) -> Result<Option<RoomFront>> {
+    if db.state_event_key(room.key, POLICY_EVENT_TYPE, "")?.is_some() {
+        return Ok(None);
+    }
+    let acl = RoomAcl::of(db, room)?.into_inner();
+    Ok(Some(RoomFront { room: room.clone(), acl, shown: shown.to_vec() }))
 }
 
 impl Memberships<'_> {
@@ -127,6 +153,28 @@ impl Memberships<'_> {
     /// What remains is up to the authorisation rules.
     pub(super) fn admit(&self, request: &HandshakeRequest<'_>) -> Result<Room> {
         self.store.read(|db| admit(db, request))
+    }
+
+    /// [`Self::admit`] for who hands in a signed join or knock, with the events that somebody outside is shown of the room: as
+    /// it is remembered, or by one look at it. The transaction that takes the event in looks again at all that may keep it out.
+    pub(super) fn admit_event(&self, request: &HandshakeRequest<'_>) -> Result<(AdmittedRoom, Vec<Pdu>)> {
+        let known = self.store.front(request.room_id);
+        // Which rooms are shut is not remembered, and mostly none ever was.
+        if let Ok(front) = &known
+            && !self.store.are_any_rooms_shut()
+        {
+            return Ok((admit_by_front(front, request)?, front.shown.clone()));
+        }
+        let (seen, shown, front) = self.store.read(|db| {
+            let seen = admit_event(db, request)?;
+            let shown = stripped_events(db, &seen.room, None)?;
+            let front = front_of(db, &seen.room, &shown)?;
+            Ok((seen, shown, front))
+        })?;
+        if let (Err(emptied), Some(front)) = (known, front) {
+            self.store.keep_front(emptied, front);
+        }
+        Ok((seen, shown))
     }
 
     /// The one check of an event that another server hands in signed: `send_join`, `send_knock`, `send_leave` and

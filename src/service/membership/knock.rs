@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_may_ask, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open};
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::template::{INVITE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
@@ -226,11 +226,11 @@ impl Memberships<'_> {
     ) -> Result<Vec<Pdu>> {
         let request =
             HandshakeRequest { origin, room_id, membership: Membership::Knock, user: None, versions: None };
-        let (mut seen, mut room_state) = self.look_at_knocked(&request)?;
+        let (mut seen, mut room_state) = self.admit_event(&request)?;
         let knock = self.check_signed(body, seen.room.version, &request, event_id)?;
         if self.handshake_locks.is_under_way(room_id, knock.sender()) {
             self.handshake_locks.wait_for_end(room_id, knock.sender(), INVITE_TIMEOUT);
-            (seen, room_state) = self.look_at_knocked(&request)?;
+            (seen, room_state) = self.admit_event(&request)?;
         }
         let AdmittedRoom { room, policy } = seen;
         let permit = self.knock_budget.permit_knock(self, &room, knock.sender(), Some(knock.event_id()))?;
@@ -242,15 +242,6 @@ impl Memberships<'_> {
             Some(_) => self.store.read(|db| stripped_events(db, &room, None)),
             None => Ok(room_state),
         }
-    }
-
-    /// The room of a knock that is handed in, and what its knocker is shown of it: by one look at it.
-    fn look_at_knocked(&self, request: &HandshakeRequest<'_>) -> Result<(AdmittedRoom, Vec<Pdu>)> {
-        self.store.read(|db| {
-            let seen = admit_event(db, request)?;
-            let room_state = stripped_events(db, &seen.room, None)?;
-            Ok((seen, room_state))
-        })
     }
 }
 
@@ -264,7 +255,8 @@ pub(in crate::service) fn stripped_state_for_servers(
     Ok(stripped_state::for_federation(&stripped_events(db, room, inviter)?))
 }
 
-fn stripped_events(db: &Db<'_>, room: &Room, inviter: Option<&UserId>) -> Result<Vec<Pdu>> {
+/// [`stripped_state_for_servers`] as it stands in the room.
+pub(super) fn stripped_events(db: &Db<'_>, room: &Room, inviter: Option<&UserId>) -> Result<Vec<Pdu>> {
     let mut events = Vec::new();
     for event_type in stripped_state::STRIPPED_TYPES {
         events.extend(db.state_event(room.key, event_type, "")?);

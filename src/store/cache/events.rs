@@ -5,7 +5,7 @@
 //! that finds its place, make it forget). It is part of the writer's cache and is forgotten with it when a closure is
 //! undone.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -19,6 +19,9 @@ use crate::store::rooms::snapshots::{SnapshotRow, SnapshotStep};
 use crate::store::rooms::state::StateRef;
 use crate::store::{Db, EventKey, SnapshotId, StateTupleId};
 
+/// What a state's row says of a tuple: its event, or that there is none any more; none: nothing.
+type SnapshotEntry = Option<Option<EventKey>>;
+
 /// The part of the writer's cache that is about events and states.
 pub(in crate::store) struct EventCache {
     events: RefCell<AgingMap<EventId, CachedEvent>>,
@@ -29,7 +32,11 @@ pub(in crate::store) struct EventCache {
     absent_tuple: RefCell<Vec<u8>>,
     /// The full name of the tuple that was asked for last.
     asked_tuple: RefCell<Vec<u8>>,
+    /// The number that the next membership's tuple is given.
+    next_member_tuple: Cell<Option<StateTupleId>>,
     rows: RefCell<AgingMap<SnapshotId, Arc<SnapshotRow>, ByRow>>,
+    /// What was looked up in states that are too large to be kept whole.
+    entries: RefCell<AgingMap<(SnapshotId, StateTupleId), SnapshotEntry, ByRow>>,
     steps: RefCell<AgingMap<SnapshotId, Arc<SnapshotStep>, ByRow>>,
     states_after: RefCell<AgingMap<Box<[EventKey]>, SnapshotId>>,
     resolutions: RefCell<AgingMap<Fingerprint, Arc<StateRef>>>,
@@ -44,7 +51,9 @@ impl Default for EventCache {
             tuple_ids: RefCell::new(AgingMap::new(512 << 10)),
             absent_tuple: RefCell::default(),
             asked_tuple: RefCell::default(),
+            next_member_tuple: Cell::default(),
             rows: RefCell::new(AgingMap::new(1 << 20)),
+            entries: RefCell::new(AgingMap::new(64 << 10)),
             steps: RefCell::new(AgingMap::new(512 << 10)),
             states_after: RefCell::new(AgingMap::new(256 << 10)),
             resolutions: RefCell::new(AgingMap::new(1 << 20)),
@@ -102,6 +111,14 @@ impl EventCache {
         self.absent_tuple.borrow_mut().clear();
     }
 
+    pub(in crate::store) fn next_member_tuple(&self) -> Option<StateTupleId> {
+        self.next_member_tuple.get()
+    }
+
+    pub(in crate::store) fn keep_next_member_tuple(&self, next: Option<StateTupleId>) {
+        self.next_member_tuple.set(next);
+    }
+
     pub(in crate::store) fn keep_state_tuple(
         &self,
         tuple_id: StateTupleId,
@@ -123,6 +140,24 @@ impl EventCache {
     pub(in crate::store) fn keep_row(&self, row: Arc<SnapshotRow>) {
         let size = row.bytes();
         self.rows.borrow_mut().put(row.snapshot, row, size);
+    }
+
+    /// The outer `None`: it is not remembered.
+    pub(in crate::store) fn entry(
+        &self,
+        snapshot: SnapshotId,
+        tuple_id: StateTupleId,
+    ) -> Option<SnapshotEntry> {
+        self.entries.borrow_mut().get(&(snapshot, tuple_id))
+    }
+
+    pub(in crate::store) fn keep_entry(
+        &self,
+        snapshot: SnapshotId,
+        tuple_id: StateTupleId,
+        entry: SnapshotEntry,
+    ) {
+        self.entries.borrow_mut().put((snapshot, tuple_id), entry, 80);
     }
 
     pub(in crate::store) fn step(&self, to: SnapshotId) -> Option<Arc<SnapshotStep>> {
@@ -155,6 +190,7 @@ impl EventCache {
     /// Some states are gone that nothing has any more.
     pub(in crate::store) fn forget_states(&self) {
         self.rows.borrow_mut().clear();
+        self.entries.borrow_mut().clear();
         self.steps.borrow_mut().clear();
         self.states_after.borrow_mut().clear();
         self.resolutions.borrow_mut().clear();
@@ -166,10 +202,8 @@ impl EventCache {
         self.tuples.borrow_mut().clear();
         self.tuple_ids.borrow_mut().clear();
         self.forget_absent_tuple();
-        self.rows.borrow_mut().clear();
-        self.steps.borrow_mut().clear();
-        self.states_after.borrow_mut().clear();
-        self.resolutions.borrow_mut().clear();
+        self.next_member_tuple.set(None);
+        self.forget_states();
     }
 
     /// Compares what is remembered of events with what is stored: for debug builds.

@@ -6,7 +6,7 @@
 //! - `pdus`: events, for readers;
 //! - `news`: what the last commits were news of; `presences`: whose presence they changed;
 //! - `resolutions`: what resolving states came to;
-//! - `sessions`: the sessions of access tokens;
+//! - `sessions`: the sessions of access tokens; `fronts`: what rooms show to somebody outside;
 //! - `tuple_ids`: the numbers of state tuples;
 //! - `bounded`: the map that they are made of; `row_hasher`: how it finds what it keeps by a row's number.
 //!
@@ -15,6 +15,7 @@
 
 pub(super) mod bounded;
 pub(super) mod events;
+pub mod fronts;
 pub mod news;
 pub(super) mod pdus;
 pub mod presences;
@@ -52,6 +53,8 @@ pub(super) struct WriterCache {
     entries: Cell<usize>,
     /// Whether any event is pending.
     is_anything_pending: Cell<Option<bool>>,
+    /// Whether any event is to be sent later.
+    is_anything_delayed: Cell<Option<bool>>,
     /// By room version; they remember power levels, which most events of a room share.
     checkers: RefCell<HashMap<&'static str, Rc<AuthChecker>>>,
     /// What users have in their push rules and ignored users that is not usual; none: nothing.
@@ -259,6 +262,14 @@ impl WriterCache {
         self.is_anything_pending.set(anything);
     }
 
+    pub(super) fn is_anything_delayed(&self) -> Option<bool> {
+        self.is_anything_delayed.get()
+    }
+
+    pub(super) fn keep_is_anything_delayed(&self, anything: Option<bool>) {
+        self.is_anything_delayed.set(anything);
+    }
+
     pub(super) fn auth_checker(&self, version: RoomVersion) -> Rc<AuthChecker> {
         self.checkers
             .borrow_mut()
@@ -320,6 +331,7 @@ impl WriterCache {
         self.rooms.borrow_mut().clear();
         self.entries.set(0);
         self.is_anything_pending.set(None);
+        self.is_anything_delayed.set(None);
         self.checkers.borrow_mut().clear();
         self.settings.borrow_mut().clear();
         self.forget_thread_followers();

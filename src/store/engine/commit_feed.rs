@@ -40,6 +40,8 @@ pub struct Changes {
     pub behind: HashSet<RoomKey>,
     /// Whether a session, its device or its user has changed.
     pub(in crate::store) sessions: bool,
+    /// Whether something that a room shows to somebody outside has changed.
+    pub(in crate::store) fronts: bool,
     /// Whether an event has changed, which a redaction does.
     pub(in crate::store) redacted: bool,
 }
@@ -89,6 +91,7 @@ impl Changes {
         self.forked.extend(other.forked);
         self.behind.extend(other.behind);
         self.sessions |= other.sessions;
+        self.fronts |= other.fronts;
         self.redacted |= other.redacted;
     }
 }

@@ -322,6 +322,9 @@ impl WriterThread<'_> {
         if changes.sessions {
             self.shared.sessions.empty();
         }
+        if changes.fronts || changes.redacted {
+            self.shared.fronts.empty();
+        }
         if changes.redacted {
             self.shared.pdus.begin_anew();
         }

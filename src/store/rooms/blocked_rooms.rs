@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::RoomId;
-use crate::store::{Db, Tx};
+use crate::store::{Db, Store, Tx};
 
 /// Whether any room is shut: on most servers none ever was, and who comes in is to pay nothing for it.
 pub(in crate::store) fn are_any_shut(connection: &Connection) -> rusqlite::Result<bool> {
@@ -49,6 +49,13 @@ impl Db<'_> {
     }
 }
 
+impl Store {
+    /// Whether any room is, or ever was since the start, blocked or being deleted.
+    pub fn are_any_rooms_shut(&self) -> bool {
+        self.shared.any_shut_rooms.load(Ordering::Acquire)
+    }
+}
+
 impl Tx<'_> {
     /// To be called before a room is shut, by whatever does so.
     pub(in crate::store) fn room_is_shut(&self) {
@@ -76,7 +83,6 @@ impl Tx<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
     use crate::store::tests::{Folder, open};
 
     #[test]

@@ -124,6 +124,7 @@ impl Tx<'_> {
         if usize::try_from(there).unwrap_or(usize::MAX) >= most {
             return Ok(None);
         }
+        self.remember(|cache| cache.keep_is_anything_delayed(None));
         self.execute(
             "INSERT INTO delayed_events (delay_id, request, user_id, room_id, type, state_key, content, delay_ms,
              since_ms, due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -178,11 +179,24 @@ impl Tx<'_> {
         (event_type, state_key): (&str, &str),
         sender: &UserId,
     ) -> Result<()> {
+        if !self.is_anything_delayed()? {
+            return Ok(());
+        }
         self.execute(
             "DELETE FROM delayed_events WHERE room_id = ?1 AND type = ?2 AND state_key = ?3 AND user_id <> ?4",
             params![room.as_str(), event_type, state_key, sender.as_str()],
         )?;
         Ok(())
+    }
+
+    /// Whether any event is to be sent later, or was lately: mostly there is none, and every change of state asks.
+    fn is_anything_delayed(&self) -> Result<bool> {
+        if let Some(known) = self.recall(|cache| cache.is_anything_delayed()) {
+            return Ok(known);
+        }
+        let any = self.conn().prepare_cached("SELECT 1 FROM delayed_events LIMIT 1")?.exists([])?;
+        self.remember(|cache| cache.keep_is_anything_delayed(Some(any)));
+        Ok(any)
     }
 
     /// A user is gone: what they wanted to be sent is not.

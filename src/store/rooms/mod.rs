@@ -97,13 +97,17 @@ pub struct ServerParticipation {
 }
 
 const ROOM: &str = "SELECT room_key, room_id, version, resident, state, joined, invited FROM rooms";
+/// One by its id: written out, since every request asks for it.
+const ROOM_BY_ID: &str =
+    "SELECT room_key, room_id, version, resident, state, joined, invited FROM rooms WHERE room_id = ?1";
 
 fn room_of(row: &Row<'_>) -> Result<Room> {
-    let version: String = row.get(2)?;
+    let text = |column| row.get_ref(column)?.as_str().map_err(Error::internal);
+    let version = text(2)?;
     Ok(Room {
         key: row.get(0)?,
-        room_id: RoomId::parse(&row.get::<_, String>(1)?)?,
-        version: room_version(&version)
+        room_id: RoomId::parse(text(1)?)?,
+        version: room_version(version)
             .ok_or_else(|| Error::internal(format!("a room of the unknown version {version}")))?,
         resident: row.get(3)?,
         state: row.get(4)?,
@@ -123,7 +127,7 @@ impl Db<'_> {
         if let Some(room) = self.recall(|cache| cache.room(id)) {
             return Ok(Some(room));
         }
-        let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_id = ?1"))?;
+        let mut statement = self.conn().prepare_cached(ROOM_BY_ID)?;
         let mut rows = statement.query([id.as_str()])?;
         let Some(room) = rows.next()?.map(room_of).transpose()? else { return Ok(None) };
         self.remember(|cache| cache.keep_room(&room));
@@ -288,6 +292,7 @@ impl Tx<'_> {
             let (id, known, said) = (&room.room_id, room.version.id, version.id);
             return Err(Error::internal(format!("{id} has version {known}, not {said}")));
         }
+        self.front_changed();
         self.execute("UPDATE rooms SET version = ?2 WHERE room_key = ?1", params![room.key, version.id])?;
         self.remember(|cache| cache.change_room(room.key, |row| row.version = version));
         Ok(())
@@ -409,6 +414,7 @@ impl Tx<'_> {
         }
         if server == self.server_name().as_str() && (open.is_some() != (users > 0)) {
             self.remember(|cache| cache.forget_room(room));
+            self.front_changed();
             self.execute("UPDATE rooms SET resident = ?2 WHERE room_key = ?1", params![room, users > 0])?;
         }
         Ok(())

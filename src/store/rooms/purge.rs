@@ -207,6 +207,7 @@ impl Tx<'_> {
     /// The room is one of which we have nothing: what is left of it is found by nobody but who deletes it.
     pub fn begin_purge(&mut self, room: RoomKey) -> Result<()> {
         self.remember(|cache| cache.forget_all());
+        self.front_changed();
         self.execute(
             "UPDATE rooms SET state = NULL, resident = 0, joined = 0, invited = 0 WHERE room_key = ?1",
             params![room],
@@ -294,6 +295,7 @@ impl Tx<'_> {
             self.execute(&sql, params![room_id.as_str()])?;
         }
         self.execute("UPDATE retired_keys SET room_key = max(room_key, ?1)", params![room])?;
+        self.front_changed();
         self.execute("DELETE FROM rooms WHERE room_key = ?1", params![room])?;
         self.remember(|cache| cache.forget_all());
         Ok(())

@@ -106,6 +106,7 @@ impl Tx<'_> {
     /// Does what [`Tx::move_current_state`] does, for many events at once and without a history. Rows go in in the
     /// order of their keys, which is fastest and packs them best.
     fn import_new_state(&mut self, room: RoomKey, mut state: Vec<StagedEvent>, at: i64) -> Result<()> {
+        self.front_changed();
         let mut insert = self.conn().prepare_cached(
             "INSERT INTO current_state (room_key, tuple_id, event_key) VALUES (?1, ?2, ?3)",
         )?;

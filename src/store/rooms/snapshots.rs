@@ -5,6 +5,7 @@
 //! those that lead from its predecessor to that ancestor. Forks need nothing special: they are branches of the tree.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rusqlite::{OptionalExtension, params};
@@ -65,12 +66,27 @@ pub(in crate::store) struct SnapshotRow {
     parent: Option<SnapshotId>,
     /// None if the entries have rows of their own.
     delta: Option<Vec<u8>>,
+    /// The last tuple of those entries, once the writer asked.
+    last_entry: OnceLock<StateTupleId>,
+    /// Whether it may stand among those that no event has: not if it was made in this run and never noted there, or an event
+    /// was seen to have it.
+    may_be_spare: AtomicBool,
 }
 
 impl SnapshotRow {
     /// What it takes to remember it.
     pub(in crate::store) fn bytes(&self) -> usize {
         120 + self.delta.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Whether it may stand among those that no event has.
+    pub(in crate::store) fn may_be_spare(&self) -> bool {
+        self.may_be_spare.load(Ordering::Relaxed)
+    }
+
+    /// It stands among them now, or not any more.
+    pub(in crate::store) fn set_may_be_spare(&self, may_be: bool) {
+        self.may_be_spare.store(may_be, Ordering::Relaxed);
     }
 }
 
@@ -131,7 +147,14 @@ impl Db<'_> {
         let mut statement =
             self.conn().prepare_cached("SELECT number, parent, delta FROM snapshots WHERE snapshot = ?1")?;
         let row = Arc::new(statement.query_row([snapshot], |r| {
-            Ok(SnapshotRow { snapshot, number: r.get(0)?, parent: r.get(1)?, delta: r.get(2)? })
+            Ok(SnapshotRow {
+                snapshot,
+                number: r.get(0)?,
+                parent: r.get(1)?,
+                delta: r.get(2)?,
+                last_entry: OnceLock::new(),
+                may_be_spare: AtomicBool::new(true),
+            })
         })?);
         self.remember(|cache| cache.events.keep_row(row.clone()));
         Ok(row)
@@ -143,12 +166,32 @@ impl Db<'_> {
         if let Some(delta) = &row.delta {
             return Ok(find(delta, tuple_id));
         }
+        if self.cache.is_some() && tuple_id > self.last_entry(row)? {
+            // A newcomer's, whose number was given out later.
+            return Ok(None);
+        }
+        if let Some(known) = self.recall(|cache| cache.events.entry(row.snapshot, tuple_id)) {
+            return Ok(known);
+        }
         let mut statement = self
             .conn()
             .prepare_cached("SELECT event_key FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id = ?2")?;
         let found: Option<EventKey> =
             statement.query_row([row.snapshot, tuple_id], |r| r.get(0)).optional()?;
-        Ok(found.map(|event| (event != 0).then_some(event)))
+        let found = found.map(|event| (event != 0).then_some(event));
+        self.remember(|cache| cache.events.keep_entry(row.snapshot, tuple_id, found));
+        Ok(found)
+    }
+
+    /// The last tuple of a row whose entries have rows of their own.
+    fn last_entry(&self, row: &SnapshotRow) -> Result<StateTupleId> {
+        if let Some(last) = row.last_entry.get() {
+            return Ok(*last);
+        }
+        let mut statement =
+            self.conn().prepare_cached("SELECT max(tuple_id) FROM snapshot_entries WHERE snapshot = ?1")?;
+        let last: Option<StateTupleId> = statement.query_row([row.snapshot], |r| r.get(0))?;
+        Ok(*row.last_entry.get_or_init(|| last.unwrap_or(0)))
     }
 
     /// All entries of a row, by tuple id.
@@ -418,7 +461,8 @@ impl Tx<'_> {
             params![number, parent, delta],
         )?;
         let snapshot = self.conn().last_insert_rowid();
-        let row = SnapshotRow { snapshot, number, parent, delta };
+        let (last_entry, may_be_spare) = (OnceLock::new(), AtomicBool::new(false));
+        let row = SnapshotRow { snapshot, number, parent, delta, last_entry, may_be_spare };
         self.remember(|cache| cache.events.keep_row(Arc::new(row)));
         Ok(snapshot)
     }

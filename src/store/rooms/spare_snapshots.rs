@@ -44,14 +44,34 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("INSERT INTO spare_snapshots (snapshot, room_key) VALUES (?1, ?2)")?
             .execute(params![state, room])?;
+        self.remember_may_be_spare(state, true);
         Ok(())
     }
 
     /// An event has this state from now on. Errors: it is gone. Whoever decided by it has to decide anew.
     pub(in crate::store) fn event_has_state(&mut self, state: SnapshotId) -> Result<()> {
         self.snapshot_link(state)?;
+        if self.is_known_not_to_be_spare(state)? {
+            return Ok(());
+        }
         self.conn().prepare_cached("DELETE FROM spare_snapshots WHERE snapshot = ?1")?.execute([state])?;
+        self.remember_may_be_spare(state, false);
         Ok(())
+    }
+
+    fn remember_may_be_spare(&self, state: SnapshotId, may_be: bool) {
+        self.recall(|cache| cache.events.row(state)).inspect(|row| row.set_may_be_spare(may_be));
+    }
+
+    /// Whether nothing need be looked for: nearly all that is made and built upon is a state of events.
+    fn is_known_not_to_be_spare(&self, state: SnapshotId) -> Result<bool> {
+        let is_known = self.recall(|cache| cache.events.row(state)).is_some_and(|row| !row.may_be_spare());
+        if cfg!(debug_assertions) && is_known {
+            let mut there =
+                self.conn().prepare_cached("SELECT 1 FROM spare_snapshots WHERE snapshot = ?1")?;
+            assert!(!there.exists([state])?, "state {state} is spare, and is remembered not to be");
+        }
+        Ok(is_known)
     }
 
     /// So many more states have this one as their parent.
@@ -60,6 +80,9 @@ impl Tx<'_> {
         state: SnapshotId,
         more: i64,
     ) -> Result<()> {
+        if self.is_known_not_to_be_spare(state)? {
+            return Ok(());
+        }
         self.conn()
             .prepare_cached("UPDATE spare_snapshots SET children = children + ?2 WHERE snapshot = ?1")?
             .execute([state, more])?;

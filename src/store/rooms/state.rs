@@ -301,12 +301,18 @@ impl Tx<'_> {
         if let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? {
             return Ok(tuple_id);
         }
-        let tuple_id = self.free_tuple_id(event_type)?;
+        let known = self.recall(|cache| cache.events.next_member_tuple()).filter(|_| event_type == MEMBER);
+        let tuple_id = known.map_or_else(|| self.free_tuple_id(event_type), Ok)?;
         self.execute(
             "INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)",
             params![tuple_id, event_type, state_key],
         )?;
-        self.remember(|cache| cache.events.keep_state_tuple(tuple_id, event_type, state_key));
+        self.remember(|cache| {
+            cache.events.keep_state_tuple(tuple_id, event_type, state_key);
+            if event_type == MEMBER {
+                cache.events.keep_next_member_tuple(Some(tuple_id + 1));
+            }
+        });
         Ok(tuple_id)
     }
 
@@ -327,7 +333,10 @@ impl Tx<'_> {
         let insert = "INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)
              ON CONFLICT (type, state_key) DO NOTHING";
         let inserted = self.execute(insert, params![tuple_id, event_type, state_key])?;
-        self.remember(|cache| cache.events.forget_absent_tuple());
+        self.remember(|cache| {
+            cache.events.forget_absent_tuple();
+            cache.events.keep_next_member_tuple(None);
+        });
         new.next_member = Some(tuple_id + i64::from(inserted == 1));
         if inserted == 1 { Ok(tuple_id) } else { self.make_state_tuple(event_type, state_key) }
     }
@@ -387,6 +396,9 @@ impl Tx<'_> {
                 )?;
             }
             self.remember(|cache| cache.forget_state_event(room, &event_type, &state_key));
+            if &*event_type != MEMBER {
+                self.front_changed();
+            }
             if &*event_type == "m.room.guest_access" && state_key.is_empty() {
                 self.guest_access_changed(room, *event)?;
             }

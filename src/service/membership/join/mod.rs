@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{AdmittedRoom, HandshakeRequest, admit_event, check_may_ask, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open};
 use super::guest_access::check_guest;
 use super::open_door::check_wanted;
 use super::replaced_rooms::follow_upgrade;
@@ -541,7 +541,7 @@ impl Memberships<'_> {
     ) -> Result<LargeAnswer> {
         let request =
             HandshakeRequest { origin, room_id, membership: Membership::Join, user: None, versions: None };
-        let AdmittedRoom { room, policy } = self.store.read(|db| admit_event(db, &request))?;
+        let (AdmittedRoom { room, policy }, _) = self.admit_event(&request)?;
         let signed = self.countersign(&room, body)?;
         let join = self.check_signed_event(signed, &request, event_id)?;
         self.check_authoriser(&room, &join)?;
@@ -573,10 +573,10 @@ impl Memberships<'_> {
     /// events that are returned in `state` may be omitted from `auth_chain`"), and of a large room the members are left
     /// out: a smaller one is worth more whole.
     fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<LargeAnswer> {
-        let omit_members = may_omit && room.joined > WHOLE_ANSWER_MEMBERS_MAX;
         let joiner = join.sender().server();
         let mut answer = LargeAnswer::default();
         self.store.read(|db| {
+            let omit_members = may_omit && db.room_by_key(room.key)?.joined > WHOLE_ANSWER_MEMBERS_MAX;
             let mut before = state_for_join(db, room, join, omit_members)?;
             if may_omit {
                 let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
