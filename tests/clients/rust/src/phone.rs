@@ -13,7 +13,7 @@ use matrix_sdk::ruma::api::client::sync::sync_events::v3::Request as OldSync;
 use matrix_sdk::ruma::events::room::message::RoomMessageEventContent;
 use matrix_sdk::ruma::{OneTimeKeyAlgorithm, OwnedEventId, OwnedRoomId, RoomId, UserId};
 use matrix_sdk::sliding_sync::VersionBuilder;
-use matrix_sdk::{AuthSession, Client, Room, RoomState};
+use matrix_sdk::{AuthSession, Client, Room, RoomState, ThreadingSupport};
 use matrix_sdk_ui::eyeball_im::Vector;
 use matrix_sdk_ui::room_list_service::filters::new_filter_all;
 use matrix_sdk_ui::room_list_service::{RoomListItem, RoomListLoadingState};
@@ -39,6 +39,10 @@ pub struct Phone {
 
 /// A client that has a store on disk, as a phone has. Fails where the server has no sliding sync, as Element X does.
 pub async fn client(url: &str, folder: &std::path::Path) -> Result<Client> {
+    client_with(url, folder, ThreadingSupport::Disabled).await
+}
+
+async fn client_with(url: &str, folder: &std::path::Path, threading: ThreadingSupport) -> Result<Client> {
     let encryption = EncryptionSettings {
         auto_enable_cross_signing: true,
         backup_download_strategy: BackupDownloadStrategy::AfterDecryptionFailure,
@@ -50,6 +54,7 @@ pub async fn client(url: &str, folder: &std::path::Path) -> Result<Client> {
         .with_encryption_settings(encryption)
         // Not tried with it: then an invite uploads the room's keys as media (MSC4268).
         .with_enable_share_history_on_invite(false)
+        .with_threading_support(threading)
         .sqlite_store(folder, None)
         .build()
         .await
@@ -59,9 +64,24 @@ pub async fn client(url: &str, folder: &std::path::Path) -> Result<Client> {
 impl Phone {
     /// Logs in on a new device, which syncs from then on.
     pub async fn log_in(stage: &Stage, account: &Account, device: &str) -> Result<Self> {
+        Self::log_in_with(stage, account, device, ThreadingSupport::Disabled).await
+    }
+
+    /// The same with threads that the user subscribes to, which the app has for who wants to try it.
+    pub async fn log_in_with_subscriptions(stage: &Stage, account: &Account, device: &str) -> Result<Self> {
+        let threading = ThreadingSupport::Enabled { with_subscriptions: true };
+        Self::log_in_with(stage, account, device, threading).await
+    }
+
+    async fn log_in_with(
+        stage: &Stage,
+        account: &Account,
+        device: &str,
+        threading: ThreadingSupport,
+    ) -> Result<Self> {
         let folder = stage.folder.join(format!("{}-{device}", account.id.localpart()));
         let url = stage.url(account.at).to_owned();
-        let client = client(&url, &folder).await?;
+        let client = client_with(&url, &folder, threading).await?;
         client
             .matrix_auth()
             .login_username(&account.id, &account.password)

@@ -5,6 +5,7 @@ mod keys;
 mod lists;
 mod outages;
 mod talk;
+mod threads;
 mod trust;
 mod web;
 
@@ -39,6 +40,7 @@ pub const ALL: &[(&str, Flow)] = flows![
     talk::receipts_unread_typing,
     talk::app_closed_and_opened,
     talk::notification,
+    threads::thread_subscriptions,
     trust::verify_another_user,
     trust::verify_own_device,
     trust::recovery_on_a_second_device,
