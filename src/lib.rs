@@ -44,7 +44,7 @@
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
 //!   budget by its length. Everything else stays text until somebody needs it.
 //! - *There is too much of it.* `src/store/bounds.rs`: who fills each table, with whose share, and what cleans it. Knocks have
-//!   their budget in `service/limits/knock_budget.rs`, invites theirs in `service/membership/invite.rs` (`check_place`), passwords
+//!   their budget in `service/limits/knock_budget.rs`, invites theirs in `service/membership/invite_place.rs`, passwords
 //!   in `service/accounts/passwords.rs`; [`protocol::limits::fair_share`] says how a bound is shared out between servers.
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
 //!   takes long), and what makes us ask elsewhere has slots, of which each asker has a share: `service/limits/request_permits.rs` for
@@ -92,7 +92,7 @@
 //! | of what users are notified, where they have it sent | `service/push/`, `store/push/` |
 //! | who is joined because their knock was accepted | `service/membership/open_door.rs` |
 //! | what is due by the clock | `service/background/scheduler.rs` |
-//! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs`, `check_place` in `service/membership/invite.rs` |
+//! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs`, `service/membership/invite_place.rs` |
 //! | a backup, and a server that is made of one | `service/admin/backup/`; the copy of the database: `store/engine/copy.rs`; what is dropped: `store/engine/restored.rs` |
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |

@@ -113,6 +113,8 @@ pub struct Homeserver {
     pub handshake_locks: membership::HandshakeLocks,
     /// How many one-time keys other servers took lately, and whose.
     pub claim_budget: limits::claim_budget::ClaimBudget,
+    /// How many invites came lately, and whose.
+    pub invite_budget: limits::invite_budget::InviteBudget,
     /// How many knocks were made lately, and whose.
     pub knock_budget: limits::knock_budget::KnockBudget,
     /// The files of media.
@@ -263,6 +265,7 @@ impl Homeserver {
             catch_up_worker,
             handshake_locks: membership::HandshakeLocks::default(),
             claim_budget: limits::claim_budget::ClaimBudget::default(),
+            invite_budget: limits::invite_budget::InviteBudget::default(),
             knock_budget: limits::knock_budget::KnockBudget::default(),
             media_files,
             upload_slots: media::upload::UploadSlots::default(),

@@ -525,11 +525,18 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table(
         "notifications_of_users",
-        &[rooms(
-            "for each accepted event one for each local member to whom it is something else than to most: no more \
-             than half of them",
-            "what_an_event_is_to_most_has_one_row_and_only_to_the_others_one_each",
-        )],
+        &[
+            rooms(
+                "for each accepted event one for each local member to whom it is something else than to most: no more \
+                 than half of them",
+                "what_an_event_is_to_most_has_one_row_and_only_to_the_others_one_each",
+            ),
+            strangers(
+                "one for each invite to a room that we are not in, unless it repeats one that waits; 40 of one server to \
+                 one user in an hour",
+                "who_repeats_an_invite_rings_once_and_not_without_end",
+            ),
+        ],
         "redactions take theirs out; once a day that which they have read, after a month, and of rooms that they are \
          not in any more (`sweep_notifications`)",
     ),

@@ -29,6 +29,7 @@
 //!
 //! - `forgeries`: events that nobody signed who would have to, handed in at every door.
 //! - `hostile_peer`: a peer that lies in every step of every handshake.
+//! - `held_up`: servers that have us wait, and whom that must not hold up.
 //! - `hostile_keys`: what servers tell of devices and keys to fill memory, keep us at work, or make answers unreadable.
 //! - `strangers_at_the_door`: invites and knocks that are to fill the house, or to keep others out.
 //!
@@ -56,6 +57,7 @@ mod forgeries;
 mod forks;
 mod handshakes;
 mod handshakes_that_meet;
+mod held_up;
 mod hostile_keys;
 mod hostile_peer;
 mod keys_across_servers;

@@ -61,9 +61,11 @@ pub fn apply(row: Option<RemoteMembership>, fact: Fact, now: Millis) -> Result<E
         (Next::Row(after), before) => {
             // What is shown no more cannot be told. What was only read from a room's last state was not told by this
             // row.
-            let is_known = after.stream > 0 && before.is_some_and(|before| after.shows_all_of(&before));
+            let after = RemoteMembership(after);
+            let is_known =
+                after.stream > 0 && before.is_some_and(|b| after.shows_all_of(&b) || after.repeats(&b));
             let tell = after.section().is_some() && !is_known;
-            Effect::Save { row: Box::new(RemoteMembership(after)), tell }
+            Effect::Save { row: Box::new(after), tell }
         }
         (Next::Gone, Some(row)) => Effect::Delete(Box::new(row)),
         (Next::Same, _) | (Next::Gone, None) => Effect::Unchanged,

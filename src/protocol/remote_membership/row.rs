@@ -174,6 +174,12 @@ impl Fields {
         self.section() == other.section() && self.told() == other.told() && shown(self) == shown(other)
     }
 
+    /// Whether this is another invite of the user who invited before, who waits for no answer twice: clients are told of the
+    /// first, and of this one when they begin anew. Whoever repeats themselves rings once.
+    pub(super) fn repeats(&self, other: &Self) -> bool {
+        self.inviter().is_some() && self.inviter() == other.inviter()
+    }
+
     /// The event id of the knock that this invite answers: the link of the two.
     pub fn answers(&self) -> Option<&EventId> {
         let knock = self.previous.as_ref().filter(|p| p.membership() == Some(Membership::Knock))?;

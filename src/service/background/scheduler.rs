@@ -11,35 +11,37 @@ mod deletions;
 mod failures;
 mod guests;
 mod joins;
+mod memberships;
+mod pending;
 
 use std::collections::{HashMap, HashSet};
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::failures::{Lease, log_unwritten};
+use self::failures::Lease;
 use crate::bounded::BoundedMap;
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::{lock, wait_timeout, wait_until};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
+use crate::service::background::scheduler::memberships::PursuedMembership;
 use crate::store::{Changes, RoomKey};
 
-/// How many jobs are done at once. They mostly wait for other servers.
+/// How many jobs are done at once of those that have no slots of their own, and how many of these join the branches of
+/// rooms, which may be much work, and whose servers make them.
 const WORKERS_MAX: usize = 4;
+const MERGERS_MAX: usize = 2;
 /// How many device lists are fetched at once, beside those.
-const LIST_FETCHERS_MAX: usize = 4;
+const LIST_FETCHERS_MAX: usize = 12;
 /// How many of them from one server.
 const LIST_FETCHERS_OF_SERVER_MAX: usize = 2;
-/// In how many rooms events that wait are pursued at once, beside those.
-const FETCHERS_MAX: usize = 6;
 /// How many invites are handed out at once, beside those, and how many of them to one server.
 const INVITERS_MAX: usize = 8;
 const INVITERS_OF_SERVER_MAX: usize = 3;
-/// For how long the waiting events of a room are left alone if something failed on this server.
+/// For how long a job is left alone if something failed on this server.
 const AFTER_FAILURE_MS: Millis = 60_000;
 /// How long such a room stays taken if not even that could be written down.
 const UNWRITTEN_REST: Duration = Duration::from_secs(5);
@@ -76,14 +78,19 @@ struct SchedulerState {
     look_by: Option<Millis>,
     stop: bool,
     working: usize,
+    merging: usize,
+    /// Memberships elsewhere of which something is told, or asked, a thread for each.
+    pursuing: Vec<PursuedMembership>,
     /// The users whose device lists are being fetched, a thread for each.
     listing: Vec<UserId>,
     /// Rooms whose waiting events are being pursued, one thread each.
     fetching: HashSet<RoomKey>,
+    /// Those of them that we are not in, with a server that sent something of what waits there.
+    fetching_remote: Vec<(RoomKey, ServerName)>,
     /// The servers that invites are being handed out to, a thread for each invite.
     inviting: Vec<ServerName>,
     /// The users who are being joined, with the room, a thread for each.
-    joining: Vec<DueMembership>,
+    joining: Vec<DueRow>,
     /// The delayed events that are being sent, a thread for each, and whose they are.
     sending: HashMap<String, UserId>,
     /// Rooms whose branches are to be joined. A hint: the next event in such a room says it again.
@@ -99,7 +106,9 @@ impl SchedulerState {
     fn is_busy(&self) -> bool {
         self.working > 0
             || !self.listing.is_empty()
+            || !self.pursuing.is_empty()
             || !self.fetching.is_empty()
+            || !self.fetching_remote.is_empty()
             || !self.inviting.is_empty()
             || !self.joining.is_empty()
             || !self.sending.is_empty()
@@ -107,12 +116,12 @@ impl SchedulerState {
 }
 
 /// A row of the database that is due.
-type DueMembership = (RoomId, UserId);
+type DueRow = (RoomId, UserId);
 
 /// What waits for one server.
 struct AwaitedServer {
     since: Instant,
-    jobs: HashSet<DueMembership>,
+    jobs: HashSet<DueRow>,
     /// Whether device lists of its users are to be fetched.
     device_lists: bool,
 }
@@ -317,7 +326,8 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
             }
             if state.working >= WORKERS_MAX
                 && state.listing.len() >= LIST_FETCHERS_MAX
-                && state.fetching.len() >= FETCHERS_MAX
+                && memberships::all_taken(&state)
+                && pending::all_taken(&state)
                 && state.inviting.len() >= INVITERS_MAX
                 && state.joining.len() >= joins::JOINERS_MAX
                 && state.sending.len() >= delayed::SENDERS_MAX
@@ -332,6 +342,7 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
             }
         }
         let Some(hs) = weak.upgrade() else { return };
+        hs.outgoing.relieve();
         let now = hs.clock.now_ms();
         {
             let mut state = lock(&shared.state);
@@ -353,32 +364,10 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
 
 /// Takes up what is due, as far as there are threads for it, and returns when the next thing is.
 fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Option<Millis>> {
-    let free = WORKERS_MAX.saturating_sub(lock(&shared.state).working);
-    let due = hs.store.read(|db| db.remote_memberships_due(now, free))?;
-    for (room, user) in due {
-        let (leased_room, leased_user, until) = (room.clone(), user.clone(), now + LEASE_MS);
-        hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, until))?;
-        spawn(shared, hs, move |hs| {
-            let pursued = hs.membership().pursue_membership(&room, &user);
-            let what = format!("{room} for {user}");
-            Lease::until(until).end(hs, pursued, (&what, log::Level::Info), move |tx, leased, now| {
-                tx.remote_membership_failed((&room, &user), leased, now)
-            });
-        })?;
-    }
+    memberships::pursue_memberships(shared, hs, now)?;
     fetch_device_lists(shared, hs, now)?;
-    if lock(&shared.state).working < WORKERS_MAX {
-        let forked = std::mem::take(&mut lock(&shared.state).forked);
-        if !forked.is_empty() {
-            spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.events().merge_forks(room)))?;
-        }
-    }
-    let busy = lock(&shared.state).fetching.clone();
-    let due = hs.store.read(|db| db.rooms_with_due_pending(now, FETCHERS_MAX + busy.len()))?;
-    let free = FETCHERS_MAX.saturating_sub(busy.len());
-    for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
-        pursue(shared, hs, room)?;
-    }
+    merge_forks(shared, hs)?;
+    pending::pursue_pending_events(shared, hs, now)?;
     guests::remove_guests(shared, hs, now)?;
     deletions::delete_rooms(shared, hs, now)?;
     bans::carry_bans(shared, hs, now)?;
@@ -512,41 +501,30 @@ impl Drop for WorkingGuard {
     }
 }
 
-/// A room whose waiting events are pursued, given back also when its thread panics.
-struct FetchingGuard(Arc<SchedulerShared>, RoomKey);
-
-impl Drop for FetchingGuard {
-    fn drop(&mut self) {
-        lock(&self.0.state).fetching.remove(&self.1);
-        self.0.wake();
-    }
+/// Joins the branches of rooms, on a thread of its own.
+fn merge_forks(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>) -> Result<()> {
+    let forked = {
+        let mut state = lock(&shared.state);
+        if state.working >= WORKERS_MAX || state.merging >= MERGERS_MAX || state.forked.is_empty() {
+            return Ok(());
+        }
+        state.merging += 1;
+        std::mem::take(&mut state.forked)
+    };
+    let merging = MergingGuard(shared.clone());
+    spawn(shared, hs, move |hs| {
+        forked.into_iter().for_each(|room| hs.events().merge_forks(room));
+        drop(merging);
+    })
 }
 
-/// Pursues the waiting events of a room on a thread of its own.
-fn pursue(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<()> {
-    lock(&shared.state).fetching.insert(room);
-    let (fetching, hs) = (FetchingGuard(shared.clone(), room), hs.clone());
-    thread::Builder::new().name("waiting".to_owned()).spawn(move || {
-        let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.incoming().pursue_pending(room)));
-        let put_off = match pursued {
-            Ok(Ok(())) => Ok(()),
-            failed => {
-                if let Ok(Err(error)) = failed {
-                    log::log!(error.level(log::Level::Error), "waiting events could not be pursued: {error}");
-                }
-                let now = hs.clock.now_ms();
-                hs.store.write(move |tx| tx.retry_pending_later(room, None, now + AFTER_FAILURE_MS))
-            }
-        };
-        drop(hs);
-        if let Err(error) = put_off {
-            log_unwritten(&error);
-            // Nothing can be written. The room stays taken for a while, or it would be due again at once.
-            fetching.0.rest(UNWRITTEN_REST);
-        }
-        drop(fetching);
-    })?;
-    Ok(())
+/// Branches that are being joined, given back also when the thread panics.
+struct MergingGuard(Arc<SchedulerShared>);
+
+impl Drop for MergingGuard {
+    fn drop(&mut self) {
+        lock(&self.0.state).merging -= 1;
+    }
 }
 
 /// Has something done by a thread of its own, which counts as one that works.

@@ -57,6 +57,8 @@ const QUIET_MS: Millis = 10_000;
 const PENDING_AGE_MAX_MS: Millis = 3 * 24 * 3_600_000;
 /// For how long one room is pursued before others have their turn.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(120);
+/// For how long keys are asked for in one turn of a room that we are not in: whoever sends something of it chooses whose.
+const KEY_ROUND_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many events are looked at in one commit.
 const COMMIT_EVENTS_MAX: usize = 50;
 
@@ -124,12 +126,15 @@ impl Incoming<'_> {
     /// Receives what is pending in a room and due, and asks other servers for what it needs. Errors: 500.
     pub(in crate::service) fn pursue_pending(&self, room: RoomKey) -> Result<()> {
         let until = Instant::now() + ROOM_TIMEOUT;
+        let keys_until = Instant::now() + KEY_ROUND_TIMEOUT;
         while Instant::now() < until {
             let now = self.clock.now_ms();
             let of = self.store.read(|db| db.room_by_key(room))?;
             if !of.resident {
-                match self.pursue_remote(&of, now, until)? {
+                match self.pursue_remote(&of, now, keys_until)? {
                     0 => return Ok(()),
+                    // What is left is due still, and has its next turn after those who wait for theirs.
+                    _ if Instant::now() >= keys_until => return Ok(()),
                     _ => continue,
                 }
             }
@@ -234,7 +239,7 @@ impl Incoming<'_> {
         }
     }
 
-    /// What waits in a room that we are not in. So many events were looked at.
+    /// What waits in a room that we are not in; keys are asked for until then. So many events were looked at.
     fn pursue_remote(&self, room: &Room, now: Millis, until: Instant) -> Result<usize> {
         let due = self.store.read(|db| db.due_pending(room.key, now, COMMIT_EVENTS_MAX))?;
         let count = due.len();
@@ -245,7 +250,8 @@ impl Incoming<'_> {
                 Err(e) if e.is_own_failure() => return Err(e),
                 Ok(RemoteOutcome::NoKey(servers)) => {
                     let servers = servers.iter().map(ToString::to_string).collect();
-                    self.put_off(room, event, servers, true)?;
+                    // Where there was no time left, nobody was asked.
+                    self.put_off(room, event, servers, !within.is_zero())?;
                     continue;
                 }
                 Err(e) => {

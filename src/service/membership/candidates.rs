@@ -97,6 +97,11 @@ impl HandshakeAnswers {
         now < self.until
     }
 
+    /// Somebody was not asked for want of time, who may yet say yes.
+    pub fn leaves_out_some(&mut self) {
+        self.undecided = true;
+    }
+
     /// Takes down what a server said.
     pub fn add(&mut self, peer: &ServerName, error: CallError) {
         log::info!("{peer} did not take part in a handshake: {error}");

@@ -8,33 +8,25 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::guard::{HandshakeRequest, check_open};
+use super::invite_place::check_place;
 use super::knock::stripped_state_for_servers;
 use super::rows::{note, remote_membership_or_state};
 use super::template::member_draft;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::CallError;
-use crate::protocol::limits::fair_share::ServerStanding;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
 use crate::protocol::rooms::stripped_state;
 use crate::protocol::signatures::verify;
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, handshake, json,
-    limits::fair_share,
 };
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
 use crate::service::membership::Memberships;
 use crate::store::{Db, Room, Tx};
-
-/// How many invites to rooms that this server is not in wait for one user's answer at most.
-const OPEN_INVITES_MAX: usize = 200;
-/// And of these, so many by one inviter who shares no room with them.
-const OPEN_INVITES_OF_ONE_MAX: usize = 10;
-/// When an invite that is one too many may be tried again.
-const RETRY_AFTER_MS: i64 = 3_600_000;
 
 /// How often an invite is repeated that something else overtook.
 const INVITE_ATTEMPTS_MAX: usize = 3;
@@ -373,6 +365,7 @@ impl Memberships<'_> {
             check_open(db, room_id)?;
             check_place(db, &unproved, &invitee)
         })?;
+        self.count_invite(origin, &unproved, &invitee)?;
         let invite = self.check_signed(event, version, &request, event_id)?;
         if !verify::required_signers(&invite)?.contains(origin) {
             // By way of a third-party invite. The room would look at that; from outside only the signature counts.
@@ -578,29 +571,4 @@ fn check_invite_as_resident(db: &Db<'_>, room: &Room, origin: &ServerName, invit
         Some(Membership::Ban) => Err(Error::forbidden(format!("{invitee} is banned from the room"))),
         _ => Ok(()),
     }
-}
-
-/// Whether one more invite may wait for this user's answer. Whoever invites to a room that the user deals with
-/// already (they knocked, or were invited before) takes no further place. Errors: 429 `M_LIMIT_EXCEEDED`.
-fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
-    let row = db.remote_membership(invite.room_id(), invitee)?;
-    let deals_with_it = row.is_some_and(|row| !row.state.is_over());
-    if deals_with_it || db.resident_room(invite.room_id())?.is_some() {
-        return Ok(());
-    }
-    let (inviter, server) = (invite.sender(), invite.sender().server());
-    let waiting = db.inviters(invitee)?;
-    let of_inviter = waiting.iter().filter(|user| *user == inviter.as_str()).count();
-    let known = db.shares_a_room_with_server(invitee, &server)?;
-    let too_many = of_inviter >= OPEN_INVITES_OF_ONE_MAX && !(known && db.share_a_room(invitee, inviter)?);
-    let servers = waiting.iter().filter_map(|user| Some(user.split_once(':')?.1));
-    let standing = if known { ServerStanding::Known } else { ServerStanding::Stranger };
-    if too_many || !fair_share::has_place(OPEN_INVITES_MAX, servers, server.as_str(), standing) {
-        return Err(Error::new(
-            ErrCode::LimitExceeded,
-            format!("Too many invites wait for {invitee} already"),
-        )
-        .with_field("retry_after_ms", RETRY_AFTER_MS));
-    }
-    Ok(())
 }

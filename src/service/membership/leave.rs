@@ -19,6 +19,8 @@ use crate::store::Room;
 
 /// How long a leave may take to reach the room before the local user is told that they have left.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// So many servers are all asked within the time for a handshake, even if none of them answers.
+const ASKED_IN_TIME: usize = 4;
 
 // ----- a local user leaves -----
 
@@ -101,7 +103,7 @@ impl Memberships<'_> {
         let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let (mut answers, mut expected) =
             (HandshakeAnswers::new(self.clock.instant()), TemplateExpectation::to_leave(row));
-        let candidates = self.candidates(&target, Some(row))?;
+        let mut candidates = self.candidates(&target, Some(row))?;
         // It was handed to a server, and no answer came: the same event again. What else the server says is of no use:
         // it may have it already.
         if let (Some(leave), Some(peer)) = (row.leave_handed_in(), candidates.first())
@@ -109,7 +111,16 @@ impl Memberships<'_> {
         {
             return self.leave_answered(row, LeaveAnswer::Taken);
         }
+        // Of many each time another one is the first, since silent ones may take all the time there is.
+        if candidates.len() > ASKED_IN_TIME {
+            let first = row.attempts as usize % candidates.len();
+            candidates.rotate_left(first);
+        }
         for peer in candidates {
+            if !answers.has_time(self.clock.instant()) {
+                answers.leaves_out_some();
+                break;
+            }
             match self.leave_through(&peer, row, &mut expected) {
                 Ok(LeaveDelivery::HandedIn) => return self.leave_answered(row, LeaveAnswer::Taken),
                 Ok(LeaveDelivery::Needless) => return Ok(()),

@@ -21,8 +21,7 @@
 //! - `candidates`: which servers are asked, one after the other, until one says yes.
 //! - `template_expectation`: what a server should know of a local user by the time that it is asked.
 //! - `rows`: the rows of `remote_memberships`, read and changed. `locks`: one handshake at a time.
-//! - `invite::check_place`: how many invites strangers may make; how many knocks, `service/limits/knock_budget.rs`
-//!   says.
+//! - `invite_place`: how many invites strangers may make; how many knocks, `service/limits/knock_budget.rs` says.
 //! - `open_door`: who is joined because their knock was accepted.
 //! - `owed_invites`: a new room's invites, which may have to wait for other servers.
 //!
@@ -58,6 +57,7 @@ mod candidates;
 mod guard;
 mod guest_access;
 mod invite;
+mod invite_place;
 pub mod join;
 mod kick_ban;
 mod knock;

@@ -5,7 +5,8 @@
 //! most 50, and the cursor moves when the peer has answered. One transaction at a time to each destination; the next
 //! in line is another destination's. A few threads do this, made when there is work and gone when there is none.
 //! Destinations that failed last time, or of which nothing is known, may hold only some of them, so that they cannot
-//! keep what reachable servers are owed.
+//! keep what reachable servers are owed. So may those that take long: some are large, some far away, and some want us to
+//! wait. If it is our own line that is slow, all are, and have those threads to themselves.
 //!
 //! Who comes back after an outage is not sent everything: of a room in which it missed much it gets the last events,
 //! before which there is then a gap. It fetches the state there, and the rest when somebody reads back so far.
@@ -51,10 +52,19 @@ const DEVICE_LISTS_MAX: usize = 50;
 const EDU_BYTES_MAX: usize = 2 << 20;
 /// Ephemeral messages that wait in memory for one destination; the oldest go.
 const WAITING_EDUS_MAX: usize = 400;
-/// Threads in all, those that unproven destinations may hold, and of these those for destinations that failed.
-const THREADS_MAX: usize = 32;
+/// Threads in all, those that unproven destinations may hold, and of these those for destinations that failed; beside
+/// those, what slow ones may hold.
+const THREADS_MAX: usize = 40;
 const UNPROVEN_THREADS_MAX: usize = 20;
 const FAILING_THREADS_MAX: usize = 12;
+const SLOW_THREADS_MAX: usize = 12;
+/// Nobody is known to be slow before they are: for so many threads that proven destinations hold for so long that they are,
+/// there are others.
+const RELIEF_THREADS_MAX: usize = 32;
+/// Who takes so long over a transaction is slow, and stays so for so many times as long, and until they were fast again: a
+/// thread of those for the fast is held for a small part of the time by whoever is both by turns.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
+const SLOW_TIMES_AS_LONG: u32 = 20;
 /// Whoever was away gets all that it missed in a room up to so many events, and of more only the last few.
 const MISSED_EVENTS_MAX: usize = 250;
 const MISSED_EVENTS_KEPT: usize = 50;
@@ -306,6 +316,20 @@ impl Outgoing {
         self.0.work.notify_one();
     }
 
+    /// Makes a thread where all are busy, some have been for long, and somebody waits. Asked now and then by the timer, since
+    /// nobody else is left to see it.
+    pub fn relieve(&self) {
+        let mut state = lock(&self.0.state);
+        let all_busy = state.alive >= THREADS_MAX && state.idle == 0 && !state.stopping;
+        if all_busy
+            && state.has_work()
+            && state.alive < state.threads_max(self.0.clock.instant())
+            && let Err(e) = self.spawn(&mut state)
+        {
+            log::warn!("no further thread for sending: {e}");
+        }
+    }
+
     /// Puts a destination in line, unless it is there already, pauses, or is us.
     fn wake(&self, state: &mut QueueState, server: &ServerName) {
         if *server == self.0.own_name {
@@ -358,12 +382,13 @@ impl Outgoing {
                 return OutgoingTask::End;
             }
             self.enqueue_what_is_due(&mut state);
-            if let Some(job) = state.pick() {
+            let now = self.0.clock.instant();
+            if let Some(job) = state.pick(now) {
                 // While this thread is busy, another one looks after what is left.
                 if state.has_work() {
                     if state.idle > 0 {
                         self.0.work.notify_one();
-                    } else if state.alive < THREADS_MAX
+                    } else if state.alive < state.threads_max(now)
                         && let Err(e) = self.spawn(&mut state)
                     {
                         log::warn!("no further thread for sending: {e}");
@@ -529,6 +554,7 @@ impl Outgoing {
         peer.doing = DestinationActivity::Nothing;
         let again = std::mem::take(&mut peer.again);
         state.busy[lane as usize] -= 1;
+        let began = state.under_way.remove(server);
         self.0.delivered.notify_all();
         let Some((transaction, answer)) = outcome else {
             if again {
@@ -541,7 +567,11 @@ impl Outgoing {
             return;
         }
         let recovered = answer.is_ok() && was_failing;
+        let took = began.map_or(Duration::ZERO, |(began, _)| self.0.clock.instant().duration_since(began));
         let (more, pauses) = state.conclude(server, &transaction, answer, now);
+        if let Some(peer) = state.destinations.get_mut(server) {
+            peer.took(took, now);
+        }
         state.flush_by(FLUSH_INTERVAL);
         if pauses {
             self.begin_pause(&mut state, server);

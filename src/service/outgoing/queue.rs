@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use super::{EDUS_MAX, FAILING_THREADS_MAX, PDUS_MAX, UNPROVEN_THREADS_MAX};
+use super::{
+    EDUS_MAX, FAILING_THREADS_MAX, PDUS_MAX, RELIEF_THREADS_MAX, SLOW_AFTER, SLOW_THREADS_MAX,
+    SLOW_TIMES_AS_LONG, THREADS_MAX, UNPROVEN_THREADS_MAX,
+};
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::ErrCode;
@@ -35,8 +38,10 @@ pub(super) struct QueueState {
     pub(super) unknown: HashSet<ServerName>,
     pub(super) destinations: HashMap<ServerName, DestinationState>,
     /// Who waits, by [`Lane`], and how many of each are being served.
-    pub(super) lanes: [VecDeque<ServerName>; 3],
-    pub(super) busy: [usize; 3],
+    pub(super) lanes: [VecDeque<ServerName>; 4],
+    pub(super) busy: [usize; 4],
+    /// Those that are being served: since when, and as what.
+    pub(super) under_way: HashMap<ServerName, (Instant, Lane)>,
     pub(super) picks: usize,
     pub(super) due: BTreeSet<(Millis, ServerName)>,
     pub(super) unflushed: HashSet<ServerName>,
@@ -60,6 +65,9 @@ pub(super) struct DestinationState {
     pub(super) reached: bool,
     /// Whether it has made a request of us, so that it is likely to answer one.
     pub(super) spoke: bool,
+    /// Whether it is slow, and until when it is in any case.
+    pub(super) slow: bool,
+    pub(super) slow_until_ms: Millis,
     /// The lane that it stands in, or came from.
     pub(super) lane: Lane,
     /// It failed, and has not been looked at since for how much it missed.
@@ -112,7 +120,12 @@ pub(super) enum Lane {
     Fresh,
     /// Its last transaction did not arrive.
     Failing,
+    /// It answers, and takes long over it.
+    Slow,
 }
+
+/// All of them, those first who keep a thread for the shortest time.
+const LANES: [Lane; 4] = [Lane::Proven, Lane::Fresh, Lane::Slow, Lane::Failing];
 
 /// What a thread does next.
 pub(super) enum OutgoingTask {
@@ -179,12 +192,21 @@ impl QueueState {
 
     /// Whether one more of this lane may be served.
     fn may(&self, lane: Lane) -> bool {
-        let [_, fresh, failing] = self.busy;
+        let [_, fresh, failing, slow] = self.busy;
         match lane {
             Lane::Proven => true,
             Lane::Fresh => fresh + failing < UNPROVEN_THREADS_MAX,
             Lane::Failing => failing < FAILING_THREADS_MAX && fresh + failing < UNPROVEN_THREADS_MAX,
+            Lane::Slow => slow < SLOW_THREADS_MAX,
         }
+    }
+
+    /// How many threads there may be: one more for each that a proven destination has held for long.
+    pub(super) fn threads_max(&self, now: Instant) -> usize {
+        let held = |(began, lane): &&(Instant, Lane)| {
+            *lane == Lane::Proven && now.duration_since(*began) > SLOW_AFTER
+        };
+        THREADS_MAX + self.under_way.values().filter(held).count().min(RELIEF_THREADS_MAX)
     }
 
     fn waits(&self, lane: Lane) -> bool {
@@ -196,11 +218,11 @@ impl QueueState {
         self.load_owed
             || !self.rooms.is_empty()
             || !self.unknown.is_empty()
-            || [Lane::Proven, Lane::Fresh, Lane::Failing].into_iter().any(|lane| self.waits(lane))
+            || LANES.into_iter().any(|lane| self.waits(lane))
     }
 
     /// The next thing to do.
-    pub(super) fn pick(&mut self) -> Option<OutgoingTask> {
+    pub(super) fn pick(&mut self, now: Instant) -> Option<OutgoingTask> {
         if std::mem::take(&mut self.load_owed) {
             return Some(OutgoingTask::LoadOwed);
         }
@@ -210,21 +232,23 @@ impl QueueState {
                 self.unknown.drain().collect(),
             ));
         }
-        if self.flush_at.is_some_and(|at| at <= Instant::now()) {
+        if self.flush_at.is_some_and(|at| at <= now) {
             self.flush_at = None;
             return Some(OutgoingTask::Flush);
         }
         self.picks = self.picks.wrapping_add(1);
         // Now and then the others come first, so that busy servers cannot put them off for ever.
-        let order = match self.picks % 4 {
-            0 => [Lane::Failing, Lane::Fresh, Lane::Proven],
-            2 => [Lane::Fresh, Lane::Proven, Lane::Failing],
-            _ => [Lane::Proven, Lane::Fresh, Lane::Failing],
+        let order = match self.picks % 8 {
+            0 | 4 => [Lane::Failing, Lane::Slow, Lane::Fresh, Lane::Proven],
+            2 => [Lane::Fresh, Lane::Proven, Lane::Slow, Lane::Failing],
+            6 => [Lane::Slow, Lane::Fresh, Lane::Proven, Lane::Failing],
+            _ => LANES,
         };
         let lane = order.into_iter().find(|lane| self.waits(*lane))?;
         let server = self.lanes[lane as usize].pop_front()?;
         self.destinations.entry(server.clone()).or_default().doing = DestinationActivity::Sending;
         self.busy[lane as usize] += 1;
+        self.under_way.insert(server.clone(), (now, lane));
         Some(OutgoingTask::Send(server))
     }
 }
@@ -249,9 +273,21 @@ impl DestinationState {
 
     pub(super) fn lane_now(&self) -> Lane {
         match (self.kept.failures, self.reached || self.spoke) {
+            (0, true) if self.slow => Lane::Slow,
             (0, true) => Lane::Proven,
             (0, false) => Lane::Fresh,
             _ => Lane::Failing,
+        }
+    }
+
+    /// So long it took over a transaction, or over failing to take it.
+    pub(super) fn took(&mut self, took: Duration, now: Millis) {
+        if took > SLOW_AFTER {
+            self.slow = true;
+            let for_ms = (took * SLOW_TIMES_AS_LONG).as_millis();
+            self.slow_until_ms = now + Millis::try_from(for_ms).unwrap_or(Millis::MAX / 2);
+        } else if now >= self.slow_until_ms {
+            self.slow = false;
         }
     }
 

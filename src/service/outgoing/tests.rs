@@ -10,7 +10,7 @@ use super::*;
 use crate::config::{Config, Data};
 use crate::federation::client::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::locks::lock;
-use crate::service::outgoing::queue::Lane;
+use crate::service::outgoing::queue::{DestinationState, Lane};
 use crate::testing::{certificates, temporary_folder};
 
 const SEND: &str = "/_matrix/federation/v1/send/";
@@ -264,6 +264,67 @@ fn silent_servers_do_not_keep_what_others_are_owed() {
     until("the silent ones' turn", || {
         silent.iter().filter(|p| !p.asked().is_empty()).count() == UNPROVEN_THREADS_MAX
     });
+}
+
+#[test]
+fn those_that_take_long_hold_some_threads_and_none_of_those_for_others() {
+    let house = House::new();
+    let (good, _) = peer();
+    let hold = Arc::new(AtomicBool::new(false));
+    let slow: Vec<ScriptedPeer> = (0..SLOW_THREADS_MAX + 5)
+        .map(|_| {
+            let hold = hold.clone();
+            ScriptedPeer::start(move |_| match hold.load(Ordering::Relaxed) {
+                true => ScriptedAnswer::Silence,
+                false => taken(),
+            })
+        })
+        .collect();
+    let room = house.room(&slow.iter().map(|p| &p.name).chain([&good.name]).collect::<Vec<_>>());
+    house.events(room, "first", 1);
+    slow.iter().for_each(|peer| drop(peer.wait_for(SEND, 1)));
+    until("all are proven", || slow.iter().all(|p| house.hs().outgoing.is_proven(&p.name)));
+    let now = house.clock.now_ms();
+    for peer in &slow {
+        let mut state = lock(&house.hs().outgoing.0.state);
+        state.destinations.get_mut(&peer.name).expect("known").took(SLOW_AFTER * 2, now);
+    }
+    hold.store(true, Ordering::Relaxed);
+    house.events(room, "second", 1);
+    until("the slow ones have their threads", || {
+        lock(&house.hs().outgoing.0.state).busy[Lane::Slow as usize] == SLOW_THREADS_MAX
+    });
+    good.wait_for(SEND, 2);
+    assert_eq!(slow.iter().filter(|p| p.asked().len() > 1).count(), SLOW_THREADS_MAX);
+}
+
+#[test]
+fn who_was_slow_is_so_for_many_times_as_long_and_until_they_were_fast_again() {
+    let mut peer = DestinationState { reached: true, ..DestinationState::default() };
+    let fast = Duration::from_millis(100);
+    peer.took(fast, 0);
+    assert_eq!(peer.lane_now(), Lane::Proven);
+    peer.took(Duration::from_secs(50), 0);
+    assert_eq!(peer.lane_now(), Lane::Slow);
+    peer.took(fast, 999_000);
+    assert_eq!(peer.lane_now(), Lane::Slow, "fast and slow by turns is slow");
+    peer.took(fast, 1_000_000);
+    assert_eq!(peer.lane_now(), Lane::Proven);
+}
+
+#[test]
+fn for_threads_that_are_held_for_long_by_those_who_were_fast_there_are_others() {
+    let house = House::new();
+    let began = house.clock.instant();
+    let mut state = lock(&house.hs().outgoing.0.state);
+    for n in 0..2 * RELIEF_THREADS_MAX {
+        let name = ServerName::parse(&format!("s{n}.example")).expect("a name");
+        let lane = if n % 2 == 0 { Lane::Proven } else { Lane::Slow };
+        state.under_way.insert(name, (began, lane));
+    }
+    assert_eq!(state.threads_max(began + SLOW_AFTER), THREADS_MAX);
+    assert_eq!(state.threads_max(began + SLOW_AFTER * 2), THREADS_MAX + RELIEF_THREADS_MAX);
+    state.under_way.clear();
 }
 
 /// Names behind which nobody answers: doors that open and stay silent, closed doors, names without an address.

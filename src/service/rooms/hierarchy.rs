@@ -41,6 +41,10 @@ const WALK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// For how long an answer of another server is good.
 const CACHED_FOR_MS: Millis = 300_000;
+/// A server that made us wait so long in vain is not asked the same again for so long: the next page of a walk would wait
+/// as long.
+const IN_VAIN_AFTER: Duration = Duration::from_secs(2);
+const IN_VAIN_FOR_MS: Millis = 60_000;
 /// How many answers are remembered, and how large each may be in bytes.
 const CACHED_MAX: usize = 64;
 const CACHED_BYTES_MAX: usize = 128 << 10;
@@ -69,24 +73,49 @@ impl SpaceAnswer {
     }
 }
 
-type CachedAnswers = BoundedMap<(RoomId, bool), (Millis, Arc<SpaceAnswer>), CACHED_MAX>;
+/// Who was asked about which room, and whether for its suggested children alone.
+type Question = (ServerName, RoomId, bool);
 
-/// What other servers said of spaces. "Responses to this endpoint should be cached for a period of time."
+/// Until when an answer is good, and the answer; none if there was none.
+type CachedAnswers = BoundedMap<Question, (Millis, Option<Arc<SpaceAnswer>>), CACHED_MAX>;
+
+/// What other servers said of spaces. "Responses to this endpoint should be cached for a period of time." What one of them
+/// said is told to nobody who would not have asked that very server: anybody can say anything of any room, and whoever asks
+/// chooses whom.
 #[derive(Default)]
 pub struct SpaceCache(Mutex<CachedAnswers>);
 
 impl SpaceCache {
-    fn get(&self, room: &RoomId, suggested_only: bool, now: Millis) -> Option<Arc<SpaceAnswer>> {
+    /// What this server said; none if it is to be asked.
+    fn of(&self, question: &Question, now: Millis) -> Option<Option<Arc<SpaceAnswer>>> {
         let told = lock(&self.0);
-        let (until, told) = told.get(&(room.clone(), suggested_only))?;
+        let (until, told) = told.get(question)?;
         (*until > now).then(|| told.clone())
     }
 
-    fn put(&self, room: &RoomId, suggested_only: bool, told: Arc<SpaceAnswer>, now: Millis) {
-        let worth = |(until, _): &(Millis, Arc<SpaceAnswer>)| {
+    /// What who asks these servers one after the other is told; none if one of them has to be asked for that.
+    fn get(
+        &self,
+        servers: &[ServerName],
+        room: &RoomId,
+        suggested_only: bool,
+        now: Millis,
+    ) -> Option<Option<Arc<SpaceAnswer>>> {
+        for server in servers.iter().take(SERVERS_ASKED_MAX) {
+            let told = self.of(&(server.clone(), room.clone(), suggested_only), now)?;
+            if told.is_some() {
+                return Some(told);
+            }
+        }
+        Some(None)
+    }
+
+    fn put(&self, question: Question, told: Option<Arc<SpaceAnswer>>, now: Millis) {
+        let worth = |(until, _): &(Millis, Option<Arc<SpaceAnswer>>)| {
             if *until > now { Worth::Little } else { Worth::Nothing }
         };
-        lock(&self.0).insert((room.clone(), suggested_only), (now + CACHED_FOR_MS, told), worth);
+        let good_for = if told.is_some() { CACHED_FOR_MS } else { IN_VAIN_FOR_MS };
+        lock(&self.0).insert(question, (now + good_for, told), worth);
     }
 }
 
@@ -215,8 +244,8 @@ impl SpaceWalk<'_> {
 
     fn ask(&mut self, room: &RoomId, servers: &[ServerName]) -> Option<SpaceRoom> {
         let now = self.hs.clock.now_ms();
-        let told = match self.hs.space_cache.get(room, self.suggested_only, now) {
-            Some(told) => told,
+        let told = match self.hs.space_cache.get(servers, room, self.suggested_only, now) {
+            Some(told) => told?,
             None => {
                 if self.remote_rooms_left == 0 || Instant::now() >= self.until {
                     return None;
@@ -326,15 +355,25 @@ impl Rooms<'_> {
         suggested_only: bool,
     ) -> Result<Option<Arc<SpaceAnswer>>> {
         let now = self.clock.now_ms();
-        if let Some(told) = self.space_cache.get(room, suggested_only, now) {
-            return Ok(Some(told));
+        if let Some(told) = self.space_cache.get(servers, room, suggested_only, now) {
+            return Ok(told);
         }
         let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
         for peer in servers.iter().take(SERVERS_ASKED_MAX) {
+            let question = (peer.clone(), room.clone(), suggested_only);
+            match self.space_cache.of(&question, now) {
+                Some(None) => continue,
+                Some(told) => return Ok(told),
+                None => {}
+            }
+            let asked = self.clock.instant();
             let answer = match self.federation.hierarchy(peer, room, suggested_only) {
                 Ok(answer) => answer,
                 Err(e) => {
                     log::debug!("about {room}: {}", e.into_client_error(peer));
+                    if self.clock.instant().duration_since(asked) >= IN_VAIN_AFTER {
+                        self.space_cache.put(question, None, now);
+                    }
                     continue;
                 }
             };
@@ -345,7 +384,7 @@ impl Rooms<'_> {
             };
             let told = Arc::new(told);
             if size <= CACHED_BYTES_MAX {
-                self.space_cache.put(room, suggested_only, told.clone(), now);
+                self.space_cache.put(question, Some(told.clone()), now);
             }
             return Ok(Some(told));
         }

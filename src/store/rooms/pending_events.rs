@@ -130,13 +130,41 @@ fn pending_of(row: &Row<'_>) -> Result<PendingEvent> {
 }
 
 impl Db<'_> {
-    /// Rooms with something due, the longest due first.
+    /// Rooms that we are in with something due, the longest due first.
     pub fn rooms_with_due_pending(&self, now: Millis, limit: usize) -> Result<Vec<RoomKey>> {
         self.rows(
-            "SELECT room_key FROM pending_events WHERE due_ms <= ?1 GROUP BY room_key ORDER BY min(due_ms) LIMIT ?2",
+            "SELECT p.room_key FROM pending_events p JOIN rooms r ON r.room_key = p.room_key AND r.resident
+             WHERE p.due_ms <= ?1 GROUP BY p.room_key ORDER BY min(p.due_ms) LIMIT ?2",
             params![now, i64::try_from(limit).unwrap_or(i64::MAX)],
             |r| r.get(0),
         )
+    }
+
+    /// Rooms that we are not in with something due, each with the server that sent what is due longest there; of each server no
+    /// more than so many.
+    pub fn remote_rooms_with_due_pending(
+        &self,
+        now: Millis,
+        of_server: usize,
+        limit: usize,
+    ) -> Result<Vec<(RoomKey, ServerName)>> {
+        // With a `min` the other columns are those of the row that has it.
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_key, origin FROM (
+               SELECT room_key, origin, due_ms, row_number() OVER (PARTITION BY origin ORDER BY due_ms) AS number
+               FROM (
+                 SELECT p.room_key, p.origin, min(p.due_ms) AS due_ms
+                 FROM pending_events p JOIN rooms r ON r.room_key = p.room_key AND NOT r.resident
+                 WHERE p.due_ms <= ?1 GROUP BY p.room_key))
+             WHERE number <= ?2 ORDER BY due_ms LIMIT ?3",
+        )?;
+        let most = [of_server, limit].map(|most| i64::try_from(most).unwrap_or(i64::MAX));
+        let mut rows = statement.query(params![now, most[0], most[1]])?;
+        let mut due = Vec::new();
+        while let Some(row) = rows.next()? {
+            due.push((row.get(0)?, ServerName::parse(&row.get::<_, String>(1)?)?));
+        }
+        Ok(due)
     }
 
     /// When the next one is due.

@@ -23,6 +23,28 @@ const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_ve
      previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
      forgotten, ended_ms, may_be_in, stream";
 
+/// A row that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueMembership {
+    /// The room.
+    pub room: RoomId,
+    /// One of ours.
+    pub user: UserId,
+    /// The server that is asked first, as far as the row says.
+    pub server: String,
+}
+
+/// How many of the rows that are due are read.
+#[derive(Debug, Clone, Copy)]
+pub struct DueShares {
+    /// Of those for which the same server is asked first.
+    pub of_server: usize,
+    /// Of these, those of one user.
+    pub of_user: usize,
+    /// In all.
+    pub limit: usize,
+}
+
 /// An event's id, room version and bytes.
 type MemberEventColumns = (Option<String>, Option<String>, Option<Vec<u8>>);
 
@@ -189,19 +211,40 @@ impl Db<'_> {
         Ok(statement.exists(params![room.as_str(), server.as_str()])?)
     }
 
-    /// Rows that the scheduler should act upon at this time, the longest due first.
-    pub fn remote_memberships_due(&self, now: Millis, limit: usize) -> Result<Vec<(RoomId, UserId)>> {
+    /// Rows that are due, the longest due first: the invites to be looked up (`looked_up`), or what is to be told. Of those
+    /// for which the same server is asked first no more than so many, nor of one user more than so many of the rest.
+    pub fn remote_memberships_due(
+        &self,
+        now: Millis,
+        looked_up: bool,
+        shares: DueShares,
+    ) -> Result<Vec<DueMembership>> {
+        let DueShares { of_server, of_user, limit } = shares;
         let mut statement = self.conn().prepare_cached(
-            "SELECT room_id, user_id FROM remote_memberships WHERE due_ms <= ?1 ORDER BY due_ms LIMIT ?2",
+            "SELECT room_id, user_id, server FROM (
+               SELECT room_id, user_id, server, due_ms,
+                 row_number() OVER (PARTITION BY user_id ORDER BY due_ms) AS of_user
+               FROM (
+                 SELECT room_id, user_id, due_ms, server,
+                   row_number() OVER (PARTITION BY server ORDER BY due_ms) AS of_server
+                 FROM (
+                   SELECT room_id, user_id, due_ms,
+                     iif(json_valid(via), ifnull(json_extract(via, '$[0]'), ''), '') AS server
+                   FROM remote_memberships WHERE due_ms <= ?1 AND (state = 'invited') = ?2))
+               WHERE of_server <= ?3)
+             WHERE of_user <= ?4 ORDER BY due_ms LIMIT ?5",
         )?;
-        let rows = statement.query_map(params![now, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-        })?;
-        rows.map(|row| {
-            let (room, user) = row?;
-            Ok((RoomId::parse(&room)?, UserId::parse(&user)?))
-        })
-        .collect()
+        let most = [of_server, of_user, limit].map(|most| i64::try_from(most).unwrap_or(i64::MAX));
+        let mut rows = statement.query(params![now, looked_up, most[0], most[1], most[2]])?;
+        let mut due = Vec::new();
+        while let Some(row) = rows.next()? {
+            due.push(DueMembership {
+                room: RoomId::parse(&row.get::<_, String>(0)?)?,
+                user: UserId::parse(&row.get::<_, String>(1)?)?,
+                server: row.get(2)?,
+            });
+        }
+        Ok(due)
     }
 
     /// When the next row is due.
@@ -385,11 +428,13 @@ mod tests {
         let found = store.read(|db| db.remote_memberships_of(&user, read.stream - 1, true)).unwrap();
         assert_eq!(found.len(), 1);
         assert!(store.read(|db| db.remote_memberships_of(&user, read.stream, true)).unwrap().is_empty());
-        assert!(store.read(|db| db.remote_memberships_due(49, 9)).unwrap().is_empty());
-        assert_eq!(
-            store.read(|db| db.remote_memberships_due(50, 9)).unwrap(),
-            [(room.clone(), user.clone())]
-        );
+        let due = |now, looked_up| {
+            let shares = DueShares { of_server: 9, of_user: 9, limit: 9 };
+            let due = store.read(|db| db.remote_memberships_due(now, looked_up, shares)).unwrap();
+            due.into_iter().map(|due| (due.room, due.user)).collect::<Vec<_>>()
+        };
+        assert!(due(49, true).is_empty() && due(49, false).is_empty());
+        assert_eq!([due(50, true), due(50, false)].concat(), [(room.clone(), user.clone())]);
         assert_eq!(store.read(|db| db.next_remote_membership_due()).unwrap(), Some(50));
         save(&store, fields(&room, &other, RemoteState::Invited), true);
         assert_eq!(store.read(|db| db.remote_memberships_in(&room)).unwrap().len(), 2);

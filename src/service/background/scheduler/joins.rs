@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::thread;
 
-use super::{DueMembership, LEASE_MS, Lease, SchedulerShared};
+use super::{DueRow, LEASE_MS, Lease, SchedulerShared};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
 use crate::service::Homeserver;
 
 /// How many are joined at once, beside other work, and how many times one user.
-pub(super) const JOINERS_MAX: usize = 4;
+pub(super) const JOINERS_MAX: usize = 8;
 const JOINERS_OF_USER_MAX: usize = 2;
 
 /// Joins those whose knock was accepted, side by side, on threads of their own: a large room takes a while.
@@ -46,7 +46,7 @@ pub(super) fn join_who_was_let_in(
 }
 
 /// Somebody who is being joined, given back also when its thread panics.
-struct JoiningGuard(Arc<SchedulerShared>, DueMembership);
+struct JoiningGuard(Arc<SchedulerShared>, DueRow);
 
 impl Drop for JoiningGuard {
     fn drop(&mut self) {

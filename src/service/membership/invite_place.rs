@@ -1,0 +1,64 @@
+//! What invites from elsewhere a local user has to bear: how many wait for their answer, and how many one server sends them
+//! in an hour.
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::limits::fair_share::{self, ServerStanding};
+use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
+use crate::protocol::{Pdu, ServerName, UserId};
+use crate::service::membership::Memberships;
+use crate::store::Db;
+
+/// How many invites to rooms that this server is not in wait for one user's answer at most.
+const OPEN_INVITES_MAX: usize = 200;
+/// And of these, so many by one inviter who shares no room with them.
+const OPEN_INVITES_OF_ONE_MAX: usize = 10;
+/// When an invite that is one too many may be tried again.
+const RETRY_AFTER_MS: i64 = 3_600_000;
+
+impl Memberships<'_> {
+    /// Counts an invite that comes in: not one that was seen before, nor the answer to a knock, which is asked for. Errors: 429
+    /// `M_LIMIT_EXCEEDED`.
+    pub(super) fn count_invite(&self, origin: &ServerName, invite: &Pdu, invitee: &UserId) -> Result<()> {
+        if !self.config.rate_limits {
+            return Ok(());
+        }
+        let standing = self.store.read(|db| {
+            let row = db.remote_membership(invite.room_id(), invitee)?;
+            let is_asked_for = |row: &RemoteMembership| {
+                matches!(row.state, RemoteState::Knocking | RemoteState::Knocked) || row.has_seen(invite)
+            };
+            if row.is_some_and(|row| is_asked_for(&row)) || db.resident_room(invite.room_id())?.is_some() {
+                return Ok(None);
+            }
+            let known = db.shares_a_room_with_server(invitee, origin)?;
+            Ok(Some(if known { ServerStanding::Known } else { ServerStanding::Stranger }))
+        })?;
+        let now = self.clock.now_ms();
+        standing.map_or(Ok(()), |standing| self.invite_budget.count(invitee, origin, standing, now))
+    }
+}
+
+/// Whether one more invite may wait for this user's answer. Whoever invites to a room that the user deals with
+/// already (they knocked, or were invited before) takes no further place. Errors: 429 `M_LIMIT_EXCEEDED`.
+pub(super) fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
+    let row = db.remote_membership(invite.room_id(), invitee)?;
+    let deals_with_it = row.is_some_and(|row| !row.state.is_over());
+    if deals_with_it || db.resident_room(invite.room_id())?.is_some() {
+        return Ok(());
+    }
+    let (inviter, server) = (invite.sender(), invite.sender().server());
+    let waiting = db.inviters(invitee)?;
+    let of_inviter = waiting.iter().filter(|user| *user == inviter.as_str()).count();
+    let known = db.shares_a_room_with_server(invitee, &server)?;
+    let too_many = of_inviter >= OPEN_INVITES_OF_ONE_MAX && !(known && db.share_a_room(invitee, inviter)?);
+    let servers = waiting.iter().filter_map(|user| Some(user.split_once(':')?.1));
+    let standing = if known { ServerStanding::Known } else { ServerStanding::Stranger };
+    if too_many || !fair_share::has_place(OPEN_INVITES_MAX, servers, server.as_str(), standing) {
+        return Err(Error::new(
+            ErrCode::LimitExceeded,
+            format!("Too many invites wait for {invitee} already"),
+        )
+        .with_field("retry_after_ms", RETRY_AFTER_MS));
+    }
+    Ok(())
+}

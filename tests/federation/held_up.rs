@@ -1,0 +1,180 @@
+//! Servers that have us wait for them, or for others whom they name: what they hold up is theirs, and nobody else's.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use crate::common::client::room_path;
+use crate::common::peer::{FakeRoom, Peer, now_ms};
+use crate::common::wait::{Gate, wait_until};
+use doorstep::TestServer;
+use doorstep::protocol::room_version::room_version;
+use doorstep::protocol::{Pdu, UserId};
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+/// A member event in a room of the peer's of which nothing is known: by whom, about whom, at what depth, and what it rests
+/// on.
+fn member_event(
+    peer: &Peer,
+    room: &str,
+    (sender, of, membership): (&UserId, &TestUser, &str),
+    (depth, auth): (i64, &[&str]),
+) -> Pdu {
+    let event = json!({
+        "type": "m.room.member", "state_key": of.id(), "sender": sender, "room_id": room,
+        "content": { "membership": membership }, "origin_server_ts": now_ms(), "depth": depth,
+        "prev_events": ["$before"], "auth_events": auth,
+    });
+    let version = room_version("11").expect("a known version");
+    peer.sign(event.as_object().expect("an object").clone(), version)
+}
+
+/// An invite to a room that the peer makes up, which the server takes or not.
+fn invite(peer: &Peer, server: &TestServer, room: &str, inviter: &UserId, to: &TestUser) -> (Pdu, u16) {
+    let event = member_event(peer, room, (inviter, to, "invite"), (100, &[]));
+    let body = json!({ "room_version": "11", "event": event.to_object(), "invite_room_state": [] });
+    let status = peer.put_event(server.name(), "v2/invite", event.room_id(), &event, &body).0;
+    (event, status)
+}
+
+#[test]
+fn a_server_that_never_answers_about_its_invites_holds_up_neither_rejections_nor_other_look_ups() {
+    let server = TestServer::start();
+    let (victim, dave) = (server.user("victim"), server.user("dave"));
+    let (evil, good) = (Peer::start(), Peer::start());
+    let gate = Gate::default();
+    evil.answer_behind(&gate, "make_leave", 403, json!({ "errcode": "M_FORBIDDEN", "error": "no" }));
+    // Whether what is said bears upon the invite nobody can tell: it rests on something else.
+    let doubted = |peer: &Peer, room: String| {
+        let host = peer.user(&room[1..3]);
+        assert_eq!(invite(peer, &server, &room, &host, &victim).1, 200);
+        member_event(peer, &room, (&host, &victim, "leave"), (50, &[]))
+    };
+    let removals: Vec<Pdu> = (0..12).map(|n| doubted(&evil, format!("!e{n}:{}", evil.name()))).collect();
+    let all: Vec<&Pdu> = removals.iter().collect();
+    assert_eq!(evil.send_transaction(server.name(), "doubts", &all).0, 200);
+    evil.wait_for("make_leave");
+
+    let mut room = FakeRoom::new(&good, "11", "invite");
+    room.invite(&good, server.name(), dave.id());
+    dave.wait_for_room("invite", room.id.as_str());
+    good.let_leave(&room, dave.id());
+    dave.leave(room.id.as_str());
+    good.wait_for("send_leave");
+    // Nor does it hold up an invite that another server casts doubt upon.
+    let removal = doubted(&good, format!("!g0:{}", good.name()));
+    let asked = good.asked("make_leave").len();
+    assert_eq!(good.send_transaction(server.name(), "doubt", &[&removal]).0, 200);
+    wait_until("the other invite is looked up", || good.asked("make_leave").len() > asked);
+    assert_eq!(evil.asked("make_leave").len(), 1, "one at a time is asked of one server");
+    gate.open();
+}
+
+#[test]
+fn keys_of_silent_servers_that_a_stranger_names_hold_up_no_event_of_our_rooms() {
+    let server = TestServer::start();
+    let (victim, alice) = (server.user("victim"), server.user("alice"));
+    let (evil, friend) = (Peer::start(), Peer::start());
+    let mut room = FakeRoom::joined_by(&friend, "11", &alice);
+    // They take connections and say nothing.
+    let silent: Vec<TcpListener> =
+        (0..9).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let removals: Vec<Value> = silent
+        .iter()
+        .enumerate()
+        .map(|(n, door)| {
+            let id = format!("!e{n}:{}", evil.name());
+            let (invite, status) =
+                invite(&evil, &server, &id, &evil.user(if n < 5 { "a" } else { "b" }), &victim);
+            assert_eq!(status, 200);
+            let name = format!("@mod:localhost:{}", door.local_addr().expect("an address").port());
+            let sender = UserId::parse(&name).expect("a user id");
+            let removal =
+                member_event(&evil, &id, (&sender, &victim, "leave"), (999, &[invite.event_id().as_str()]));
+            let mut removal = Value::Object(removal.to_object());
+            // Signed by a key that only its server could tell.
+            let signature = removal["signatures"][evil.name().as_str()].clone();
+            removal["signatures"] = json!({ sender.server().as_str(): signature });
+            removal
+        })
+        .collect();
+    let body = json!({ "origin": evil.name(), "origin_server_ts": now_ms(), "pdus": removals, "edus": [] });
+    let (status, said) = evil.ask(server.name(), "PUT", "/_matrix/federation/v1/send/removals", Some(&body));
+    assert_eq!(status, 200, "{said}");
+    for door in &silent {
+        door.set_nonblocking(true).expect("a socket");
+    }
+    let mut knocked = 0;
+    let mut knocks = || {
+        knocked += silent.iter().filter(|door| door.accept().is_ok()).count();
+        knocked
+    };
+    let before = knocks();
+    server.advance(Duration::from_secs(60));
+    wait_until("keys are asked for once more", || knocks() > before);
+
+    friend.answer_json("get_missing_events", 404, json!({ "errcode": "M_NOT_FOUND", "error": "no" }));
+    let (first, second) = (room.say(&friend, "one"), room.say(&friend, "two"));
+    assert_eq!(friend.send_transaction(server.name(), "two", &[&second]).0, 200);
+    assert_eq!(friend.send_transaction(server.name(), "one", &[&first]).0, 200);
+    let path = room_path(room.id.as_str(), &format!("event/{}", segment(second.event_id().as_str())));
+    wait_until("what had to wait is there", || alice.request("GET", &path, None).0 == 200);
+}
+
+#[test]
+fn who_repeats_an_invite_rings_once_and_not_without_end() {
+    let server = TestServer::start_with(|config| config.rate_limits = true);
+    let bob = server.user("bob");
+    let (evil, good) = (Peer::start(), Peer::start());
+    let id = format!("!z:{}", evil.name());
+    let first = bob.sync(Duration::ZERO)["next_batch"].as_str().expect("a token").to_owned();
+    let since = |token: &str| bob.get(&format!("/_matrix/client/v3/sync?since={token}&timeout=0"));
+    let inviter = evil.user("a");
+    assert_eq!(invite(&evil, &server, &id, &inviter, &bob).1, 200);
+    let told = since(&first);
+    assert!(told["rooms"]["invite"].get(&id).is_some(), "{told}");
+    let token = told["next_batch"].as_str().expect("a token").to_owned();
+    let taken = (0..100).filter(|_| invite(&evil, &server, &id, &inviter, &bob).1 == 200).count();
+    assert!((10..100).contains(&taken), "{taken}");
+    assert!(since(&token)["rooms"]["invite"].get(&id).is_none(), "that is no news");
+    // It is shown to who begins anew, and nobody else pays for it.
+    assert!(bob.initial_sync()["rooms"]["invite"].get(&id).is_some());
+    let other = format!("!o:{}", good.name());
+    assert_eq!(invite(&good, &server, &other, &good.user("a"), &bob).1, 200);
+    // With the next hour it may go on.
+    server.advance(Duration::from_secs(3_601));
+    assert_eq!(invite(&evil, &server, &id, &inviter, &bob).1, 200);
+}
+
+#[test]
+fn what_a_server_says_of_a_room_is_told_to_nobody_who_would_ask_another() {
+    let (server, there, evil) = (TestServer::start(), TestServer::start(), Peer::start());
+    let (bob, mallory, alice) = (server.user("bob"), server.user("mallory"), there.user("alice"));
+    let room = alice.create_room_with(json!({
+        "preset": "private_chat", "name": "the room", "topic": "the real one", "room_version": "12",
+        "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }],
+    }));
+    evil.answer_json("/hierarchy/", 200, json!({
+        "room": {
+            "room_id": room, "name": "Free coins", "topic": "come to evil.example", "num_joined_members": 50_000,
+            "world_readable": true, "guest_can_join": true, "join_rule": "public", "children_state": [],
+        },
+        "children": [], "inaccessible_children": [],
+    }));
+    let ask = |user: &TestUser, via: &str| {
+        let path = format!("/_matrix/client/v1/room_summary/{}?via={}", segment(&room), segment(via));
+        user.get(&path)
+    };
+    assert_eq!(ask(&mallory, evil.name().as_str())["name"], "Free coins");
+    let told = ask(&bob, there.name());
+    assert_eq!((&told["name"], &told["join_rule"]), (&json!("the room"), &json!("knock")));
+    // Of each it is remembered what it said.
+    drop(there);
+    assert_eq!(ask(&bob, &room_host(&alice))["topic"], "the real one");
+    assert_eq!(ask(&mallory, evil.name().as_str())["name"], "Free coins");
+    assert_eq!(evil.asked("/hierarchy/").len(), 1);
+}
+
+fn room_host(user: &TestUser) -> String {
+    UserId::parse(user.id()).expect("a user id").server().to_string()
+}
