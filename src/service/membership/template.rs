@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::guard::{HandshakeRequest, admit};
 use super::knock::bare;
 use super::restricted_join::{AUTHORISER, authoriser};
-use crate::error::Result;
+use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, Template};
 use crate::federation::{CallError, CallResult};
 use crate::protocol::json::object_of;
@@ -19,6 +19,8 @@ use crate::service::events::resolve::ResolutionBudget;
 use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
 
+/// So much of a client's own may be in a join: the whole event has 64 KiB.
+const FIELDS_BYTES_MAX: usize = 16 * 1024;
 /// How long another server's user waits for the invite that is under way to them.
 pub(super) const INVITE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -209,4 +211,26 @@ pub(super) fn member_draft(
         content,
         redacts: None,
     }
+}
+
+/// What of the fields of a client's request goes into its member event.
+pub(super) fn own_fields(mut fields: Map<String, Value>) -> Result<Map<String, Value>> {
+    const NOT_THEIRS: [&str; 9] = [
+        "membership",
+        "displayname",
+        "avatar_url",
+        "reason",
+        "is_direct",
+        "kind",
+        "third_party_invite",
+        "third_party_signed",
+        AUTHORISER,
+    ];
+    for field in NOT_THEIRS {
+        fields.remove(field);
+    }
+    if Value::Object(fields.clone()).to_string().len() > FIELDS_BYTES_MAX {
+        return Err(Error::new(ErrCode::TooLarge, "There is too much beside the join"));
+    }
+    Ok(fields)
 }

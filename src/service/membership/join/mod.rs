@@ -22,7 +22,7 @@ use super::open_door::check_wanted;
 use super::replaced_rooms::follow_upgrade;
 use super::restricted_join::AUTHORISER;
 use super::rows::{check_not_resident, note, note_residence, remote_membership_or_state};
-use super::template::member_draft;
+use super::template::{member_draft, own_fields};
 use super::template_expectation::TemplateExpectation;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
@@ -44,8 +44,6 @@ use crate::service::membership::join::import::{ImportOutcome, RoomImport};
 use crate::service::membership::locks::LOCK_TIMEOUT;
 use crate::store::{EventKey, Room, Tx};
 
-/// So much of a client's own may be in a join: the whole event has 64 KiB.
-const FIELDS_BYTES_MAX: usize = 16 * 1024;
 /// A room of up to so many joined members is given whole to whoever would do without them.
 const WHOLE_ANSWER_MEMBERS_MAX: u64 = 100;
 
@@ -441,28 +439,6 @@ impl Memberships<'_> {
 /// The invite by which somebody was to be joined is not what they are in the room any more.
 fn stands_no_more() -> Error {
     Error::forbidden("The invite that accepted the knock does not stand any more")
-}
-
-/// What of the fields of a client's request goes into its member event.
-fn own_fields(mut fields: Map<String, Value>) -> Result<Map<String, Value>> {
-    const NOT_THEIRS: [&str; 9] = [
-        "membership",
-        "displayname",
-        "avatar_url",
-        "reason",
-        "is_direct",
-        "kind",
-        "third_party_invite",
-        "third_party_signed",
-        AUTHORISER,
-    ];
-    for field in NOT_THEIRS {
-        fields.remove(field);
-    }
-    if Value::Object(fields.clone()).to_string().len() > FIELDS_BYTES_MAX {
-        return Err(Error::new(ErrCode::TooLarge, "There is too much beside the join"));
-    }
-    Ok(fields)
 }
 
 /// What came of the attempts to join so far.
