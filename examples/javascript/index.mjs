@@ -95,15 +95,16 @@ export class Doorstep {
             this.#hold(this.#waiting.length > 0);
         });
         this.#ended = new Promise((resolve) => {
-            const end = (why) => {
-                const error = new Error(`the fixture ended (${why}): ${this.#log.trim()}`);
+            const end = (told) => {
+                const error = new Error(told);
                 this.#process = undefined;
                 this.#waiting.splice(0).forEach(({ reject }) => reject(error));
                 resolve();
             };
-            const hint = { ENOENT: "; the binary is looked for in the path, or where DOORSTEP says" };
-            this.#process.on("error", (error) => end(error.message + (hint[error.code] ?? "")));
-            this.#process.on("close", (status, signal) => end(signal ?? `status ${status}`));
+            const where = "the doorstep binary is looked for in the path, or where DOORSTEP says";
+            const ended = (why) => `the fixture ended (${why}): ${this.#log.trim()}`;
+            this.#process.on("error", (error) => end(`${binary} cannot be started (${error.code}): ${where}`));
+            this.#process.on("close", (status, signal) => end(ended(signal ?? `status ${status}`)));
         });
     }
 

@@ -144,3 +144,8 @@ test("a test that is killed takes its servers along", async () => {
     const until = Date.now() + 30_000;
     while (await connects()) assert.ok(Date.now() < until, "it still answers");
 });
+
+test("a binary that there is not is named, and where it is looked for", async () => {
+    const told = /^\/nonexistent cannot be started \(ENOENT\): .*DOORSTEP/;
+    await assert.rejects(startDoorstep({ binary: "/nonexistent" }), ({ message }) => told.test(message));
+});

@@ -102,12 +102,18 @@ class Doorstep:
         if self._process is not None:
             raise DoorstepError("the fixture runs already")
         self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [self._binary, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [self._binary, *self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+            )
+        except OSError as error:
+            self._log.close()
+            self._log = None
+            told = "the doorstep binary is looked for in the path, or where DOORSTEP says"
+            raise DoorstepError(f"{self._binary} cannot be started: {error.strerror}; {told}") from error
         self._take_in(self._read())
         return self
 

@@ -199,3 +199,8 @@ def test_a_test_that_is_killed_takes_its_servers_along():
         assert time.monotonic() < deadline, "the server outlived the test that started it"
     left = [path for path in pathlib.Path("/dev/shm").glob(f"doorstep-memory-{server}-*")]
     assert left == []
+
+
+def test_a_binary_that_there_is_not_is_named_and_where_it_is_looked_for():
+    with pytest.raises(DoorstepError, match="/nonexistent cannot be started: .*DOORSTEP"):
+        Doorstep(binary="/nonexistent").start()
