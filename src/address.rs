@@ -25,17 +25,60 @@ fn masked(ip: IpAddr, v4_bits: u32, v6_bits: u32) -> IpAddr {
     }
 }
 
-/// Who asks: the other end of the socket, or the client that a reverse proxy on this machine speaks for. `forwarded`
+/// The networks in which reverse proxies are that are believed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<(IpAddr, u32)>);
+
+impl TrustedProxies {
+    /// Reads networks such as `127.0.0.0/8,::1`. Errors end a sentence that begins with the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let network = |text: &str| {
+            let (address, bits) = text.split_once('/').map_or((text, None), |(ip, bits)| (ip, Some(bits)));
+            let address: IpAddr = address.parse().ok()?;
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            let bits = bits.map_or(Some(most), |bits| bits.parse().ok()).filter(|bits| *bits <= most)?;
+            Some((address, bits))
+        };
+        let wrong = "should be addresses or networks, such as 172.18.0.0/16 or 10.0.0.2,::1";
+        let all: Option<Vec<_>> = text.split(',').map(str::trim).map(network).collect();
+        let all = all.ok_or(wrong)?;
+        if all.iter().any(|(_, bits)| *bits == 0) {
+            return Err("would believe everybody: name the network that the proxy is in".into());
+        }
+        Ok(Self(all))
+    }
+
+    /// Whether a proxy at this address is believed.
+    pub fn trusts(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.0.iter().any(|(network, bits)| match (network.to_canonical(), ip) {
+            (IpAddr::V4(network), IpAddr::V4(ip)) => {
+                // A network of IPv4 that is written as one of IPv6 has 96 bits in front.
+                (network.to_bits() ^ ip.to_bits()).leading_zeros() >= *bits.min(&32)
+            }
+            (IpAddr::V6(network), IpAddr::V6(ip)) => {
+                (network.to_bits() ^ ip.to_bits()).leading_zeros() >= *bits
+            }
+            _ => false,
+        })
+    }
+}
+
+/// Who asks: the other end of the socket, or the client that a reverse proxy speaks for which is believed. `forwarded`
 /// are the values of all `X-Forwarded-For` headers, in the order sent.
 ///
 /// A proxy adds the address that it was called from at the end, behind whatever its caller claimed: so only what
-/// comes from loopback is read at all, from the end, past further proxies on this machine, up to the first address
-/// elsewhere. Where the last word is no address nothing before it is believed either.
-pub fn client<'h>(peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'h str>) -> IpAddr {
+/// comes from one that is trusted is read at all, from the end, past further ones, up to the first address elsewhere.
+/// Where the last word is no address nothing before it is believed either.
+pub fn client<'h>(
+    peer: IpAddr,
+    proxies: &TrustedProxies,
+    forwarded: impl DoubleEndedIterator<Item = &'h str>,
+) -> IpAddr {
     let mut client = peer.to_canonical();
     let hops = forwarded.rev().flat_map(|header| header.rsplit(','));
     for hop in hops {
-        if !client.is_loopback() {
+        if !proxies.trusts(client) {
             break;
         }
         let Some(address) = address_in(hop.trim()) else { break };
@@ -57,7 +100,28 @@ mod tests {
     use super::*;
 
     fn seen(peer: &str, headers: &[&str]) -> String {
-        client(peer.parse().unwrap(), headers.iter().copied()).to_string()
+        seen_behind("127.0.0.0/8,::1", peer, headers)
+    }
+
+    fn seen_behind(proxies: &str, peer: &str, headers: &[&str]) -> String {
+        let proxies = TrustedProxies::parse(proxies).unwrap();
+        client(peer.parse().unwrap(), &proxies, headers.iter().copied()).to_string()
+    }
+
+    #[test]
+    fn a_proxy_in_a_network_that_is_trusted_is_believed_and_no_other() {
+        let networks = "172.18.0.0/16, 2001:db8::/32,192.0.2.1";
+        assert_eq!(seen_behind(networks, "172.18.3.4", &["203.0.113.1, 198.51.100.7"]), "198.51.100.7");
+        assert_eq!(seen_behind(networks, "::ffff:172.18.3.4", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(seen_behind(networks, "2001:db8:9::1", &["198.51.100.7, 192.0.2.1"]), "198.51.100.7");
+        for peer in ["172.19.0.1", "192.0.2.2", "2001:db9::1", "127.0.0.1"] {
+            assert_eq!(seen_behind(networks, peer, &["198.51.100.7"]), peer);
+        }
+        for wrong in
+            ["", "x", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.1,", "0.0.0.0/0", "::/0", "10.0.0.0-9"]
+        {
+            assert!(TrustedProxies::parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::{Config, Data};
 use crate::error::{Error, Result};
 use crate::http::metrics::MetricsPage;
@@ -13,6 +13,8 @@ use crate::http::router::Router;
 use crate::http::{
     Certificate, ConnectionLimits, ListenSpec, Reply, Request, Server, Service, is_listened_on,
 };
+use crate::protocol::certificates::calendar::utc;
+use crate::served_certificate::CheckedCertificate;
 use crate::service::Homeserver;
 
 /// The local socket in a data folder, by which commands reach the server that runs there.
@@ -38,7 +40,10 @@ impl Launched {
         if let Some(certificate) = Self::certificate(&homeserver)? {
             listeners.extend(config.listen_tls.iter().map(|&a| ListenSpec::tls(a, certificate.clone())));
         }
-        Self::serve(homeserver, &listeners)
+        let launched = Self::serve(homeserver, &listeners)?;
+        warn_of_certificate(&launched.homeserver);
+        warn_of_clock(&launched.homeserver);
+        Ok(launched)
     }
 
     /// What the HTTPS listeners of an opened homeserver are to serve, by its settings.
@@ -67,6 +72,7 @@ impl Launched {
         let limits = ConnectionLimits {
             connections: each.saturating_mul(2),
             in_flight: each,
+            proxies: homeserver.config.trusted_proxies.clone(),
             ..ConnectionLimits::default()
         };
         let router = Arc::new(Router::new(Arc::clone(&homeserver)));
@@ -117,6 +123,45 @@ impl Launched {
             metrics.stop();
         }
         self.homeserver.stop_background();
+    }
+}
+
+/// Tells the operator of a certificate that nobody else can take for one of this server.
+fn warn_of_certificate(homeserver: &Homeserver) {
+    let config = &homeserver.config;
+    let Some(files) = &config.tls else { return };
+    let read = |path| std::fs::read(path).map_err(Error::internal);
+    let certificate =
+        read(&files.cert).and_then(|chain| CheckedCertificate::read(&chain, &read(&files.key)?));
+    let url = config.public_url.split("://").nth(1).unwrap_or_default();
+    let host = url.split(['/', ':']).next().unwrap_or_default();
+    let mut hosts = vec![config.server_name.host()];
+    if host != hosts[0] && !url.starts_with('[') && config.public_url.starts_with("https:") {
+        hosts.push(host);
+    }
+    // What cannot be read was said where it is served.
+    let complaint = certificate.ok().and_then(|it| it.complaint(&hosts, homeserver.clock.now_ms()));
+    if let Some(complaint) = complaint {
+        log::warn!("others do not take the certificate {}: {complaint}", files.cert.display());
+    }
+}
+
+/// So far a clock may be set back without a word.
+const CLOCK_SLACK_MS: Millis = 60_000;
+
+/// Tells the operator of a clock that stands before what it told once: on a machine without a battery for it, until the network
+/// has told the time.
+fn warn_of_clock(homeserver: &Homeserver) {
+    let now = homeserver.clock.now_ms();
+    // A database that cannot be asked has said so.
+    let newest = homeserver.store.read(|db| db.newest_time()).ok().flatten();
+    if let Some(newest) = newest.filter(|newest| now + CLOCK_SLACK_MS < *newest) {
+        log::warn!(
+            "the clock says {}, and the database is from {} or later: see that the clock is set, since certificates, tokens and \
+             the times of messages go by it",
+            utc(now),
+            utc(newest)
+        );
     }
 }
 

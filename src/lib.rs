@@ -169,7 +169,7 @@ pub mod internals {
     pub use crate::service::accounts::sessions::NewLogin;
     pub use crate::service::admin::backup::restore::{restore, restore_from};
     pub use crate::service::admin::backup::written::write_file;
-    pub use crate::service::admin::knocks::KnockAnswerer;
+    pub use crate::service::admin::knocks::{KnockAnswerer, KnockFilter};
     pub use crate::service::admin::room_deletion::DeletionOrder;
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;

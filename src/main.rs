@@ -37,7 +37,14 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Failure> {
     let args: Result<Vec<String>, _> = std::env::args_os().skip(1).map(|arg| arg.into_string()).collect();
     let args = args.map_err(|arg| Failure::Misuse(format!("{} is not UTF-8", arg.display())))?;
-    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    // As other tools have them.
+    let spelled = |(number, arg)| match (number, arg) {
+        (_, "-h") => "--help",
+        (0, "version" | "-V") => "--version",
+        _ => arg,
+    };
+    let mut args: Vec<&str> = args.into_iter().enumerate().map(spelled).collect();
     let operator = match args.first() {
         Some(command) if commands::OF_OPERATOR.contains(command) => Some(Operator::from_args(&mut args)?),
         Some(&"restore") => {

@@ -15,10 +15,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::protocol::certificates::CertificateFacts;
 use crate::protocol::certificates::acme::TLS_PROTOCOL;
+use crate::protocol::certificates::calendar::utc;
 
 /// Certificates that a chain may have. Those of authorities have two or three.
 const CHAIN_MAX: usize = 10;
@@ -107,6 +109,19 @@ impl CheckedCertificate {
         let facts = certified.cert.first().and_then(|first| CertificateFacts::read(first));
         let facts = facts.ok_or_else(|| Error::invalid_param("The certificate has no dates"))?;
         Ok(Self { certified, facts })
+    }
+
+    /// Why others do not take it for any of these hosts now, as far as it says itself; none if they may.
+    pub fn complaint(&self, hosts: &[&str], now: Millis) -> Option<String> {
+        let CertificateFacts { names, not_before, not_after, .. } = &self.facts;
+        if now >= *not_after {
+            return Some(format!("it has expired, on {}", utc(*not_after)));
+        }
+        if now < *not_before {
+            return Some(format!("it is not good before {}", utc(*not_before)));
+        }
+        let is_for_one = hosts.iter().any(|host| self.is_for(&[host.trim_matches(['[', ']']).to_owned()]));
+        (!is_for_one).then(|| format!("it is for {} and not for {}", names.join(", "), hosts.join(" or ")))
     }
 
     /// Whether it is for all of these names.

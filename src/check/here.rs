@@ -28,6 +28,8 @@ const PORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// So long the database is looked through: about as many gigabytes from a good disk.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(30);
 
+const DAMAGED: &str = "stop the server, keep a copy of its folder, and have `doorstep restore` make a new one of the last backup";
+
 /// Checks it, and gives what others' view is compared with.
 pub(super) fn check(config: Config, report: &mut Report<'_>) -> Result<Own> {
     settings(&config, report);
@@ -125,7 +127,9 @@ fn database_of(folder: &Path, config: &Config, served: bool, report: &mut Report
     }
     match Store::inspect(folder) {
         Err(e) => {
-            report.wrong("data", e.for_people(), "see that the path is right and this user may read it");
+            let advice = "see that the path is right and this user may read it; what is malformed, `doorstep restore` makes anew \
+                          of the last backup";
+            report.wrong("data", e.for_people(), advice);
             None
         }
         Ok(database) if database.name != config.server_name => {
@@ -136,7 +140,14 @@ fn database_of(folder: &Path, config: &Config, served: bool, report: &mut Report
         }
         Ok(database) => {
             let running = if served { "a server is running on it" } else { "no server is running on it" };
-            report.fine("data", format!("{shown}: {running}"));
+            match database.other_schema() {
+                Ok(None) => report.fine("data", format!("{shown}: {running}")),
+                Ok(Some(told)) => {
+                    let advice = "start the program that made it, or begin anew in another folder";
+                    report.wrong("data", told, advice);
+                }
+                Err(e) => report.wrong("data", e.for_people(), DAMAGED),
+            }
             Some(database)
         }
     }
@@ -294,7 +305,7 @@ fn disk(folder: &Path, config: &Config, report: &mut Report<'_>) {
 }
 
 fn faults(database: &mut Inspection, report: &mut Report<'_>) {
-    let advice = "stop the server, keep a copy of the folder, and restore the last backup";
+    let advice = DAMAGED;
     match database.faults(DATABASE_TIMEOUT) {
         Ok(Some(faults)) if faults.is_empty() => {
             report.fine("database", "every page and row is as it should be")

@@ -20,6 +20,7 @@ use crate::protocol::ServerName;
 use crate::protocol::signatures::sign::SigningKey;
 use crate::random;
 use crate::service::keys::ring::read_statement;
+use crate::store::engine::inspect::Inspection;
 
 /// Time for each question that is asked.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -281,7 +282,7 @@ impl Looks<'_, '_> {
         let keys = page
             .map_err(|e| without_number(&e.to_string()))
             .and_then(|page| pages::signed_keys(&page, self.name));
-        let ours = self.own.and_then(|own| own.database.as_ref()).map(|database| database.public_keys());
+        let ours = self.own.and_then(|own| own.database.as_ref()).map(keys_in_use);
         match (keys, ours) {
             (Err(why), _) => self.report.wrong("keys", why, advice),
             (Ok(_), Some(Err(e))) => {
@@ -432,4 +433,10 @@ impl Looks<'_, '_> {
             _ => self.report.wrong("clock", found, advice),
         }
     }
+}
+
+/// The keys that a server signs with at present: id, and public half in base64.
+fn keys_in_use(database: &Inspection) -> Result<Vec<(String, String)>> {
+    let keys = database.signing_keys()?.into_iter().filter(|key| key.retired_ms.is_none());
+    Ok(keys.map(|key| (key.id, key.public_base64)).collect())
 }

@@ -150,7 +150,7 @@ impl Operator {
     }
 
     /// The settings to open the folder with. Errors: there is no server's database in it, and a command makes none.
-    fn config_of_folder(&self) -> Result<Config, Failure> {
+    pub fn config_of_folder(&self) -> Result<Config, Failure> {
         let name = Store::name_of(&self.folder).map_err(|e| {
             let (folder, told) = (self.folder.display(), e.for_people());
             Failure::Failed(format!("there is no server in {folder}: {told}.\nSay where it is with --data"))

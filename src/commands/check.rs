@@ -1,7 +1,6 @@
 //! `doorstep check`: whether a server is set up so that others find it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
 
 use argh::{
     ArgsInfo, CommandInfo, CommandInfoWithArgs, EarlyExit, FlagInfo, FlagInfoKind, FromArgs, Optionality,
@@ -9,11 +8,11 @@ use argh::{
 };
 use doorstep::check::{self, Finding, Subject};
 use doorstep::config::{Config, Kind, SETTINGS, Settings};
-use doorstep::internals::{Detour, Names, Store};
+use doorstep::internals::{Detour, Names};
 use doorstep::{Result, protocol::ServerName};
 use serde_json::json;
 
-use super::{Failure, say, say_as_it_is};
+use super::{Failure, say, say_as_it_is, with_pinned_name};
 
 const ABOUT: &str = "Checks whether a server is set up so that others find it, and whether it is well.";
 const FLAGS: [(&str, &str, &str); 3] = [
@@ -153,15 +152,8 @@ fn line(finding: &Finding) -> String {
 /// The settings to check by, and of which server. Errors: a sentence.
 fn subject(asked: Check) -> Result<(Config, Subject), String> {
     let names = Names::new(asked.detours, asked.dns);
-    let settings = asked.settings.with_file().map_err(|e| e.for_people())?;
-    let says_name = settings.all("name").next().is_some();
-    let mut config = Config::from_settings(settings.clone()).map_err(|e| e.for_people())?;
-    // The name is pinned: it need not be said again.
-    let folder = PathBuf::from(settings.all("data").next().unwrap_or("doorstep-data"));
-    if !says_name && let Ok(pinned) = Store::name_of(&folder) {
-        let named = settings.with("name", pinned.as_str());
-        config = Config::from_settings(named).map_err(|e| e.for_people())?;
-    }
+    let settings = asked.settings.with_file().map(with_pinned_name).map_err(|e| e.for_people())?;
+    let mut config = Config::from_settings(settings).map_err(|e| e.for_people())?;
     config.names = names;
     let other = match asked.name {
         None => None,

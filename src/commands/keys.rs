@@ -1,22 +1,19 @@
 //! `doorstep keys`: this server's signing keys.
 
-use std::path::PathBuf;
-
 use argh::{ArgsInfo, FromArgs};
 use doorstep::Homeserver;
 use doorstep::clock::Clock;
-use doorstep::config::{Config, Data};
 use doorstep::internals::Store;
+use doorstep::protocol::certificates::calendar::utc;
+use serde_json::json;
 
-use super::{Failure, say};
+use super::Failure;
+use super::ask::{Operator, table};
 
-/// Shows or replaces the keys that this server signs with. The server must not be running.
+/// Shows or replaces the keys that this server signs with.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "keys")]
 pub struct Keys {
-    /// folder of the database [doorstep-data]
-    #[argh(option, default = "PathBuf::from(\"doorstep-data\")")]
-    data: PathBuf,
     #[argh(subcommand)]
     what: What,
 }
@@ -33,30 +30,28 @@ enum What {
 #[argh(subcommand, name = "list")]
 struct List {}
 
-/// Retires the key in use and makes another. The old one stays published for what it signed.
+/// Retires the key in use and makes another, while the server does not run. The old one stays published for what it signed.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "rotate")]
 struct Rotate {}
 
 /// Does it, and prints the keys as they are then: each with its id, and since when it is out of use.
-pub fn run(keys: &Keys) -> Result<(), Failure> {
-    let mut config = Config::for_name(Store::name_of(&keys.data)?);
-    config.data = Data::Folder(keys.data.clone());
-    let homeserver = Homeserver::open(config, Clock::new())?;
+pub fn run(keys: &Keys, operator: &Operator) -> Result<(), Failure> {
     if let What::Rotate(Rotate {}) = keys.what {
-        homeserver.keys().rotate_signing_key()?;
+        let config = operator.config_of_folder()?;
+        Homeserver::open(config, Clock::new())?.keys().rotate_signing_key()?;
     }
-    let published = homeserver.key_ring.own_statement();
-    let entries = |field: &str| published.get(field).and_then(|keys| keys.as_object()).into_iter().flatten();
-    for (id, key) in entries("old_verify_keys") {
-        say(&format!("{id} {} retired at {} ms", text(&key["key"]), key["expired_ts"]));
-    }
-    for (id, key) in entries("verify_keys") {
-        say(&format!("{id} {} in use", text(&key["key"])));
-    }
+    let all = Store::inspect(operator.folder())?.signing_keys()?;
+    let told = all
+        .iter()
+        .map(|key| json!({ "key_id": key.id, "key": key.public_base64, "retired_ts": key.retired_ms }));
+    operator.print(&json!({ "keys": told.collect::<Vec<_>>() }), |_| {
+        let rows = all.iter().map(|key| {
+            let state =
+                key.retired_ms.map_or_else(|| "in use".to_owned(), |at| format!("retired {}", utc(at)));
+            vec![key.id.clone(), key.public_base64.clone(), state]
+        });
+        table(&rows.collect::<Vec<_>>())
+    });
     Ok(())
-}
-
-fn text(value: &serde_json::Value) -> &str {
-    value.as_str().unwrap_or_default()
 }

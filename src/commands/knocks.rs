@@ -5,19 +5,21 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::ask::{Operator, segment, table};
-use super::room::{rows_of, text};
+use super::room::{id_of, rows_of, text};
+
+const KNOCKS: &str = "/_doorstep/admin/v1/knocks";
 
 /// Shows who waits where, since when and why, and lets them in or sends them away.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "knocks")]
 pub struct Knocks {
-    /// let this user in
+    /// let this user in: @bob:example.org, or bob for one of ours
     #[argh(option)]
     accept: Option<String>,
-    /// send this user away
+    /// send this user away, named alike
     #[argh(option)]
     refuse: Option<String>,
-    /// into which room, if they knock upon several
+    /// upon this room: !id, #alias, or the alias of one of ours without # and server
     #[argh(option)]
     room: Option<String>,
     /// why they are sent away, which they are told
@@ -36,27 +38,19 @@ pub fn run(knocks: &Knocks, operator: &Operator) -> Result<(), Failure> {
         (None, None) if knocks.reason.is_some() => return misuse("--reason goes with --refuse"),
         (None, None) => None,
     };
-    let waiting = operator.ask("GET", "/_doorstep/admin/v1/knocks", None)?;
-    let is_there = |knock: &&Value| knocks.room.as_ref().is_none_or(|room| knock["room_id"] == room.as_str());
-    let here: Vec<&Value> = rows_of(&waiting, "knocks").iter().filter(is_there).collect();
+    let room_id = knocks.room.as_deref().map(|room| id_of(room, operator)).transpose()?;
     let Some((user, verb)) = answer else {
-        operator.print(&json!({ "knocks": here }), |_| shown(&here));
+        let only = room_id.map(|room_id| format!("?room_id={}", segment(&room_id))).unwrap_or_default();
+        let waiting = operator.ask("GET", &format!("{KNOCKS}{only}"), None)?;
+        operator.print(&waiting, shown);
         return Ok(());
     };
-    let theirs: Vec<&&Value> = here.iter().filter(|knock| knock["user_id"] == user.as_str()).collect();
-    let room_id = match theirs.as_slice() {
-        [] => return Err(Failure::Failed(format!("{user} waits nowhere"))),
-        [one] => text(one, "room_id"),
-        several => {
-            let rooms: Vec<String> = several.iter().map(|knock| text(knock, "room_id")).collect();
-            return Err(Failure::Misuse(format!(
-                "{user} knocks upon several rooms, say which --room:\n{}",
-                rooms.join("\n")
-            )));
-        }
+    let room_id = match room_id {
+        Some(room_id) => room_id,
+        None => room_of(user, operator)?,
     };
     let body = knocks.reason.as_ref().map_or_else(|| json!({}), |reason| json!({ "reason": reason }));
-    let target = format!("/_doorstep/admin/v1/knocks/{}/{}/{verb}", segment(&room_id), segment(user));
+    let target = format!("{KNOCKS}/{}/{}/{verb}", segment(&room_id), segment(user));
     let done = operator.ask("POST", &target, Some(&body))?;
     operator.print(&done, |_| match verb {
         "accept" => format!("{user} is invited into {room_id}."),
@@ -65,7 +59,24 @@ pub fn run(knocks: &Knocks, operator: &Operator) -> Result<(), Failure> {
     Ok(())
 }
 
-fn shown(knocks: &[&Value]) -> String {
+/// The room upon which somebody knocks. Errors: it is none, or there are several.
+fn room_of(user: &str, operator: &Operator) -> Result<String, Failure> {
+    let waiting = operator.ask("GET", &format!("{KNOCKS}?user_id={}", segment(user)), None)?;
+    match rows_of(&waiting, "knocks") {
+        [] => Err(Failure::Failed(format!("{user} waits nowhere"))),
+        [one] => Ok(text(one, "room_id")),
+        several => {
+            let rooms: Vec<String> = several.iter().map(|knock| text(knock, "room_id")).collect();
+            Err(Failure::Misuse(format!(
+                "{user} knocks upon several rooms, say which --room:\n{}",
+                rooms.join("\n")
+            )))
+        }
+    }
+}
+
+fn shown(waiting: &Value) -> String {
+    let knocks = rows_of(waiting, "knocks");
     if knocks.is_empty() {
         return "Nobody waits.".to_owned();
     }
@@ -84,5 +95,25 @@ fn shown(knocks: &[&Value]) -> String {
             text(knock, "reason"),
         ]
     }));
-    table(&rows)
+    let more = waiting["total"].as_u64().unwrap_or(0).saturating_sub(knocks.len() as u64);
+    let more = if more == 0 {
+        String::new()
+    } else {
+        format!("\nAnd {more} more, who came before. Those of one room: --room")
+    };
+    format!("{}{more}", table(&rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_more_who_wait_than_are_shown_it_is_told_how_many_they_are() {
+        let knocks =
+            vec![json!({ "user_id": "@bob:b.example", "room_id": "!r:a.example", "since_ms": 0 }); 2];
+        assert!(shown(&json!({ "knocks": knocks, "total": 132 })).contains("And 130 more"));
+        assert!(!shown(&json!({ "knocks": knocks, "total": 2 })).contains("more"));
+        assert_eq!(shown(&json!({ "knocks": [], "total": 0 })), "Nobody waits.");
+    }
 }

@@ -2,11 +2,13 @@
 
 use argh::{ArgsInfo, FromArgs};
 use doorstep::clock::Clock;
+use doorstep::config::bytes;
 use serde_json::{Value, json};
 
 use super::Failure;
 use super::ask::{Operator, segment, table};
 use super::room::{rows_of, text};
+use super::user::id_of;
 
 /// How many are asked for at a time.
 const PAGE: usize = 500;
@@ -38,7 +40,7 @@ struct Usage {}
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "list")]
 struct List {
-    /// the user
+    /// the user, as alice
     #[argh(positional)]
     user: String,
 }
@@ -47,7 +49,7 @@ struct List {
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "quarantine")]
 struct Quarantine {
-    /// the file: mxc://server/id, or a user for all that they have uploaded
+    /// the file: mxc://server/id, or a user, as alice, for all that they have uploaded
     #[argh(positional)]
     what: String,
     /// give it to them again
@@ -59,14 +61,14 @@ struct Quarantine {
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "delete")]
 struct Delete {
-    /// the file: mxc://server/id, or a user for all that they have uploaded
+    /// the file: mxc://server/id, or a user, as alice, for all that they have uploaded
     #[argh(positional)]
     what: Option<String>,
     /// what nobody has asked for in so many days; avatars stay
     #[argh(option)]
     days: Option<u64>,
-    /// of those only what is larger than so many bytes
-    #[argh(option)]
+    /// of those only what is larger, such as 5M
+    #[argh(option, from_str_fn(bytes))]
     larger: Option<u64>,
     /// of other servers, which can be had again, and not of our users
     #[argh(switch)]
@@ -81,6 +83,11 @@ pub fn run(media: &Media, operator: &Operator) -> Result<(), Failure> {
         What::Quarantine(what) => quarantine(what, operator),
         What::Delete(what) => delete(what, operator),
     }
+}
+
+/// Whether a file is meant, or else a user: whose name has none of these.
+fn is_file(what: &str) -> bool {
+    what.contains("//")
 }
 
 /// A URI as the rest of a path.
@@ -117,7 +124,8 @@ fn usage(operator: &Operator) -> Result<(), Failure> {
 }
 
 fn list(user: &str, operator: &Operator) -> Result<(), Failure> {
-    let media = all_of(operator, &format!("/_synapse/admin/v1/users/{}/media", segment(user)), "media")?;
+    let user = id_of(user, operator)?;
+    let media = all_of(operator, &format!("/_synapse/admin/v1/users/{}/media", segment(&user)), "media")?;
     let server = user.split_once(':').map_or("", |(_, server)| server);
     operator.print(&json!({ "media": media }), |answer| {
         let mut rows = vec![["FILE", "NAME", "TYPE", "BYTES", "UPLOADED", ""].map(str::to_owned).to_vec()];
@@ -138,11 +146,12 @@ fn list(user: &str, operator: &Operator) -> Result<(), Failure> {
 }
 
 fn quarantine(what: &Quarantine, operator: &Operator) -> Result<(), Failure> {
-    if what.what.starts_with('@') {
+    if !is_file(&what.what) {
         if what.undo {
             return Err(Failure::Misuse("what is in quarantine is given back file by file".to_owned()));
         }
-        let target = format!("/_synapse/admin/v1/user/{}/media/quarantine", segment(&what.what));
+        let user = id_of(&what.what, operator)?;
+        let target = format!("/_synapse/admin/v1/user/{}/media/quarantine", segment(&user));
         let answer = operator.ask("POST", &target, None)?;
         operator.print(&answer, |answer| {
             format!("Nobody is given those {} files any more.", answer["num_quarantined"])
@@ -161,7 +170,7 @@ fn quarantine(what: &Quarantine, operator: &Operator) -> Result<(), Failure> {
 
 fn delete(what: &Delete, operator: &Operator) -> Result<(), Failure> {
     let answer = match (&what.what, what.days) {
-        (Some(user), None) if user.starts_with('@') => delete_of_user(user, operator)?,
+        (Some(user), None) if !is_file(user) => delete_of_user(&id_of(user, operator)?, operator)?,
         (Some(uri), None) => {
             operator.ask("DELETE", &format!("/_synapse/admin/v1/media/{}", uri_path(uri)?), None)?
         }

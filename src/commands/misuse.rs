@@ -33,7 +33,16 @@ fn of_value(told: &str) -> Option<String> {
     if rest.ends_with("duplicate values provided") {
         return Some(format!("{flag} is given twice"));
     }
-    Some(format!("{flag}{}", rest.strip_prefix(" with value")?))
+    let rest = rest.strip_prefix(" with value")?;
+    let in_words = [
+        ("invalid digit found in string", "should be a whole number"),
+        ("number too large to fit in target type", "is too large"),
+    ];
+    let sentence = in_words.iter().find_map(|(parser, words)| {
+        let value = rest.strip_suffix(parser)?.trim_end_matches([':', ' ']);
+        Some(format!("{flag}{value} {words}"))
+    });
+    Some(sentence.unwrap_or_else(|| format!("{flag}{rest}")))
 }
 
 fn unrecognized(arg: &str, path: &str, here: &CommandInfoWithArgs) -> String {

@@ -1,6 +1,6 @@
-//! The commands of the binary, one file each: `serve`, `check`, `keys`, `routes`, and `fixture` for tests; those of the operator,
-//! which ask the server that runs or do without it: `user`, `token`, `room`, `knocks`, `media`, `backup`, `stats`, `signing_key`; and
-//! those that need it stopped: `restore`, `vacuum`. `ask`: how they do; `secret`: how passwords are typed. `logger`: what is said while a
+//! The commands of the binary, one file each: `serve`, `check`, `routes`, and `fixture` for tests; those of the operator,
+//! which ask the server that runs or do without it: `user`, `token`, `room`, `knocks`, `media`, `backup`, `stats`, `signing_key`,
+//! `keys`; and those that need it stopped: `restore`, `vacuum`, `keys rotate`. `ask`: how they do; `secret`: how passwords are typed. `logger`: what is said while a
 //! command runs;
 //! `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
 
@@ -26,10 +26,12 @@ mod user;
 mod vacuum;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
 use doorstep::Error;
 use doorstep::config::Settings;
+use doorstep::internals::Store;
 
 /// What the binary can do.
 #[derive(FromArgs, ArgsInfo)]
@@ -70,8 +72,19 @@ pub enum Command {
 }
 
 /// The commands of the operator: each understands what [`ask::Operator`] does.
-pub const OF_OPERATOR: &[&str] =
-    &["user", "token", "room", "knocks", "media", "backup", "export-key", "import-key", "stats", "vacuum"];
+pub const OF_OPERATOR: &[&str] = &[
+    "user",
+    "token",
+    "room",
+    "knocks",
+    "media",
+    "keys",
+    "backup",
+    "export-key",
+    "import-key",
+    "stats",
+    "vacuum",
+];
 
 /// Why a command ends without having done what was asked, in a sentence for a person at a terminal.
 pub enum Failure {
@@ -96,7 +109,7 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
         Command::Serve(settings) => serve::run(settings),
         Command::Check(asked) => check::run(asked),
         Command::Fixture(fixture) => fixture::run(&fixture),
-        Command::Keys(keys) => keys::run(&keys),
+        Command::Keys(keys) => keys::run(&keys, operator()?),
         Command::Restore(asked) => restore::run(&asked),
         Command::Routes(routes) => {
             routes::run(&routes);
@@ -112,6 +125,18 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
         Command::Vacuum(_) => vacuum::run(operator()?),
         Command::ExportKey(asked) => signing_key::export(&asked, operator()?),
         Command::ImportKey(asked) => signing_key::import(&asked, operator()?),
+    }
+}
+
+/// These settings with the name that is pinned in their data folder, unless they say one.
+fn with_pinned_name(settings: Settings) -> Settings {
+    if settings.all("name").next().is_some() {
+        return settings;
+    }
+    let folder = PathBuf::from(settings.all("data").next().unwrap_or("doorstep-data"));
+    match Store::name_of(&folder) {
+        Ok(pinned) => settings.with("name", pinned.as_str()),
+        Err(_) => settings,
     }
 }
 

@@ -1,6 +1,7 @@
 //! `doorstep room`: rooms.
 
 use argh::{ArgsInfo, FromArgs};
+use doorstep::internals::Store;
 use serde_json::{Value, json};
 
 use super::Failure;
@@ -48,7 +49,7 @@ struct List {
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "show")]
 struct Show {
-    /// the room: !id or #alias
+    /// the room: !id or #alias, of one of ours also without # and server
     #[argh(positional)]
     room: String,
 }
@@ -57,7 +58,7 @@ struct Show {
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "block")]
 struct Block {
-    /// the room: !id or #alias
+    /// the room: !id or #alias, of one of ours also without # and server
     #[argh(positional)]
     room: String,
     /// let them in again
@@ -69,7 +70,7 @@ struct Block {
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "purge")]
 struct Purge {
-    /// the room: !id or #alias
+    /// the room: !id or #alias, of one of ours also without # and server
     #[argh(positional)]
     room: String,
     /// have the users of this server leave it, if there are any
@@ -100,11 +101,21 @@ pub fn run(room: &Room, operator: &Operator) -> Result<(), Failure> {
     }
 }
 
-/// The room's id, also of one that is named by an alias.
-fn id_of(room: &str, operator: &Operator) -> Result<String, Failure> {
-    if !room.starts_with('#') {
-        return Ok(room.to_owned());
-    }
+/// The room's id, also of one that is named by an alias, or by what stands in front of the server in one of ours.
+pub(super) fn id_of(room: &str, operator: &Operator) -> Result<String, Failure> {
+    let of_ours;
+    let room = match room.chars().next() {
+        Some('!') => return Ok(room.to_owned()),
+        Some('#') => room,
+        Some(_) if !room.contains(':') => {
+            of_ours = format!("#{room}:{}", Store::name_of(operator.folder())?);
+            &of_ours
+        }
+        _ => {
+            let told = "is no room: it should be !id or #alias, or parlour for the alias of one of ours";
+            return Err(Failure::Misuse(format!("{room:?} {told}")));
+        }
+    };
     let found = operator.ask("GET", &format!("/_matrix/client/v3/directory/room/{}", segment(room)), None)?;
     Ok(text(&found, "room_id"))
 }
@@ -133,7 +144,10 @@ fn list(what: &List, operator: &Operator) -> Result<(), Failure> {
         Some("local-members") => "joined_local_members",
         Some("state-events") => "state_events",
         Some("version") => "version",
-        Some(other) => return Err(Failure::Misuse(format!("rooms are not listed by {other}"))),
+        Some(other) => {
+            let told = "should be name, members, local-members, state-events or version";
+            return Err(Failure::Misuse(format!("--by {other:?} {told}")));
+        }
     };
     let mut query = format!("limit={PAGE}&order_by={order}");
     if let Some(name) = &what.name {

@@ -7,18 +7,19 @@ use doorstep::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{Failure, notify, say};
+use super::{Failure, notify, say, with_pinned_name};
 
 /// Serves until told to stop.
 pub fn run(settings: Settings) -> Result<(), Failure> {
-    let config = settings.with_file().and_then(Config::from_settings).map_err(|e| {
+    let check = format!("doorstep check {}", settings.command_line());
+    let config = settings.with_file().map(with_pinned_name).and_then(Config::from_settings).map_err(|e| {
         Failure::Misuse(format!("{}\nRun `doorstep serve --help` for every setting.", e.for_people()))
     })?;
     // Before anything else, so that an early signal (we may be PID 1) stops us cleanly instead of being lost.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::internal)?;
     let launched = Launched::start(config, Clock::new())?;
     notify::tell(notify::READY);
-    greet(&launched)?;
+    greet(&launched, check.trim_end())?;
     for signal in signals.forever() {
         if signal == SIGHUP {
             launched.reload_certificates();
@@ -33,7 +34,7 @@ pub fn run(settings: Settings) -> Result<(), Failure> {
 }
 
 /// The first screen: where it listens, and what a newcomer does next.
-fn greet(launched: &Launched) -> Result<()> {
+fn greet(launched: &Launched, check: &str) -> Result<()> {
     let config = &launched.homeserver.config;
     say(&format!("Doorstep {} is {}", env!("CARGO_PKG_VERSION"), config.server_name));
     for (number, address) in launched.addresses().iter().enumerate() {
@@ -53,7 +54,7 @@ fn greet(launched: &Launched) -> Result<()> {
         Data::Folder(folder) => say(&format!("  data in {}", folder.display())),
         Data::Memory => say("  data in memory: gone when this stops"),
     }
-    if let Some(missing) = missing(launched) {
+    if let Some(missing) = missing(launched, check) {
         say(&missing);
     }
     match launched.homeserver.accounts().ensure_first_token()? {
@@ -88,7 +89,7 @@ fn greet_first(launched: &Launched, token: &str) {
 }
 
 /// What a server that others are to reach lacks, as far as it can be known here: a line, or nothing.
-fn missing(launched: &Launched) -> Option<String> {
+fn missing(launched: &Launched, check: &str) -> Option<String> {
     let config = &launched.homeserver.config;
     let has_tls = launched.addresses().len() > config.listen.len();
     if config.has_local_name() || has_tls || !config.public_url.starts_with("https:") {
@@ -96,6 +97,6 @@ fn missing(launched: &Launched) -> Option<String> {
     }
     let url = &config.public_url;
     Some(format!(
-        "No HTTPS here: a reverse proxy has to lead {url} to it. `doorstep check` says whether one does."
+        "No HTTPS here: a reverse proxy has to lead {url} to it. This says whether one does: {check}"
     ))
 }

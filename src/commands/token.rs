@@ -89,8 +89,11 @@ fn row(token: &Value) -> Vec<String> {
 }
 
 fn uses_of(text: &str) -> Result<Option<u32>, Failure> {
-    let wrong = |_| Failure::Misuse(format!("--uses {text:?} should be a number, or any"));
-    if text == "any" { Ok(None) } else { text.parse().map(Some).map_err(wrong) }
+    if text == "any" {
+        return Ok(None);
+    }
+    let uses = text.parse().ok().filter(|uses| *uses > 0).map(Some);
+    uses.ok_or_else(|| Failure::Misuse(format!("--uses {text:?} should be a number from 1 on, or any")))
 }
 
 /// When somebody says how long, in milliseconds of the clock.

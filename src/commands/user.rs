@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::ask::{Operator, segment, table};
+use super::room::rows_of;
 use super::secret::{confirm, new_password};
 
 /// Lists, makes and changes accounts, whether the server runs or not.
@@ -23,6 +24,8 @@ enum What {
     List(List),
     Passwd(Passwd),
     Admin(Admin),
+    Lock(Lock),
+    Suspend(Suspend),
     Deactivate(Deactivate),
     Sessions(Sessions),
     Logout(Logout),
@@ -69,6 +72,30 @@ struct Admin {
     #[argh(positional)]
     name: String,
     /// an administrator no more
+    #[argh(switch)]
+    off: bool,
+}
+
+/// Keeps a user out: their devices stay, and can do nothing until the lock is lifted.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "lock")]
+struct Lock {
+    /// whose account, as alice
+    #[argh(positional)]
+    name: String,
+    /// lift the lock
+    #[argh(switch)]
+    off: bool,
+}
+
+/// Has a user look and leave rooms only: they send nothing and come into no room.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "suspend")]
+struct Suspend {
+    /// whose account, as alice
+    #[argh(positional)]
+    name: String,
+    /// let them again
     #[argh(switch)]
     off: bool,
 }
@@ -134,20 +161,11 @@ pub fn run(user: &User, operator: &Operator) -> Result<(), Failure> {
             operator.print(&done, |_| format!("{name} {told}"));
             Ok(())
         }
+        What::Lock(Lock { name, off }) => moderate(name, ("lock", "locked"), !off, operator),
+        What::Suspend(Suspend { name, off }) => moderate(name, ("suspend", "suspended"), !off, operator),
         What::Deactivate(what) => deactivate(what, operator),
         What::Sessions(Sessions { name }) => sessions(name, operator),
-        What::Logout(Logout { name, devices }) => {
-            let (path, body) = match devices.is_empty() {
-                true => (format!("/_doorstep/admin/v1/users/{}/logout", segment(name)), json!({})),
-                false => (
-                    format!("/_synapse/admin/v2/users/{}/delete_devices", segment(name)),
-                    json!({ "devices": devices }),
-                ),
-            };
-            let done = operator.ask("POST", &path, Some(&body))?;
-            operator.print(&done, |_| format!("{name} is logged out"));
-            Ok(())
-        }
+        What::Logout(what) => log_out(what, operator),
     }
 }
 
@@ -174,6 +192,8 @@ fn told_password(answer: &Value) -> String {
 
 fn add(what: &Add, operator: &Operator) -> Result<(), Failure> {
     let Add { name, admin, displayname, generate } = what;
+    // Before anybody types something for nobody.
+    operator.ask("GET", "/_synapse/admin/v1/server_version", None)?;
     let password = password(name, *generate)?;
     let body = json!({ "name": name, "password": password, "admin": admin, "displayname": displayname });
     let made = operator.ask("POST", "/_doorstep/admin/v1/users", Some(&body))?;
@@ -200,11 +220,50 @@ fn passwd(what: &Passwd, operator: &Operator) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The id of a user who may be named by the localpart. Errors: there is no such account.
+pub(super) fn id_of(name: &str, operator: &Operator) -> Result<String, Failure> {
+    let user = operator.ask("GET", &format!("/_synapse/admin/v2/users/{}", segment(name)), None)?;
+    Ok(user["name"].as_str().unwrap_or(name).to_owned())
+}
+
+/// Locks or suspends an account, or does so no more.
+fn moderate(name: &str, what: (&str, &str), on: bool, operator: &Operator) -> Result<(), Failure> {
+    let (verb, state) = what;
+    let user = id_of(name, operator)?;
+    let path = format!("/_matrix/client/v1/admin/{verb}/{}", segment(&user));
+    let done = operator.ask("PUT", &path, Some(&json!({ (state): on })))?;
+    operator.print(&done, |_| format!("{user} is {state}{}", if on { "" } else { " no more" }));
+    Ok(())
+}
+
+fn log_out(what: &Logout, operator: &Operator) -> Result<(), Failure> {
+    let Logout { name, devices } = what;
+    if devices.is_empty() {
+        let path = format!("/_doorstep/admin/v1/users/{}/logout", segment(name));
+        let done = operator.ask("POST", &path, Some(&json!({})))?;
+        operator.print(&done, |done| match done["total"].as_u64() {
+            Some(1) => format!("{name} is logged out of 1 device"),
+            count => format!("{name} is logged out of {} devices", count.unwrap_or(0)),
+        });
+        return Ok(());
+    }
+    let user = format!("/_synapse/admin/v2/users/{}", segment(name));
+    let there = operator.ask("GET", &format!("{user}/devices"), None)?;
+    let is_there = |device: &str| rows_of(&there, "devices").iter().any(|row| row["device_id"] == device);
+    if let Some(unknown) = devices.iter().find(|device| !is_there(device)) {
+        let told = "Nothing was done; `doorstep user sessions` lists them";
+        return Err(Failure::Failed(format!("{name} has no device {unknown}. {told}")));
+    }
+    let done =
+        operator.ask("POST", &format!("{user}/delete_devices"), Some(&json!({ "devices": devices })))?;
+    operator.print(&done, |_| format!("{name} is logged out of {}", devices.join(", ")));
+    Ok(())
+}
+
 fn deactivate(what: &Deactivate, operator: &Operator) -> Result<(), Failure> {
     let Deactivate { name, erase, yes } = what;
-    let user = operator.ask("GET", &format!("/_synapse/admin/v2/users/{}", segment(name)), None)?;
+    let user = id_of(name, operator)?;
     if !yes {
-        let user = user["name"].as_str().unwrap_or(name);
         confirm(&format!("Deactivate {user}? This cannot be undone."))?;
     }
     let path = format!("/_synapse/admin/v1/deactivate/{}", segment(name));
@@ -264,6 +323,7 @@ fn row(user: &Value) -> Vec<String> {
         ("deactivated", "deactivated"),
         ("erased", "erased"),
         ("locked", "locked"),
+        ("suspended", "suspended"),
     ];
     let what: Vec<&str> = states.iter().filter(|(field, _)| is(field)).map(|(_, word)| *word).collect();
     let text = |field: &str| user[field].as_str().unwrap_or_default().to_owned();

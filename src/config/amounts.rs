@@ -3,7 +3,7 @@
 use crate::clock::Millis;
 
 /// A number of bytes: `100M`, `64 KiB`, `5000`; the letters stand for powers of 1024.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+pub fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = text[digits.len()..].trim().to_ascii_lowercase();
     let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {

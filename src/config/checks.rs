@@ -5,12 +5,20 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 
 use super::amounts::bytes;
-use super::{Config, Data, Registration};
+use super::{Config, Data, Registration, SupportContact};
+use crate::address::TrustedProxies;
 use crate::protocol::certificates::acme::is_certifiable;
 use crate::protocol::room_version;
 use crate::protocol::{ServerName, UserId};
 
 pub(super) fn server_name(config: &mut Config, text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("should be this server's name, such as example.org: write it between the quotes".into());
+    }
+    if text.contains(|c: char| c.is_ascii_uppercase()) {
+        let small = text.to_ascii_lowercase();
+        return Err(format!("has capitals, by which names of servers differ: write {small}"));
+    }
     config.server_name = ServerName::parse(text).map_err(|_| SERVER_NAME)?;
     // A user id may have 255 bytes; leave room for `@`, `:` and a localpart.
     UserId::parse(&format!("@a:{text}")).map(drop).map_err(|_| "should be shorter".into())
@@ -39,14 +47,16 @@ pub(super) fn acme_name(config: &mut Config, text: &str) -> Result<(), String> {
 }
 
 pub(super) fn acme_contact(config: &mut Config, text: &str) -> Result<(), String> {
-    let address = text.strip_prefix("mailto:").unwrap_or(text);
-    let parts = address.split_once('@').filter(|(local, host)| !local.is_empty() && !host.is_empty());
-    if parts.is_none() || address.contains(|c: char| c.is_whitespace() || c.is_control() || "?,".contains(c))
-    {
-        return Err("should be an e-mail address, such as admin@example.org".into());
-    }
-    config.acme.contact = Some(address.to_owned());
+    let address = email(text).ok_or("should be an e-mail address, such as admin@example.org")?;
+    config.acme.contact = Some(address);
     Ok(())
+}
+
+fn email(text: &str) -> Option<String> {
+    let address = text.strip_prefix("mailto:").unwrap_or(text);
+    let (local, host) = address.split_once('@')?;
+    let is_odd = |c: char| c.is_whitespace() || c.is_control() || "?,".contains(c);
+    (!local.is_empty() && !host.is_empty() && !address.contains(is_odd)).then(|| address.to_owned())
 }
 
 pub(super) fn acme_directory(config: &mut Config, text: &str) -> Result<(), String> {
@@ -124,6 +134,30 @@ pub(super) fn public_url(config: &mut Config, text: &str) -> Result<(), String> 
         return Err("should be an http or https URL, such as https://matrix.example.org".into());
     }
     config.public_url = text.trim_end_matches('/').to_owned();
+    Ok(())
+}
+
+pub(super) fn support_contact(config: &mut Config, text: &str) -> Result<(), String> {
+    let contact = match text.strip_prefix('@') {
+        Some(_) => UserId::parse(text).ok().map(SupportContact::User),
+        None => email(text).map(SupportContact::Email),
+    };
+    let wrong = "should be a user id or an e-mail address, such as @admin:example.org or admin@example.org";
+    config.support_contacts.push(contact.ok_or(wrong)?);
+    Ok(())
+}
+
+pub(super) fn support_page(config: &mut Config, text: &str) -> Result<(), String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    if rest.is_none_or(|rest| rest.trim_matches('/').is_empty()) {
+        return Err("should be an http or https URL, such as https://example.org/help".into());
+    }
+    config.support_page = Some(text.to_owned());
+    Ok(())
+}
+
+pub(super) fn trust_proxy(config: &mut Config, text: &str) -> Result<(), String> {
+    config.trusted_proxies = TrustedProxies::parse(text)?;
     Ok(())
 }
 

@@ -13,15 +13,17 @@ mod table;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::address::TrustedProxies;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::Names;
 use crate::order;
-use crate::protocol::ServerName;
 use crate::protocol::certificates::acme::is_certifiable;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::rooms::server_acl::ServerAcl;
+use crate::protocol::{ServerName, UserId};
 
+pub use amounts::bytes;
 pub use settings::{Settings, nearest};
 pub use table::{Check, Kind, SETTINGS, Setting, Usual};
 
@@ -71,6 +73,15 @@ pub struct AcmeSettings {
     pub external_account: Option<(String, PathBuf)>,
     /// Extra root certificates for it, PEM files.
     pub trust_ca: Vec<PathBuf>,
+}
+
+/// Somebody whom users of this server may turn to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SupportContact {
+    /// By Matrix.
+    User(UserId),
+    /// By e-mail.
+    Email(String),
 }
 
 /// Names that one certificate is for, at most: so many Let's Encrypt takes.
@@ -154,6 +165,12 @@ pub struct Config {
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
     pub allow_private_addresses: bool,
+    /// Which reverse proxies are believed when they say for whom they ask.
+    pub trusted_proxies: TrustedProxies,
+    /// Whom users may turn to, as clients show it: `/.well-known/matrix/support`.
+    pub support_contacts: Vec<SupportContact>,
+    /// The page where they find help.
+    pub support_page: Option<String>,
     /// Where numbers are served for Prometheus; empty: nowhere, and nothing is counted.
     pub metrics: Vec<SocketAddr>,
     /// Where some names lead, if not the system's resolver is to say so: for `doorstep check` and for tests.
@@ -254,11 +271,14 @@ impl Config {
             let authority = url.split('/').next().unwrap_or_default();
             let host = authority.split(':').next().unwrap_or_default();
             let names = [self.server_name.host(), host].map(str::to_ascii_lowercase);
-            self.acme.names.extend(names.into_iter().filter(|name| is_certifiable(name)));
-            if !is_certifiable(&self.server_name.host().to_ascii_lowercase()) {
+            // An authority of one's own may give one for this machine.
+            let is_own = self.acme.directory != table::LETS_ENCRYPT;
+            let may_be = |name: &str| is_certifiable(name) && (is_own || !is_local_host(name));
+            self.acme.names.extend(names.into_iter().filter(|name| may_be(name)));
+            if !may_be(&self.server_name.host().to_ascii_lowercase()) {
                 return refuse(
                     "--acme needs a --name of the DNS, or one in --acme-name: there is no certificate for \
-                    an address",
+                    an address, nor for localhost",
                 );
             }
         }
@@ -343,9 +363,7 @@ mod tests {
         let told = |args: &[&str]| config(args).unwrap().public_url;
         let tls = ["--listen-tls", "127.0.0.1:8443", "--tls-cert", "c", "--tls-key", "k"];
         let both = [&tls[..], &["--listen", "0.0.0.0:8008"]].concat();
-        for name in
-            ["localhost:8448", "localhost", "LOCALHOST:8448", "127.0.0.1:8448", "[::1]:8448", "a.localhost"]
-        {
+        for name in ["localhost:8448", "localhost", "127.0.0.1:8448", "[::1]:8448", "a.localhost"] {
             let named = |args: &[&str]| told(&[&["--name", name], args].concat());
             assert_eq!(named(&both), "http://127.0.0.1:8008", "{name}");
             assert_eq!(named(&["--listen", "[::]:8008"]), "http://[::1]:8008", "{name}");
@@ -486,7 +504,8 @@ mod tests {
             knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nmedia_max_upload = \"7M\"\nmedia_per_user = \"2G\"\n\
             media_cache_size = \"3G\"\nmedia_cache_days = 9\nmedia_keep_free = \"1G\"\nbackup_to = \"b\"\nbackup_every = \"6h\"\nbackup_keep = 3\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
-            allow_private_addresses = true\n\
+            allow_private_addresses = true\ntrust_proxy = \"10.0.0.1\"\nsupport_contact = [\"a@b.example\"]\n\
+            support_page = \"https://s.example/\"\n\
             acme = false\nacme_name = [\"A.example\"]\nacme_contact = \"a@b.example\"\nacme_eab = \"kid:f\"\n\
             acme_directory = \"https://d.example/dir\"\nacme_ca = [\"r\"]\n\
             guests = true\nmetrics = \"[::1]:9\"\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
@@ -568,7 +587,7 @@ mod tests {
         let names = |args: &[&str]| {
             config(&[&["--acme", "--listen-tls", "1"], args].concat()).map(|config| config.acme.names)
         };
-        assert_eq!(names(&["--name", "Example.org:8448"]).unwrap(), ["example.org"]);
+        assert_eq!(names(&["--name", "example.org:8448"]).unwrap(), ["example.org"]);
         let apart = ["--name", "example.org", "--public-url", "https://m.example.org:8443/x"];
         assert_eq!(names(&apart).unwrap(), ["example.org", "m.example.org"]);
         let given = [&apart[..], &["--acme-name", "b.example", "--acme-name", "A.example"]].concat();
@@ -584,6 +603,10 @@ mod tests {
             (&["--acme", "--listen-tls", "1", "--tls-cert", "c"], "--tls-key"),
             (&["--acme", "--listen-tls", "1", "--name", "192.0.2.1"], "--acme-name"),
             (&["--acme", "--listen-tls", "1", "--name", "[::1]:8448"], "--acme-name"),
+            (&["--acme", "--listen-tls", "1"], "nor for localhost"),
+            (&["--name", "Example.ORG"], "write example.org"),
+            (&["--name", ""], "should be this server's name"),
+            (&["--trust-proxy", "0.0.0.0/0"], "everybody"),
             (&["--acme-name", "*.example.org"], "no pattern"),
             (&["--acme-name", "example.org:443"], "no port"),
             (&["--acme-contact", "nobody"], "e-mail"),

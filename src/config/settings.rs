@@ -60,6 +60,17 @@ impl Settings {
         self
     }
 
+    /// The flags as they are given, for the command line of another command that takes them. Secrets are left out.
+    pub fn command_line(&self) -> String {
+        let by_flag =
+            self.given.iter().filter(|given| given.by_flag && !given.setting.flag.ends_with("-secret"));
+        let words = by_flag.flat_map(|given| {
+            let value = (!matches!(given.setting.kind, Kind::Switch(_))).then(|| quoted(&given.value));
+            [Some(format!("--{}", given.setting.flag)), value].into_iter().flatten()
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
     /// The values that are given for this flag.
     pub fn all<'s>(&'s self, flag: &'s str) -> impl Iterator<Item = &'s str> {
         self.given.iter().filter(move |given| given.setting.flag == flag).map(|given| &*given.value)
@@ -140,6 +151,15 @@ impl ArgsInfo for Settings {
     fn get_args_info() -> CommandInfoWithArgs {
         static FLAGS: LazyLock<Vec<FlagInfo<'static>>> = LazyLock::new(|| Settings::flags().collect());
         CommandInfoWithArgs { name: "serve", description: ABOUT, flags: &FLAGS, ..Default::default() }
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-:,@%+=".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 
@@ -330,6 +350,8 @@ mod tests {
         let read = |args: &[&str]| Settings::from_args(&["doorstep", "serve"], args).map_err(|e| e.output);
         let settings = read(&["--listen", "1", "--listen=2", "--no-presence", "--no-presence"]).unwrap();
         assert_eq!(settings.all("listen").collect::<Vec<_>>(), ["1", "2"]);
+        let line = ["--data", "a b", "--no-presence", "--turn-secret", "x", "--name=it's"];
+        assert_eq!(read(&line).unwrap().command_line(), r"--data 'a b' --no-presence --name 'it'\''s'");
         assert_eq!(
             read(&["--registration-secret=a=b"]).unwrap().all("registration-secret").next(),
             Some("a=b")

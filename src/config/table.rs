@@ -6,7 +6,7 @@ use super::amounts::{bytes, time_ms};
 use super::checks::{
     acme_contact, acme_directory, acme_eab, acme_name, addresses, cache_size, data, default_room_version,
     livekit_service_url, notary, path, pattern, public_url, registration, registration_secret, server_name,
-    turn_secret, turn_uri, user_directory,
+    support_contact, support_page, trust_proxy, turn_secret, turn_uri, user_directory,
 };
 use super::{Config, secret_file};
 
@@ -55,6 +55,9 @@ pub type Check = fn(&mut Config, &str) -> Result<(), String>;
 /// What is counted is held in memory, and looked at for each knock.
 const KNOCKS_MAX: usize = 10_000;
 
+/// The directory of the authority that everybody asks.
+pub(super) const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
 /// Every setting of `doorstep serve`, in the order of the help.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -68,7 +71,7 @@ pub const SETTINGS: &[Setting] = &[
         flag: "name",
         value: "server name",
         usual: Usual::Value("localhost:8448"),
-        help: "server name, the part behind the colon in user ids; pinned on the first start",
+        help: "server name, the part behind the colon in user ids; fixed by the first account, and need not be said again",
         kind: Kind::One(server_name),
     },
     Setting {
@@ -132,7 +135,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         flag: "acme-directory",
         value: "URL",
-        usual: Usual::Value("https://acme-v02.api.letsencrypt.org/directory"),
+        usual: Usual::Value(LETS_ENCRYPT),
         help: "directory of the authority that --acme asks; the usual one is that of Let's Encrypt",
         kind: Kind::One(acme_directory),
     },
@@ -223,6 +226,14 @@ pub const SETTINGS: &[Setting] = &[
         ),
         help: "base URL that clients are told in /.well-known/matrix/client",
         kind: Kind::One(public_url),
+    },
+    Setting {
+        flag: "trust-proxy",
+        value: "networks",
+        usual: Usual::Value("127.0.0.0/8,::1"),
+        help: "where a reverse proxy may be that is believed when it says for whom it asks (`X-Forwarded-For`), such as \
+               `172.18.0.0/16`",
+        kind: Kind::One(trust_proxy),
     },
     Setting {
         flag: "notary",
@@ -368,6 +379,20 @@ pub const SETTINGS: &[Setting] = &[
         usual: Usual::Nothing,
         help: "service that gives clients their tokens for calls by LiveKit; they are told of it",
         kind: Kind::One(livekit_service_url),
+    },
+    Setting {
+        flag: "support-contact",
+        value: "contact",
+        usual: Usual::Nothing,
+        help: "whom users may turn to, and who is told of abuse: a user id or an e-mail address; repeatable",
+        kind: Kind::Many(support_contact),
+    },
+    Setting {
+        flag: "support-page",
+        value: "URL",
+        usual: Usual::Nothing,
+        help: "page where users find help; clients show it with the contacts",
+        kind: Kind::One(support_page),
     },
     Setting {
         flag: "metrics",

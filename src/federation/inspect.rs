@@ -278,6 +278,10 @@ fn in_words(e: &rustls::Error, host: &str) -> String {
                 "nobody that others trust issued it, or the certificates in between are missing".into()
             }
             CertificateError::Revoked => "it was revoked".into(),
+            // The library that judged has its error within, and no words for it.
+            CertificateError::Other(why) if format!("{why:?}").contains("CaUsedAsEndEntity") => {
+                "it is one of an authority (CA:TRUE), to issue others with, and no server's".into()
+            }
             other => other.to_string(),
         },
         other => other.to_string(),

@@ -185,6 +185,7 @@ impl Router {
         head: &mut Request,
         matched: &mut Option<&'static Route>,
     ) -> Result<Admission, Reply> {
+        head.believe(&self.hs.config.trusted_proxies);
         if self.leads_to_https && head.port() == Some(PLAIN_PORT) {
             let there = https_instead(&self.hs.config.public_url, head.target());
             let sent_there = |url: String| Err(Reply::empty().with_status(308).with_header("Location", &url));

@@ -66,7 +66,7 @@ pub struct Homeserver {
     /// Requests to other servers.
     pub federation: Arc<federation::Client>,
     /// Delivery to push gateways.
-    pub sender: push::sender::PushSender,
+    pub push_sender: push::sender::PushSender,
     /// Our signing keys, and other servers'.
     pub key_ring: KeyRing,
     /// Delivery to other servers.
@@ -193,14 +193,14 @@ impl Homeserver {
     ) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
         let outgoing = Outgoing::new(&config.server_name, &clock);
-        let sender = push::sender::PushSender::new(&clock);
+        let push_sender = push::sender::PushSender::new(&clock);
         let scheduler = Scheduler::default();
         let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
             let location = location(&config.data, stopped)?;
-            let options = Options { durable: config.durable, ..Options::default() };
+            let options = Options { durable: config.durable, may_rename: true, ..Options::default() };
             let (notifier, outgoing, timer) = (Arc::clone(&notifier), outgoing.clone(), scheduler.clone());
-            let (behind, pushes, clock) = (catch_up_worker.clone(), sender.clone(), clock.clone());
+            let (behind, pushes, clock) = (catch_up_worker.clone(), push_sender.clone(), clock.clone());
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, changes.all_users());
                 notifier.publish_rooms(changes.position, &changes.rooms);
@@ -250,7 +250,7 @@ impl Homeserver {
             registration_nonces: RegistrationNonces::default(),
             passwords: accounts::passwords::Passwords::default(),
             federation: Arc::new(federation),
-            sender,
+            push_sender,
             key_ring,
             outgoing,
             fetch_limits: events::fetch::limits::FetchLimits::default(),
@@ -288,7 +288,7 @@ impl Homeserver {
     /// Starts the threads that work without being asked: delivery to other servers and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
         self.outgoing.start(self)?;
-        self.sender.start(self)?;
+        self.push_sender.start(self)?;
         self.ephemeral().load_presence()?;
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
@@ -307,7 +307,7 @@ impl Homeserver {
                 self.regular_backups.stop();
             });
             scope.spawn(|| self.catch_up_worker.stop());
-            scope.spawn(|| self.sender.stop());
+            scope.spawn(|| self.push_sender.stop());
             scope.spawn(|| self.acme.stop());
             self.outgoing.stop();
             // Its requests are cut off by now.
@@ -318,7 +318,7 @@ impl Homeserver {
     /// Tells whoever sleeps until a time of the wall clock that it has been moved (tests advance it).
     pub fn clock_moved(&self) {
         self.outgoing.clock_moved();
-        self.sender.clock_moved();
+        self.push_sender.clock_moved();
         self.scheduler.wake();
         self.acme.wake();
     }

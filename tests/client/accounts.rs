@@ -524,6 +524,28 @@ fn accounts_and_sessions_survive_a_restart() {
 }
 
 #[test]
+fn users_find_whom_to_turn_to_if_the_settings_say_it() {
+    let server = TestServer::start_with(|config| {
+        for (flag, value) in [
+            ("support-contact", "@admin:example.org"),
+            ("support-contact", "abuse@example.org"),
+            ("support-page", "https://example.org/help"),
+        ] {
+            config.set(flag, value).expect("a good value");
+        }
+        for (flag, value) in
+            [("support-contact", "admin"), ("support-contact", "@admin"), ("support-page", "help")]
+        {
+            config.set(flag, value).expect_err("no good value");
+        }
+    });
+    let told = request(&server, "GET", "/.well-known/matrix/support", "", Value::Null);
+    let contacts = json!([{ "matrix_id": "@admin:example.org", "role": "m.role.admin" },
+        { "email_address": "abuse@example.org", "role": "m.role.admin" }]);
+    assert_eq!(told, (200, json!({ "contacts": contacts, "support_page": "https://example.org/help" })));
+}
+
+#[test]
 fn everybody_learns_what_the_server_is_and_can() {
     let server = TestServer::start();
     let get = |path: &str, token: &str| request(&server, "GET", path, token, Value::Null);
@@ -668,4 +690,25 @@ fn who_asks_too_often_is_told_when_to_come_back() {
     assert!(limited.1["retry_after_ms"].as_u64().unwrap() > 0);
     refused(limited, 429, "M_LIMIT_EXCEEDED");
     assert_eq!(request(&server, "GET", "/_matrix/client/versions", "", Value::Null).0, 200);
+}
+
+#[test]
+fn a_proxy_is_believed_where_the_settings_say_that_it_is_and_nowhere_else() {
+    let seen_from = |networks: &str| {
+        let server = TestServer::start_with(|config| config.set("trust-proxy", networks).expect("networks"));
+        let register = json!({ "username": "alice", "password": "pw", "auth": { "type": "m.login.dummy" } });
+        assert_eq!(request_from(&server, "192.0.2.1", REGISTER, &register).0, 200);
+        let (status, login) = request_from(&server, "192.0.2.1", LOGIN, &password_login("alice", "pw"));
+        assert_eq!(status, 200, "{login}");
+        let token = login["access_token"].as_str().expect("a token");
+        let (_, devices) = request(&server, "GET", "/_matrix/client/v3/devices", token, Value::Null);
+        devices["devices"]
+            .as_array()
+            .expect("devices")
+            .iter()
+            .map(|d| d["last_seen_ip"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert!(seen_from("127.0.0.0/8,::1").contains(&json!("192.0.2.1")));
+    assert!(!seen_from("172.18.0.0/16").contains(&json!("192.0.2.1")));
 }

@@ -3,7 +3,7 @@
 use crate::common::client::{V3, knock, post, room_path};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
-use doorstep::internals::{Administrator, KnockAnswerer};
+use doorstep::internals::{Administrator, KnockAnswerer, KnockFilter};
 use doorstep::protocol::{RoomId, UserId};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -29,8 +29,9 @@ fn room_with_a_door(owner: &TestUser, name: &str) -> String {
 
 fn names(server: &TestServer, may_answer: Option<&TestUser>) -> Vec<String> {
     let user = may_answer.map(id);
-    let knocks = server.homeserver().admin().knocks_waiting(user.as_ref()).expect("the knocks");
-    knocks.into_iter().map(|knock| knock.user_id.as_str().to_owned()).collect()
+    let asked = KnockFilter { may_answer: user.as_ref(), ..KnockFilter::default() };
+    let waiting = server.homeserver().admin().knocks_waiting(asked).expect("the knocks");
+    waiting.knocks.into_iter().map(|knock| knock.user_id.as_str().to_owned()).collect()
 }
 
 #[test]
@@ -46,7 +47,9 @@ fn who_waits_where_is_told_to_who_may_let_them_in_and_to_the_operator() {
     bob.put(&format!("{V3}/profile/{}/displayname", segment(bob.id())), json!({ "displayname": "Bob" }));
     assert_eq!(knock(&bob, &room, here.name()).0, 200);
 
-    let waiting = here.homeserver().admin().knocks_waiting(Some(&id(&alice))).expect("the knocks");
+    let user = id(&alice);
+    let asked = KnockFilter { may_answer: Some(&user), ..KnockFilter::default() };
+    let waiting = here.homeserver().admin().knocks_waiting(asked).expect("the knocks").knocks;
     let told: Vec<_> = waiting
         .iter()
         .map(|knock| {
@@ -129,10 +132,42 @@ fn of_knocks_that_say_much_no_more_is_told_than_a_bounded_part() {
     let room = room_with_a_door(&alice, &"ö".repeat(9000));
     let long = "ä".repeat(20_000);
     assert_eq!(post(&bob, &format!("knock/{}", segment(&room)), json!({ "reason": long })).0, 200);
-    let waiting = server.homeserver().admin().knocks_waiting(None).expect("the knocks");
+    let waiting =
+        server.homeserver().admin().knocks_waiting(KnockFilter::default()).expect("the knocks").knocks;
     let lengths =
         [&waiting[0].room_name, &waiting[0].reason].map(|text| text.as_ref().map_or(0, String::len));
     assert!(lengths.iter().all(|length| (500..1100).contains(length)), "{lengths:?}");
     let state: Value = alice.get(&room_path(&room, "state/m.room.name"));
     assert_eq!(state["name"].as_str().map(str::len), Some(18_000));
+}
+
+#[test]
+fn of_more_knocks_than_a_hundred_all_are_counted_and_whoever_waits_is_found() {
+    let server = TestServer::start_with(|config| {
+        config.set("knocks-waiting", "0").expect("a number");
+        config.set("knocks-per-hour", "0").expect("a number");
+    });
+    let alice = server.user("alice");
+    let room = room_with_a_door(&alice, "The pub");
+    for number in 0..105 {
+        let knocker = server.user(&format!("k{number}"));
+        assert_eq!(post(&knocker, &format!("knock/{}", segment(&room)), json!({})).0, 200);
+    }
+    let (hs, user) = (server.homeserver(), id(&alice));
+    let mine = KnockFilter { may_answer: Some(&user), ..KnockFilter::default() };
+    let waiting = hs.admin().knocks_waiting(mine).expect("the knocks");
+    assert_eq!((waiting.total, waiting.knocks.len()), (105, 105));
+    assert_eq!(hs.admin().own_doors(&user).expect("the doors")[0].waiting, 105);
+
+    // Who came first is the last of the list, and found all the same: by the localpart, too.
+    let found = alice.get("/_doorstep/admin/v1/knocks?user_id=k0");
+    assert_eq!((&found["total"], &found["knocks"][0]["room_id"]), (&json!(1), &json!(room)));
+    let none = alice.get("/_doorstep/admin/v1/knocks?user_id=alice");
+    assert_eq!((&none["total"], &none["knocks"]), (&json!(0), &json!([])));
+    let elsewhere = alice.get("/_doorstep/admin/v1/knocks?room_id=!other:example.org");
+    assert_eq!(elsewhere["total"], 0);
+    let refused =
+        alice.request("POST", &format!("/_doorstep/admin/v1/knocks/{}/k0/refuse", segment(&room)), None);
+    assert_eq!(refused.0, 200, "{refused:?}");
+    assert_eq!(alice.get("/_doorstep/admin/v1/knocks")["total"], 104);
 }

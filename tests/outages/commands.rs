@@ -304,3 +304,50 @@ fn a_command_says_soon_that_the_server_was_stopped_and_does_nothing() {
     assert_eq!(accounts(&folder), 1);
     assert!(!backup.exists());
 }
+
+#[test]
+fn a_user_is_locked_suspended_and_logged_out_by_the_operator_who_is_told_what_was_done() {
+    let server = ProcessServer::start(&[]);
+    let folder = server.folder().to_owned();
+    let _admin = server.user("admin");
+    let bob = server.user("bob");
+    let run = |args: &[&str]| command(&folder, args).output().expect("the command runs");
+    let whoami = || bob.request("GET", "/_matrix/client/v3/account/whoami", None).0;
+    for (verb, state) in [("lock", "locked"), ("suspend", "suspended")] {
+        let done = run(&["user", verb, "bob"]);
+        assert!(done.status.success() && told(&done).contains(&format!("is {state}\n")), "{}", told(&done));
+        let list = told(&run(&["user", "list"]));
+        assert!(list.lines().any(|line| line.contains("@bob:") && line.contains(state)), "{list}");
+        assert_eq!(whoami(), if verb == "lock" { 401 } else { 200 });
+        let undone = run(&["user", verb, "bob", "--off"]);
+        assert!(told(&undone).contains(&format!("is {state} no more")), "{}", told(&undone));
+        assert!(!told(&run(&["user", "list"])).contains(state));
+    }
+    let unknown = run(&["user", "logout", "bob", "NODEV"]);
+    assert_eq!(unknown.status.code(), Some(1), "{}", told(&unknown));
+    assert!(told(&unknown).contains("bob has no device NODEV"), "{}", told(&unknown));
+    let nobody = run(&["user", "lock", "carol"]);
+    assert_eq!(nobody.status.code(), Some(1), "{}", told(&nobody));
+    assert!(told(&run(&["media", "list", "bob"])).contains("UPLOADED"));
+    assert_eq!(run(&["media", "list", "carol"]).status.code(), Some(1));
+    assert_eq!(whoami(), 200);
+    let ended = run(&["user", "logout", "bob"]);
+    assert!(told(&ended).contains("bob is logged out of 1 device"), "{}", told(&ended));
+    assert_eq!(whoami(), 401);
+}
+
+#[test]
+fn signing_keys_are_listed_beside_a_server_that_runs_and_replaced_without_one() {
+    let mut server = ProcessServer::start(&[]);
+    let folder = server.folder().to_owned();
+    let run = |args: &[&str]| command(&folder, args).output().expect("the command runs");
+    let listed = told(&run(&["keys", "list"]));
+    assert!(listed.contains("ed25519:") && listed.contains("in use"), "{listed}");
+    assert_eq!(run(&["keys", "rotate"]).status.code(), Some(1));
+    server.kill();
+    let rotated = told(&run(&["keys", "rotate"]));
+    let of_keys = || rotated.lines().filter(|line| line.starts_with("ed25519:"));
+    assert_eq!(of_keys().count(), 2, "{rotated}");
+    assert_eq!(of_keys().filter(|line| line.ends_with("in use")).count(), 1, "{rotated}");
+    assert!(of_keys().any(|line| line.contains(" 20") && line.ends_with('Z')), "with its date: {rotated}");
+}

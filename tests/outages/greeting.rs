@@ -31,6 +31,11 @@ fn the_first_screen_has_the_public_address_and_in_one_line_what_is_missing() {
     assert_eq!(count(&named, "  https://doorstep.example for everybody else"), 1, "{named:#?}");
     assert_eq!(count(&named, "a reverse proxy has to lead https://doorstep.example to it"), 1, "{named:#?}");
     assert_eq!(named.len(), local.len() + 2, "one line each: {named:#?}");
+    // What is said to be asked asks of this very server.
+    let asks = "doorstep check --data ";
+    let goes_on = " --listen 0 --registration open --name doorstep.example";
+    let is_so = |line: &String| line.contains(asks) && line.ends_with(goes_on);
+    assert!(named.iter().any(is_so), "{named:#?}");
 
     let apex = greeting(&["--name", "doorstep.example", "--public-url", "https://matrix.doorstep.example"]);
     assert_eq!(count(&apex, "  https://matrix.doorstep.example for everybody else"), 1, "{apex:#?}");

@@ -16,6 +16,7 @@
 //! - `operators`: SIGKILL while a room is deleted; the commands for rooms, knocks and media.
 //! - `push`: SIGKILL while a push gateway is told.
 //! - `restore`: a server that is made of a backup, as it comes, and once more after a kill.
+//! - `starts`: what a start is told and tells: a name, a database of another state, a clock, a certificate.
 //! - `terminal`: what a person at a terminal is told, and what an operator finds in the log.
 
 #[path = "../common/mod.rs"]
@@ -37,4 +38,5 @@ mod open_door;
 mod operators;
 mod push;
 mod restore;
+mod starts;
 mod terminal;

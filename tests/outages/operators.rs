@@ -87,6 +87,9 @@ fn rooms_are_listed_shown_blocked_and_deleted_by_command_with_a_server_and_witho
         assert!(done(&folder, &["room", "list", "PUB"]).contains(&room), "{runs}");
         assert!(!done(&folder, &["room", "list", "nothing"]).contains(&room));
         assert!(done(&folder, &["room", "show", &alias]).contains("The pub"));
+        assert!(done(&folder, &["room", "show", "pub"]).contains("The pub"));
+        let wrong = run(&folder, &["room", "show", "@pub:example.org"]);
+        assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
         assert!(done(&folder, &["room", "block", &room]).contains(&room));
         assert!(done(&folder, &["room", "list", "--blocked"]).contains("the operator"));
         done(&folder, &["room", "block", &room, "--undo"]);
@@ -99,8 +102,9 @@ fn rooms_are_listed_shown_blocked_and_deleted_by_command_with_a_server_and_witho
         assert_eq!(kept.status.code(), Some(2), "{kept:?}");
         assert!(done(&folder, &["media", "usage"]).contains("BYTES"));
     }
-    assert!(done(&folder, &["knocks", "--accept", bob.id()]).contains("is invited"));
-    assert_eq!(run(&folder, &["knocks", "--refuse", bob.id()]).status.code(), Some(1));
+    assert_eq!(run(&folder, &["knocks", "--refuse", "alice", "--room", "pub"]).status.code(), Some(1));
+    assert!(done(&folder, &["knocks", "--accept", "bob", "--room", "pub"]).contains("is invited"));
+    assert_eq!(run(&folder, &["knocks", "--refuse", "bob"]).status.code(), Some(1));
     assert!(done(&folder, &["room", "purge", &alias, "--leave", "--block"]).contains("is gone"));
     server.resume();
     assert!(done(&folder, &["room", "list", "--json"]).contains("\"total_rooms\":0"));

@@ -77,14 +77,14 @@ impl Drop for Scratch {
 }
 
 /// A server with its log, line by line.
-struct Server {
+pub struct Server {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     url: String,
 }
 
 impl Server {
-    fn start(folder: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
+    pub fn start(folder: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
         let folder = folder.to_str().expect("a path of text");
         let mut command = doorstep(&["serve", "--data", folder, "--listen", "0", "--registration", "open"]);
         command.args(["--no-rate-limits", "--allow-private-addresses"]);
@@ -111,7 +111,7 @@ impl Server {
         Self { child, log, url }
     }
 
-    fn log(&self) -> Vec<String> {
+    pub fn log(&self) -> Vec<String> {
         self.log.lock().expect("no panic").clone()
     }
 
@@ -121,7 +121,7 @@ impl Server {
     }
 
     /// Stops it; gives all that it logged.
-    fn stop(mut self) -> Vec<String> {
+    pub fn stop(mut self) -> Vec<String> {
         signal(self.child.id(), libc::SIGTERM);
         self.child.wait().expect("a child can be waited for");
         let started = Instant::now();
@@ -155,6 +155,8 @@ fn what_cannot_be_meant_is_answered_with_what_may_be_and_status_2() {
     let wrong_value = scratch.file("value.toml", "registration = \"opn\"\n");
     let twice = scratch.file("twice.toml", "name = \"a.example\"\nname = \"b.example\"\n");
     let missing = scratch.path("missing.toml");
+    // As the package brings it.
+    let unnamed = scratch.file("unnamed.toml", include_str!("../../packaging/doorstep.toml"));
     let cases: &[(&[&str], &[&str])] = &[
         (&[], &["doorstep serve", "doorstep --help"]),
         (&["sevre"], &["\"sevre\"", "did you mean doorstep serve?"]),
@@ -168,6 +170,10 @@ fn what_cannot_be_meant_is_answered_with_what_may_be_and_status_2() {
         (&["serve", "--name"], &["--name needs a value"]),
         (&["serve", "--name", "not a name"], &["--name \"not a name\"", "example.org"]),
         (&["serve", "--name", "a.example", "--name", "b.example"], &["--name is given twice"]),
+        (&["serve", "--name", "Example.ORG"], &["--name \"Example.ORG\"", "write example.org"]),
+        (&["serve", "--config", &unnamed], &["name = \"\"", "configuration file", "this server's name"]),
+        (&["serve", "--acme", "--listen-tls", "0"], &["--acme", "localhost"]),
+        (&["serve", "--trust-proxy", "10.0.0.0/40"], &["--trust-proxy", "172.18.0.0/16"]),
         (&["serve", "--listen", "127.0.0.1"], &["--listen", "127.0.0.1:8008"]),
         (&["serve", "--listen", "70000"], &["--listen", "65535"]),
         (&["serve", "--listen", "::1"], &["--listen", "[::1]:8008"]),
@@ -189,6 +195,11 @@ fn what_cannot_be_meant_is_answered_with_what_may_be_and_status_2() {
         (&["fixture", "--users"], &["--users needs a value"]),
         (&["fixture", "--users", "a", "--users", "b"], &["--users is given twice"]),
         (&["fixture", "stray"], &["\"stray\""]),
+        (&["fixture", "--port", "99999"], &["--port", "99999", "is too large"]),
+        (&["fixture", "--port", "many"], &["--port", "should be a whole number"]),
+        (&["token", "add", "--uses", "0"], &["--uses \"0\"", "from 1 on"]),
+        (&["room", "list", "--by", "foo"], &["--by \"foo\"", "name, members"]),
+        (&["media", "delete", "--days", "1", "--larger", "much"], &["--larger", "100M"]),
         (&["keys"], &["list or rotate", "doorstep keys --help"]),
         (&["keys", "rotat"], &["did you mean doorstep keys rotate?"]),
         (&["routes", "--markdwn"], &["did you mean --markdown?"]),
@@ -217,8 +228,6 @@ fn what_cannot_be_done_is_told_with_the_cause_once_and_what_to_do_and_status_1()
     let in_use = keep.local_addr().expect("an address").to_string();
     let locked = scratch.path("locked");
     let server = Server::start(Path::new(&locked), |_| {});
-    let owned = scratch.path("owned");
-    Server::start(Path::new(&owned), |_| {}).stop();
     let other = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
     let other_key = scratch.file("other.key", &other.signing_key.serialize_pem());
     let files = certificates();
@@ -243,10 +252,6 @@ fn what_cannot_be_done_is_told_with_the_cause_once_and_what_to_do_and_status_1()
         (plain(&["serve", "--data", "/proc/doorstep"]), &["/proc/doorstep"]),
         (plain(&["serve", "--data", &locked, "--listen", "0"]), &["in use by another Doorstep", "--data"]),
         (plain(&["keys", "--data", &locked, "rotate"]), &["in use by another Doorstep", "stop that one"]),
-        (
-            plain(&["serve", "--data", &owned, "--name", "other.example", "--listen", "0"]),
-            &["belongs to the server localhost:8448, not to other.example"],
-        ),
         (tls(&missing, &missing), &["certificate", "missing.pem", "cannot be read"]),
         (tls(cert, &missing), &["private key", "missing.pem", "cannot be read"]),
         (tls(&file, &other_key), &["no certificate", "a-file"]),
@@ -254,6 +259,7 @@ fn what_cannot_be_done_is_told_with_the_cause_once_and_what_to_do_and_status_1()
         (tls(cert, &other_key), &["other.key does not belong to the certificate"]),
         (plain(&["serve", "--data", ":memory:", "--trust-ca", &missing]), &["--trust-ca", "missing.pem"]),
         (plain(&["keys", "--data", &empty, "list"]), &["empty/doorstep.db", "missing"]),
+        (plain(&["user", "add", "--data", &empty, "carol"]), &["there is no server in"]),
     ];
     for (args, told) in cases {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -273,13 +279,23 @@ fn what_cannot_be_done_is_told_with_the_cause_once_and_what_to_do_and_status_1()
 
 #[test]
 fn help_and_version_are_no_errors() {
-    for args in [&["--help"][..], &["help"], &["serve", "--help"], &["help", "serve"], &["serve", "-h"]] {
+    for args in [
+        &["--help"][..],
+        &["-h"],
+        &["help"],
+        &["serve", "--help"],
+        &["help", "serve"],
+        &["serve", "-h"],
+        &["user", "-h"],
+    ] {
         let (status, stdout, stderr) = outcome(&mut doorstep(args));
         assert_eq!((status, stderr.as_str()), (Some(0), ""), "{args:?}");
         assert!(stdout.starts_with("Usage: doorstep"), "{args:?}: {stdout}");
     }
-    let (status, stdout, _) = outcome(&mut doorstep(&["--version"]));
-    assert_eq!((status, stdout.trim()), (Some(0), concat!("doorstep ", env!("CARGO_PKG_VERSION"))));
+    for args in ["--version", "version", "-V"] {
+        let (status, stdout, _) = outcome(&mut doorstep(&[args]));
+        assert_eq!((status, stdout.trim()), (Some(0), concat!("doorstep ", env!("CARGO_PKG_VERSION"))));
+    }
     // Who reads only the first lines is no reason to complain.
     let mut child = doorstep(&["routes"]).spawn().expect("the binary was built with the tests");
     drop(child.stdout.take());

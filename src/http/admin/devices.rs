@@ -66,8 +66,8 @@ pub fn log_in(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) ->
     Ok(Reply::json(&json!({ "access_token": token })))
 }
 
-/// `POST /_doorstep/admin/v1/users/{userId}/logout`: all devices.
+/// `POST /_doorstep/admin/v1/users/{userId}/logout`: all devices; how many those were as `total`.
 pub fn log_out(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
-    hs.admin().log_out(admin, &user(hs, request)?, None)?;
-    Ok(Reply::empty())
+    let ended = hs.admin().log_out(admin, &user(hs, request)?, None)?;
+    Ok(Reply::json(&json!({ "total": ended })))
 }

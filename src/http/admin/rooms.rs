@@ -12,7 +12,7 @@ use crate::http::{Reply, Request};
 use crate::protocol::{RoomAlias, RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::moderation::Administrator;
-use crate::service::admin::knocks::KnockAnswerer;
+use crate::service::admin::knocks::{KnockAnswerer, KnockFilter};
 use crate::service::admin::room_deletion::DeletionOrder;
 use crate::service::admin::rooms::{RoomOrder, RoomsPage};
 use crate::service::membership::JoinTarget;
@@ -190,15 +190,25 @@ pub fn joined_rooms(hs: &Arc<Homeserver>, request: &Request, _admin: &Administra
 // ----- knocks -----
 
 /// `GET /_doorstep/admin/v1/knocks`: `knocks`, each with `room_id`, `room_name`, `user_id`, `displayname`, `reason` and
-/// `since_ms`, the last who came first.
-pub fn knocks(hs: &Arc<Homeserver>, _request: &Request, _admin: &Administrator) -> Result<Reply> {
-    Ok(Reply::json(&json!({ "knocks": hs.admin().knocks_waiting(None)? })))
+/// `since_ms`, the last who came first, and how many wait in all as `total`. `room_id` and `user_id` say upon which room, and who
+/// alone.
+pub fn knocks(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    let room = request.query("room_id").map(RoomId::parse).transpose()?;
+    let knocker = request.query("user_id").map(|name| knocker(hs, name)).transpose()?;
+    let asked = KnockFilter { may_answer: None, room: room.as_ref(), knocker: knocker.as_ref() };
+    let waiting = hs.admin().knocks_waiting(asked)?;
+    Ok(Reply::json(&serde_json::to_value(waiting).map_err(Error::internal)?))
+}
+
+/// Who knocks may be of any server; one of ours may be named by the localpart.
+fn knocker(hs: &Homeserver, name: &str) -> Result<UserId> {
+    if name.starts_with('@') { UserId::parse(name) } else { hs.admin().named_user(name) }
 }
 
 /// `POST /_doorstep/admin/v1/knocks/{roomId}/{userId}/{answer}`: `accept` or `refuse`, the latter with a `reason` if there
 /// is one. It is given in the name of the local member who has most power.
 pub fn answer_knock(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
-    let (room_id, user) = (request.room_id()?, request.user_id()?);
+    let (room_id, user) = (request.room_id()?, knocker(hs, request.param("userId"))?);
     let body: Value = request.json_or_empty()?;
     let by = KnockAnswerer::Administrator(admin);
     match request.param("answer") {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::config::SupportContact;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::order::Gather;
@@ -42,6 +43,9 @@ const UNSTABLE_FEATURES: [&str; 16] = [
     "uk.half-shot.msc2666.query_mutual_rooms.stable",
     "uk.tcpip.msc4133.stable",
 ];
+
+/// "a catch-all role for any queries".
+const SUPPORT_ROLE: &str = "m.role.admin";
 
 /// `GET /.well-known/acme-challenge/{token}` (RFC 8555, 8.3): what proves to an authority that a name of this server is.
 /// Errors: 404 `M_NOT_FOUND` while nothing is proven.
@@ -127,7 +131,23 @@ pub fn well_known_server(hs: &Arc<Homeserver>, _request: &Request) -> Result<Rep
     Ok(Reply::json(&json!({ "m.server": server })))
 }
 
-/// `GET /.well-known/matrix/support`
-pub fn well_known_support(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
-    Err(Error::not_found("No support information"))
+/// `GET /.well-known/matrix/support`: whom users may turn to ("Getting support"), as the settings say. Errors: 404
+/// `M_NOT_FOUND` where they say nothing.
+pub fn well_known_support(hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
+    let contact = |contact: &SupportContact| match contact {
+        SupportContact::User(user) => json!({ "matrix_id": user, "role": SUPPORT_ROLE }),
+        SupportContact::Email(address) => json!({ "email_address": address, "role": SUPPORT_ROLE }),
+    };
+    let mut told = Map::new();
+    if !hs.config.support_contacts.is_empty() {
+        let contacts: Vec<Value> = hs.config.support_contacts.iter().map(contact).collect();
+        told.insert("contacts".to_owned(), contacts.into());
+    }
+    if let Some(page) = &hs.config.support_page {
+        told.insert("support_page".to_owned(), page.as_str().into());
+    }
+    if told.is_empty() {
+        return Err(Error::not_found("No support information"));
+    }
+    Ok(Reply::json(&told.into()))
 }

@@ -95,6 +95,7 @@ fn account_row(hs: &Homeserver, html: &mut Html, user: &Value) {
         ("admin", " <span class=\"tag\">admin</span>"),
         ("is_guest", " <span class=\"tag\">guest</span>"),
         ("locked", " <span class=\"tag\">locked</span>"),
+        ("suspended", " <span class=\"tag\">suspended</span>"),
         ("deactivated", " <span class=\"tag\">closed</span>"),
     ] {
         if user[field] == true {

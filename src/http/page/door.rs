@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Requester};
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
-use crate::service::admin::knocks::{KnockAnswerer, WaitingKnock};
+use crate::service::admin::knocks::{KnockAnswerer, KnockFilter, WaitingKnocks};
 use crate::service::admin::own_door::{OwnDoor, WaitingInvite};
 use crate::service::membership::JoinTarget;
 
@@ -46,7 +46,8 @@ pub(super) fn show(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) ->
     if is_welcome {
         clients(hs, &mut html, visit);
     }
-    knocks(&mut html, visit, &hs.admin().knocks_waiting(Some(&user.user_id))?, now);
+    let mine = KnockFilter { may_answer: Some(&user.user_id), ..KnockFilter::default() };
+    knocks(&mut html, visit, &hs.admin().knocks_waiting(mine)?, now);
     invites(&mut html, visit, &hs.admin().invites_waiting(&user.user_id, INVITES_SHOWN_MAX + 1)?, now);
     rooms(&mut html, &hs.admin().own_doors(&user.user_id)?);
     if !is_welcome {
@@ -55,14 +56,14 @@ pub(super) fn show(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) ->
     Ok(page(hs, visit.visitor, "At the door", Some(Tab::Home), &html))
 }
 
-fn knocks(html: &mut Html, visit: &Visit<'_>, all: &[WaitingKnock], now: Millis) {
+fn knocks(html: &mut Html, visit: &Visit<'_>, all: &WaitingKnocks, now: Millis) {
     html.raw("<h2>Who knocks</h2>");
-    if all.is_empty() {
+    if all.knocks.is_empty() {
         html.raw("<p class=\"dim\">Nobody waits before your rooms.</p>");
         return;
     }
     html.raw("<ul class=\"list\">");
-    for knock in all.iter().take(KNOCKS_SHOWN_MAX) {
+    for knock in all.knocks.iter().take(KNOCKS_SHOWN_MAX) {
         html.raw("<li><h3>").chosen(knock.displayname.as_deref().unwrap_or(knock.user_id.as_str()));
         html.raw("</h3><p><code>").chosen(knock.user_id.as_str()).raw("</code> knocks upon <b>");
         room_name(html, knock.room_name.as_deref(), &knock.room_id);
@@ -76,7 +77,7 @@ fn knocks(html: &mut Html, visit: &Visit<'_>, all: &[WaitingKnock], now: Millis)
         html.raw("<button class=\"grave\" name=\"do\" value=\"refuse\">Refuse</button></form></li>");
     }
     html.raw("</ul>");
-    more(html, all.len(), KNOCKS_SHOWN_MAX);
+    more(html, all.total, KNOCKS_SHOWN_MAX);
 }
 
 fn invites(html: &mut Html, visit: &Visit<'_>, all: &[WaitingInvite], now: Millis) {

@@ -158,7 +158,7 @@ fn check_sent_from_here(hs: &Homeserver, head: &Request) -> Result<()> {
 
 fn is_our_origin(hs: &Homeserver, head: &Request, origin: &str) -> bool {
     let Some((_, authority)) = origin.split_once("://") else { return false };
-    let forwarded = head.header("x-forwarded-host").filter(|_| head.is_from_this_machine());
+    let forwarded = head.header("x-forwarded-host").filter(|_| head.is_by_proxy());
     let asked_for = [head.header("host"), forwarded].into_iter().flatten();
     let is_public = hs.config.public_url.split_once("://").is_some_and(|(_, rest)| {
         rest.split('/').next().is_some_and(|public| public.eq_ignore_ascii_case(authority))

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::address::TrustedProxies;
 use crate::locks::{lock, wait, wait_timeout};
 
 /// The fewest woken requests that may look again at once.
@@ -27,8 +28,11 @@ pub enum Quota {
 pub struct ConnectionLimits {
     /// Most connections at once.
     pub connections: usize,
-    /// Most connections at once from one address (a /64 of IPv6). Loopback is exempt: a reverse proxy lives there.
+    /// Most connections at once from one address (a /64 of IPv6). Loopback is exempt, as reverse
+    /// proxies are that are trusted.
     pub per_address: usize,
+    /// These.
+    pub proxies: TrustedProxies,
     /// Most requests of one quota in handlers at once, waiting ones included.
     pub in_flight: usize,
     /// How long a request may wait for its quota's turn before it is told 503.
@@ -52,6 +56,7 @@ impl Default for ConnectionLimits {
         Self {
             connections: 8192,
             per_address: 256,
+            proxies: TrustedProxies::default(),
             in_flight: 4096,
             quota_timeout: Duration::from_secs(3),
             head_timeout: Duration::from_secs(10),

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tiny_http::Method;
 
-use crate::address;
+use crate::address::{self, TrustedProxies};
 use crate::error::{Error, Result};
 use crate::http::transport::reply::Reply;
 use crate::http::transport::socket::is_gone;
@@ -26,6 +26,8 @@ pub struct Request {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     peer: SocketAddr,
+    client: IpAddr,
+    is_by_proxy: bool,
     socket: Option<Arc<TcpStream>>,
     is_local: bool,
     came_by_tls: bool,
@@ -66,6 +68,8 @@ impl Request {
             headers,
             body: Vec::new(),
             peer,
+            client: peer.ip().to_canonical(),
+            is_by_proxy: false,
             socket: None,
             is_local: false,
             came_by_tls: false,
@@ -167,23 +171,29 @@ impl Request {
         &self.body
     }
 
-    /// Who holds the other end of the socket, or the client that a reverse proxy on this machine speaks for
-    /// (`X-Forwarded-For`).
-    pub fn client_ip(&self) -> IpAddr {
-        address::client(self.peer.ip(), self.header_all("x-forwarded-for"))
+    /// Reads what reverse proxies say of whom they speak for, as far as they are believed.
+    pub(in crate::http) fn believe(&mut self, proxies: &TrustedProxies) {
+        self.is_by_proxy = proxies.trusts(self.peer.ip());
+        self.client = address::client(self.peer.ip(), proxies, self.header_all("x-forwarded-for"));
     }
 
-    /// Whether whoever asks did so by HTTPS, of us or of a reverse proxy on this machine that says so
+    /// Who holds the other end of the socket, or the client that a reverse proxy speaks for which is believed
+    /// (`X-Forwarded-For`).
+    pub fn client_ip(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Whether whoever asks did so by HTTPS, of us or of a reverse proxy that says so and is believed
     /// (`X-Forwarded-Proto`).
     pub fn came_by_https(&self) -> bool {
         let forwarded = || self.header_all("x-forwarded-proto").next_back();
         let is_https = |protocol: &str| protocol.trim().eq_ignore_ascii_case("https");
-        self.came_by_tls || (self.is_from_this_machine() && forwarded().is_some_and(is_https))
+        self.came_by_tls || (self.is_by_proxy && forwarded().is_some_and(is_https))
     }
 
-    /// Whether the other end of the socket is on this machine, as a reverse proxy that may be believed is.
-    pub fn is_from_this_machine(&self) -> bool {
-        self.peer.ip().to_canonical().is_loopback()
+    /// Whether the other end of the socket is a reverse proxy that is believed.
+    pub fn is_by_proxy(&self) -> bool {
+        self.is_by_proxy
     }
 
     /// When the head was complete: the start of a long poll's time-out.

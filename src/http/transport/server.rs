@@ -356,7 +356,8 @@ impl ServerState {
         let key = group(address.ip());
         let mut registry = lock(&self.registry);
         let count = registry.by_address.get(&key).copied().unwrap_or(0);
-        if count >= self.limits.per_address && !key.is_loopback() && !self.evict(&registry, Some(key)) {
+        let is_exempt = || key.is_loopback() || self.limits.proxies.trusts(address.ip());
+        if count >= self.limits.per_address && !is_exempt() && !self.evict(&registry, Some(key)) {
             return None;
         }
         while registry.open.len() >= self.limits.connections && !is_local {

@@ -230,7 +230,7 @@ impl Accounts<'_> {
             allowed(tx, &user)?;
             tx.set_password(&user, &hash)?;
             match keep {
-                Some(keep) => log_out_devices(tx, &user, keep.as_deref()),
+                Some(keep) => log_out_devices(tx, &user, keep.as_deref()).map(drop),
                 None => Ok(()),
             }
         })

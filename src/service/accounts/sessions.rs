@@ -238,13 +238,13 @@ impl Accounts<'_> {
     /// Logs devices out and forgets them. Those that do not exist are fine.
     pub fn delete_devices(&self, user: &UserId, devices: Vec<String>) -> Result<()> {
         let user = user.clone();
-        self.store.write(move |tx| log_out_some(tx, &user, devices))
+        self.store.write(move |tx| log_out_some(tx, &user, devices).map(drop))
     }
 
     /// Logs all of a user's devices out.
     pub fn delete_all_devices(&self, user: &UserId) -> Result<()> {
         let user = user.clone();
-        self.store.write(move |tx| log_out_devices(tx, &user, None))
+        self.store.write(move |tx| log_out_devices(tx, &user, None).map(drop))
     }
 
     /// Renames a device. Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM`, 403 `M_FORBIDDEN` where an administrator has logged in
@@ -271,22 +271,33 @@ pub(in crate::service) fn put_device_name(
     }
 }
 
-/// Logs these of a user's devices out and forgets them. Those that do not exist are fine.
-pub(in crate::service) fn log_out_some(tx: &mut Tx<'_>, user: &UserId, devices: Vec<String>) -> Result<()> {
+/// Logs these of a user's devices out and forgets them; gives how many those were. Those that do not exist are fine.
+pub(in crate::service) fn log_out_some(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    devices: Vec<String>,
+) -> Result<usize> {
     let mut gone = Vec::new();
     for device in devices {
         if tx.delete_device(user, &device)? {
             gone.push(device);
         }
     }
-    tell_of_devices(tx, user, &gone)
+    tell_of_devices(tx, user, &gone)?;
+    Ok(gone.len())
 }
 
-/// Logs all of a user's devices out but this one, and those on which they are logged in in the names of others.
-pub(in crate::service) fn log_out_devices(tx: &mut Tx<'_>, user: &UserId, keep: Option<&str>) -> Result<()> {
+/// Logs all of a user's devices out but this one, and those on which they are logged in in the names of others; gives how many of
+/// their own those were.
+pub(in crate::service) fn log_out_devices(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    keep: Option<&str>,
+) -> Result<usize> {
     let gone = tx.delete_devices_except(user, keep)?;
     tell_of_devices(tx, user, &gone)?;
-    log_out_of_others(tx, user)
+    log_out_of_others(tx, user)?;
+    Ok(gone.len())
 }
 
 /// Logs the devices out on which an administrator is logged in in the names of others.

@@ -102,7 +102,6 @@ impl Admin<'_> {
         let found = found.ok_or_else(no_user)?;
         let mut details = listed(&found);
         for (field, value) in [
-            ("suspended", found.account.standing.suspended.into()),
             ("threepids", json!([])),
             ("external_ids", json!([])),
             ("appservice_id", Value::Null),
@@ -273,20 +272,22 @@ impl Admin<'_> {
         Ok(shown.collect())
     }
 
-    /// Logs devices out; none are named: all. Those that there are not are fine. Errors: 404 `M_NOT_FOUND` for the user.
-    pub fn log_out(&self, admin: &Administrator, user: &UserId, devices: Option<Vec<String>>) -> Result<()> {
+    /// Logs devices out; none are named: all. Those that there are not are fine. How many were. Errors: 404 `M_NOT_FOUND` for
+    /// the user.
+    pub fn log_out(
+        &self,
+        admin: &Administrator,
+        user: &UserId,
+        devices: Option<Vec<String>>,
+    ) -> Result<usize> {
         self.account(user)?;
-        let what = match &devices {
-            Some(devices) => format!("{} devices", devices.len()),
-            None => "all devices".to_owned(),
-        };
-        let gone = user.clone();
-        self.write_as(admin, move |tx| match devices {
-            Some(devices) => log_out_some(tx, &gone, devices),
-            None => log_out_devices(tx, &gone, None),
+        let of = user.clone();
+        let ended = self.write_as(admin, move |tx| match devices {
+            Some(devices) => log_out_some(tx, &of, devices),
+            None => log_out_devices(tx, &of, None),
         })?;
-        log::info!("{admin} has logged out of {user}: {what}");
-        Ok(())
+        log::info!("{admin} has logged {ended} devices of {user} out");
+        Ok(ended)
     }
 
     /// Renames a user's device. Errors: 404 `M_NOT_FOUND`, and those of
@@ -504,6 +505,7 @@ fn listed(found: &ListedAccount) -> Value {
         "is_guest": account.standing.guest,
         "deactivated": account.deactivated,
         "locked": account.standing.locked,
+        "suspended": account.standing.suspended,
         "erased": found.erased,
         "creation_ts": account.created_ms,
         "last_seen_ts": found.last_seen_ms,

@@ -13,10 +13,10 @@ use crate::service::admin::Admin;
 use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::store::{Db, Room};
 
-/// Of one room so many are told, the last who came: as many as may wait before it at a time.
-const KNOCKS_OF_A_ROOM_MAX: usize = 100;
-/// And of all rooms so many: more than anybody answers one by one.
+/// So many are told of at once, the last who came: more than anybody answers one by one.
 const KNOCKS_MAX: usize = 1000;
+/// However many rooms there are, so many of each are told of before others' turn comes.
+const KNOCKS_OF_A_ROOM_MIN: usize = 100;
 /// What is told of a name or a reason, in characters: who knocks writes both, and they may be long.
 const TEXT_CHARS_MAX: usize = 500;
 
@@ -37,6 +37,26 @@ pub struct WaitingKnock {
     pub since_ms: i64,
 }
 
+/// Those who wait, as far as they are told of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WaitingKnocks {
+    /// The last who came first.
+    pub knocks: Vec<WaitingKnock>,
+    /// How many wait in all.
+    pub total: usize,
+}
+
+/// Which of those who wait are asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KnockFilter<'a> {
+    /// Before rooms into which this user may let them.
+    pub may_answer: Option<&'a UserId>,
+    /// Before this room.
+    pub room: Option<&'a RoomId>,
+    /// This user.
+    pub knocker: Option<&'a UserId>,
+}
+
 /// Who answers a knock.
 #[derive(Debug, Clone, Copy)]
 pub enum KnockAnswerer<'a> {
@@ -54,35 +74,36 @@ enum KnockAnswer {
 }
 
 impl Admin<'_> {
-    /// Who waits before rooms that this server is in: those that the user may let in, or all of them, the last who came
-    /// first. Of more than a thousand those of some rooms are told. Names and reasons are cut after 500 characters.
-    pub fn knocks_waiting(&self, may_answer: Option<&UserId>) -> Result<Vec<WaitingKnock>> {
+    /// Who waits before rooms that this server is in, the last who came first. All are counted, and a thousand are told of, some
+    /// of each room. Names and reasons are cut after 500 characters.
+    pub fn knocks_waiting(&self, asked: KnockFilter<'_>) -> Result<WaitingKnocks> {
         let now = self.clock.now_ms();
         self.store.read(|db| {
-            let mut knocks = Vec::new();
-            for key in db.rooms_with_knocks(may_answer)? {
-                if knocks.len() >= KNOCKS_MAX {
-                    break;
-                }
-                let room = db.room_by_key(key)?;
-                let may = match may_answer {
-                    Some(user) => power_levels(db, &room)?.may_invite(user.as_str()),
-                    None => true,
+            let rooms = doors(db, asked)?;
+            let most = (KNOCKS_MAX / rooms.len().max(1)).max(KNOCKS_OF_A_ROOM_MIN);
+            let (mut knocks, mut total) = (Vec::new(), 0);
+            for room in &rooms {
+                let waiting = match asked.knocker {
+                    Some(knocker) => vec![knocker.as_str().to_owned()],
+                    None => db.waiting_knocks(room.key, most.min(KNOCKS_MAX.saturating_sub(knocks.len())))?,
                 };
-                if room.resident && may {
-                    add_knocks_of(db, &room, now, &mut knocks)?;
-                }
+                total += if asked.knocker.is_some() { 1 } else { db.waiting_knocks_count(room.key)? };
+                add_knocks(db, room, waiting, now, &mut knocks)?;
             }
             order::sort_by_key(&mut knocks, |(stream, _)| std::cmp::Reverse(*stream));
-            Ok(knocks.into_iter().map(|(_, knock)| knock).take(KNOCKS_MAX).collect())
+            Ok(WaitingKnocks { knocks: knocks.into_iter().map(|(_, knock)| knock).collect(), total })
         })
     }
 
     /// Lets somebody in who waits: they are invited. Errors: 404 `M_NOT_FOUND` if they do not wait, 403 `M_FORBIDDEN` if `by`,
     /// or no local member, may invite, or for who is no administrator any more; and those of an invite.
     pub fn accept_knock(&self, by: KnockAnswerer<'_>, room_id: &RoomId, user: &UserId) -> Result<()> {
-        let by = self.who_answers(by, room_id, user, KnockAnswer::Accept)?;
-        self.membership().accept_knock(&by, room_id, user)
+        let member = self.who_answers(by, room_id, user, KnockAnswer::Accept)?;
+        self.membership().accept_knock(&member, room_id, user)?;
+        if let KnockAnswerer::Administrator(by) = by {
+            log::info!("{by} has let {user} into {room_id}, in the name of {member}");
+        }
+        Ok(())
     }
 
     /// Sends somebody away who waits; they are told the reason. Errors: 404 `M_NOT_FOUND` if they do not wait, 403
@@ -94,8 +115,12 @@ impl Admin<'_> {
         user: &UserId,
         reason: Option<&str>,
     ) -> Result<()> {
-        let by = self.who_answers(by, room_id, user, KnockAnswer::Refuse)?;
-        self.membership().refuse_knock(&by, room_id, user, reason)
+        let member = self.who_answers(by, room_id, user, KnockAnswer::Refuse)?;
+        self.membership().refuse_knock(&member, room_id, user, reason)?;
+        if let KnockAnswerer::Administrator(by) = by {
+            log::info!("{by} has refused {user}, who knocked upon {room_id}, in the name of {member}");
+        }
+        Ok(())
     }
 
     /// In whose name a knock is answered.
@@ -130,9 +155,36 @@ impl Admin<'_> {
     }
 }
 
-fn add_knocks_of(db: &Db<'_>, room: &Room, now: i64, knocks: &mut Vec<(i64, WaitingKnock)>) -> Result<()> {
+/// The rooms before which those wait who are asked for.
+fn doors(db: &Db<'_>, asked: KnockFilter<'_>) -> Result<Vec<Room>> {
+    let mut rooms = Vec::new();
+    for key in db.rooms_with_knocks(asked.may_answer)? {
+        let room = db.room_by_key(key)?;
+        let is_asked_for = room.resident && asked.room.is_none_or(|only| *only == room.room_id);
+        let waits = || match asked.knocker {
+            Some(knocker) => Ok(db.membership(key, knocker)? == Some(Membership::Knock)),
+            None => Ok::<_, Error>(true),
+        };
+        let may = || match asked.may_answer {
+            Some(user) => Ok(power_levels(db, &room)?.may_invite(user.as_str())),
+            None => Ok::<_, Error>(true),
+        };
+        if is_asked_for && waits()? && may()? {
+            rooms.push(room);
+        }
+    }
+    Ok(rooms)
+}
+
+fn add_knocks(
+    db: &Db<'_>,
+    room: &Room,
+    waiting: Vec<String>,
+    now: i64,
+    knocks: &mut Vec<(i64, WaitingKnock)>,
+) -> Result<()> {
     let room_name = room_name(db, room)?;
-    for user in db.waiting_knocks(room.key, KNOCKS_OF_A_ROOM_MAX)? {
+    for user in waiting {
         let Ok(user) = UserId::parse(&user) else { continue };
         let Some(member) = db.member(room.key, &user)? else { continue };
         let event = db.pdu_by_key(member.event)?;

@@ -117,7 +117,9 @@ impl Admin<'_> {
         let media =
             self.store.read(|db| db.media_of_user(user, (page.order, page.backwards), (page.from, limit)))?;
         let media = media.into_iter().filter(|(_, row)| !row.quarantined).map(|(id, row)| (row.key, id));
-        self.delete_rows(by, media.collect())
+        let gone = self.delete_rows(by, media.collect())?;
+        log::info!("{by} has deleted {} files of {user}", gone.len());
+        Ok(gone)
     }
 
     /// Takes media away, a portion at a time. Gives their ids.
@@ -139,6 +141,7 @@ impl Admin<'_> {
             let page = (MediaOrder::Created, false);
             let media = self.store.read(|db| db.media_of_user(user, page, (from, ROWS_AT_ONCE_MAX)))?;
             if media.is_empty() {
+                log::info!("{by} has quarantined {quarantined} files of {user}");
                 return Ok(quarantined);
             }
             from += media.len();
@@ -168,7 +171,10 @@ impl Admin<'_> {
         let (mut behind, mut gone) = (0, Vec::new());
         loop {
             let mut media = self.store.read(|db| db.old_media(behind, before, larger, PAGE_MAX))?;
-            let Some((last, _)) = media.last() else { return Ok(gone) };
+            let Some((last, _)) = media.last() else {
+                log::info!("{by} has deleted {} files that nobody asked for in long", gone.len());
+                return Ok(gone);
+            };
             behind = *last;
             media.retain(|(_, id)| !kept.contains(&format!("mxc://{}/{id}", self.server_name())));
             gone.extend(self.delete_rows(by, media)?);
@@ -197,6 +203,7 @@ impl Admin<'_> {
             gone += evicted;
             if evicted < ROWS_AT_ONCE_MAX {
                 self.scheduler.wake();
+                log::info!("{by} has let go of {gone} files of other servers");
                 return Ok(gone);
             }
         }

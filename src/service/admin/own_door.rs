@@ -36,7 +36,7 @@ pub struct OwnDoor {
     pub takes_knocks: bool,
     /// Whether anybody may come in without asking.
     pub is_open: bool,
-    /// How many wait before it, up to a hundred.
+    /// How many wait before it.
     pub waiting: usize,
 }
 
@@ -70,7 +70,7 @@ impl Admin<'_> {
                         takes_knocks: rule.takes_knocks(room.version),
                         is_open: rule == JoinRule::Public,
                         room_name: room_name(db, &room)?,
-                        waiting: db.waiting_knocks(room.key, 100)?.len(),
+                        waiting: db.waiting_knocks_count(room.key)?,
                         room_id: room.room_id,
                     });
                 }

@@ -66,7 +66,10 @@ impl Admin<'_> {
     /// Puts a report away. Errors: 404 `M_NOT_FOUND`.
     pub fn delete_report(&self, by: &Administrator, kind: ReportKind, id: i64) -> Result<()> {
         match self.write_as(by, move |tx| tx.delete_report(kind, id))? {
-            true => Ok(()),
+            true => {
+                log::info!("{by} has deleted the report {id} in {}", list_name(kind));
+                Ok(())
+            }
             false => Err(no_report()),
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::accounts::{AccountChange, AccountsPage};
-use super::knocks::KnockAnswerer;
+use super::knocks::{KnockAnswerer, KnockFilter};
 use super::media::MediaPage;
 use super::reports::ReportsPage;
 use super::room_deletion::DeletionOrder;
@@ -65,7 +65,7 @@ fn picture(hs: &Homeserver, user: &UserId) -> Vec<Value> {
         admin.devices_of(user).expect("devices").into(),
         admin.list_tokens(None).expect("tokens"),
         admin.list_rooms(&rooms).expect("rooms"),
-        format!("{:?}", admin.knocks_waiting(None).expect("knocks")).into(),
+        format!("{:?}", admin.knocks_waiting(KnockFilter::default()).expect("knocks")).into(),
         admin.blocked_rooms("").expect("rooms"),
         admin.list_reports(&reports).expect("reports"),
         admin.media_of(user, &media_page()).expect("media"),
@@ -82,8 +82,8 @@ fn deeds_upon_accounts<'a>(hs: &'a Homeserver, bob: &'a UserId) -> Vec<Deed<'a>>
         ("a change", Box::new(move |by| admin.change_account(by, bob, &change).map(drop))),
         ("a device's name", Box::new(move |by| admin.rename_device(by, bob, "PHONE", "theirs"))),
         ("a session", Box::new(move |by| admin.log_in_as(by, bob, None).map(drop))),
-        ("a logout", Box::new(move |by| admin.log_out(by, bob, Some(vec!["PHONE".into()])))),
-        ("all logouts", Box::new(move |by| admin.log_out(by, bob, None))),
+        ("a logout", Box::new(move |by| admin.log_out(by, bob, Some(vec!["PHONE".into()])).map(drop))),
+        ("all logouts", Box::new(move |by| admin.log_out(by, bob, None).map(drop))),
         ("a password", Box::new(move |by| admin.reset_password(by, bob, "another", false))),
         ("a lock", Box::new(move |by| hs.accounts().change_standing(by, bob, |s| s.locked = true).map(drop))),
         (

@@ -162,6 +162,8 @@ impl Admin<'_> {
                 false => Err(unknown(format!("Purge already in progress for {}", row.room_id))),
             }
         })?;
+        let too = if block { ", and blocks it" } else { "" };
+        log::info!("{by} deletes {room_id}{too}");
         Ok(delete_id)
     }
 

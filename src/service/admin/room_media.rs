@@ -50,6 +50,7 @@ impl Admin<'_> {
                 Ok(new)
             })?;
         }
+        log::info!("{by} has quarantined {quarantined} files of the room {room}");
         Ok(quarantined)
     }
 }

@@ -326,11 +326,13 @@ impl Admin<'_> {
     /// Blocks a room, or does so no more: while it is, nobody of this server joins it or knocks upon it, nor is anybody
     /// invited there. Who is in it stays in it.
     pub fn set_room_block(&self, room_id: &RoomId, block: bool, by: &Administrator) -> Result<()> {
-        let (room_id, name, now) = (room_id.clone(), by.name().to_owned(), self.clock.now_ms());
+        let (room, name, now) = (room_id.clone(), by.name().to_owned(), self.clock.now_ms());
         self.write_as(by, move |tx| match block {
-            true => tx.block_room(&room_id, &name, now),
-            false => tx.unblock_room(&room_id),
-        })
+            true => tx.block_room(&room, &name, now),
+            false => tx.unblock_room(&room),
+        })?;
+        log::info!("{by} has {} {room_id}", if block { "blocked" } else { "unblocked" });
+        Ok(())
     }
 
     /// The blocked rooms behind one of them, a thousand at most.
@@ -376,7 +378,9 @@ impl Admin<'_> {
         if let Some(inviter) = inviter {
             self.membership().invite(&inviter, &target.room_id, user, None, Map::new())?;
         }
-        self.membership().join(user, target, None)
+        self.membership().join(user, target, None)?;
+        log::info!("{by} has joined {user} to {}", target.room_id);
+        Ok(())
     }
 
     /// `POST …/make_room_admin`: gives somebody the power of the local member who has most, in that one's name, and
@@ -419,6 +423,7 @@ impl Admin<'_> {
             let by = by.clone();
             self.events().send_with(draft, move |tx, _| check_still_admin(tx, &by))?;
         }
+        log::info!("{by} has made {user} an administrator of {room_id}, in the name of {admin}");
         match invite {
             true => self.membership().invite(&admin, room_id, user, None, Map::new()),
             false => Ok(()),

@@ -109,6 +109,17 @@ impl Drop for KnockPermit<'_> {
     }
 }
 
+/// What a permit is taken for.
+#[derive(Clone, Copy)]
+enum PermitFor<'e> {
+    /// None is: it is only asked whether there would be one.
+    Nothing,
+    /// A knock that has no event yet.
+    New,
+    /// A knock by this event, which may be here already.
+    Event(&'e EventId),
+}
+
 impl KnockBudget {
     /// Whether there are any limits.
     pub(in crate::service) fn counts_any(&self, hs: &Homeserver) -> bool {
@@ -118,7 +129,7 @@ impl KnockBudget {
     /// Whether somebody may knock upon a room of this server, as far as the budget goes: what is asked before a knock
     /// is made. Errors: 429 (of another server: 403) `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(in crate::service) fn may_knock(&self, hs: &Homeserver, room: &Room, knocker: &UserId) -> Result<()> {
-        self.find_permit(hs, room, knocker, limits_of(hs), None).map(drop)
+        self.find_permit(hs, room, knocker, limits_of(hs), PermitFor::Nothing).map(drop)
     }
 
     /// As [`KnockBudget::may_knock`], and a permit is taken for the knock that is about to be made. None if there are
@@ -134,17 +145,17 @@ impl KnockBudget {
         if !limits.are_any() {
             return Ok(None);
         }
-        self.find_permit(hs, room, knocker, limits, Some(event))
+        self.find_permit(hs, room, knocker, limits, event.map_or(PermitFor::New, PermitFor::Event))
     }
 
-    /// `take`: whether a permit is taken; for which event, if there is one already.
+    /// As far as the budget goes, with a permit unless it is for nothing.
     fn find_permit(
         &self,
         hs: &Homeserver,
         room: &Room,
         knocker: &UserId,
         limits: KnockLimits,
-        take: Option<Option<&EventId>>,
+        permit_for: PermitFor<'_>,
     ) -> Result<Option<KnockPermit<'_>>> {
         if !limits.are_any() {
             return Ok(None);
@@ -153,7 +164,7 @@ impl KnockBudget {
         // Held while the room is read: what is no longer under way is in its state.
         let mut log = lock(&self.log);
         let look = hs.store.read(|db| {
-            if let Some(Some(event)) = take
+            if let PermitFor::Event(event) = permit_for
                 && db.event_key(event)?.is_some()
             {
                 return Ok(None);
@@ -174,7 +185,7 @@ impl KnockBudget {
         let facts = KnockFacts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
         let told = if hs.is_local(knocker) { limited } else { limited_at_peer };
         check_budget(limits, &facts).map_err(told)?;
-        if take.is_none() {
+        if matches!(permit_for, PermitFor::Nothing) {
             return Ok(None);
         }
         let number = log.add(&scope, knocker.as_str(), now);
@@ -235,7 +246,7 @@ impl KnockBudget {
             // Counted it would be at the cost of whoever is said to have knocked.
             return Err(limited(Wait { ms: HOUR_MS, why: "Nothing shows yet who this is" }));
         }
-        if let Some(permit) = self.find_permit(hs, room, user, limits, Some(None))? {
+        if let Some(permit) = self.find_permit(hs, room, user, limits, PermitFor::New)? {
             permit.keep();
         }
         Ok(())

@@ -195,17 +195,25 @@ impl Media<'_> {
     /// Whether nobody is to be given this any more, nor the same file by another URI. Errors: 404 `M_NOT_FOUND` if it is one
     /// of ours that there is not.
     pub fn quarantine(&self, by: &Administrator, uri: &MxcUri, quarantined: bool) -> Result<()> {
-        let (uri, now) = (uri.clone(), self.clock.now_ms());
-        let known = self.write_as(by, move |tx| tx.quarantine_media(&uri, quarantined, now))?;
-        if known { Ok(()) } else { Err(no_such_media()) }
+        let (of, now) = (uri.clone(), self.clock.now_ms());
+        if !self.write_as(by, move |tx| tx.quarantine_media(&of, quarantined, now))? {
+            return Err(no_such_media());
+        }
+        let done = if quarantined { "quarantined" } else { "taken out of quarantine" };
+        log::info!("{by} has {done} the file {uri}");
+        Ok(())
     }
 
     /// Takes a URI of this server away, or what was fetched by one of another's. Errors: 404 `M_NOT_FOUND`.
     pub fn delete(&self, by: &Administrator, uri: &MxcUri) -> Result<()> {
-        let uri = uri.clone();
-        let known = self.write_as(by, move |tx| tx.delete_media(&uri))?;
+        let of = uri.clone();
+        let known = self.write_as(by, move |tx| tx.delete_media(&of))?;
         self.scheduler.wake();
-        if known { Ok(()) } else { Err(no_such_media()) }
+        if !known {
+            return Err(no_such_media());
+        }
+        log::info!("{by} has deleted the file {uri}");
+        Ok(())
     }
 }
 

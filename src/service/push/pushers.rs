@@ -134,7 +134,7 @@ impl Push<'_> {
                 self.store.write(move |tx| tx.set_pusher(&new, !append, now))?;
             }
         }
-        self.sender.pushers_changed(user);
+        self.push_sender.pushers_changed(user);
         Ok(())
     }
 }

@@ -197,7 +197,11 @@ impl PushSender {
             let homeserver = lock(&self.0.state).homeserver.clone();
             let Some(hs) = homeserver.upgrade() else { break };
             match task {
-                SenderTask::Load(user) => self.load(&hs, user),
+                SenderTask::Load(user) => {
+                    if catch_unwind(AssertUnwindSafe(|| self.load(&hs, user))).is_err() {
+                        self.load_later();
+                    }
+                }
                 SenderTask::Look(key, badge, known) => {
                     let looked = catch_unwind(AssertUnwindSafe(|| self.look(&hs, key, badge, known)));
                     drop(hs);
@@ -258,8 +262,8 @@ impl PushSender {
             Ok(users) => users,
             Err(error) => {
                 log::log!(error.level(log::Level::Error), "the pushers cannot be read: {error}");
-                state.due.insert((self.0.clock.now_ms() + AFTER_OWN_FAILURE_MS, ALL));
-                return;
+                drop(state);
+                return self.load_later();
             }
         };
         for (pushers, user) in users {
@@ -280,6 +284,11 @@ impl PushSender {
         }
         drop(state);
         self.0.work.notify_one();
+    }
+
+    /// Has all pushers be read again after a while.
+    fn load_later(&self) {
+        lock(&self.0.state).due.insert((self.0.clock.now_ms() + AFTER_OWN_FAILURE_MS, ALL));
     }
 
     fn is_stopping(&self) -> bool {

@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_data_of_one_room_is_sought_by_the_room() {
         let us = ServerName::parse("us.example").expect("a name");
-        let options = Options { durable: false, readers: 1 };
+        let options = Options { durable: false, readers: 1, ..Options::default() };
         let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
         let plan = store.read(|db| {
             let sql = format!("EXPLAIN QUERY PLAN {ACCOUNT_DATA_OF_ROOM_SINCE}");

@@ -88,6 +88,13 @@ const SESSION: &str =
      FROM sessions s JOIN users u USING (user_id) JOIN devices d USING (user_id, device_id)";
 
 impl Db<'_> {
+    /// The newest time that our own clock has left here: when a device was last heard of, an account or a signing key made.
+    pub fn newest_time(&self) -> Result<Option<Millis>> {
+        let newest = "SELECT max(at) FROM (SELECT max(last_seen_ms) AS at FROM devices
+             UNION ALL SELECT max(created_ms) FROM users UNION ALL SELECT max(made_ms) FROM signing_keys)";
+        Ok(self.conn().query_row(newest, [], |row| row.get(0))?)
+    }
+
     /// The session of an access token.
     pub fn session_by_access(&self, hash: &TokenHash) -> Result<Option<Session>> {
         self.session(&format!("{SESSION} WHERE s.access = ?1"), hash)

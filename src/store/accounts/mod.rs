@@ -188,6 +188,10 @@ impl Db<'_> {
     }
 }
 
+/// Whose rows of a user go when they are erased, beside those that go with the account and its devices.
+const ERASED: [&str; 6] =
+    ["account_data", "profile_fields", "filters", "presence", "openid_tokens", "read_positions"];
+
 impl Tx<'_> {
     /// Makes an account; the first one of all is the administrator. False: the name is taken, or was a guest's for all that is
     /// known: of those who are gone there is nothing left, and what they did goes by it.
@@ -278,7 +282,7 @@ impl Tx<'_> {
              (SELECT room_key FROM memberships WHERE user_id = ?1 AND local = 1)",
             params![user.as_str()],
         )?;
-        for table in ["account_data", "profile_fields", "filters", "presence", "openid_tokens"] {
+        for table in ERASED {
             self.execute(&format!("DELETE FROM {table} WHERE user_id = ?1"), params![user.as_str()])?;
         }
         Ok(())
@@ -297,4 +301,67 @@ pub(super) fn first<T: rusqlite::types::FromSql>(
     params: impl rusqlite::Params,
 ) -> Result<Option<T>> {
     Ok(query.query_row(params, |row| row.get(0)).optional()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::in_memory;
+
+    /// The tables with users in them of which an erasure takes nothing, and why.
+    const NOT_ERASED: [(&str, &[&str]); 6] = [
+        (
+            "they go when the account is closed",
+            &[
+                "devices",
+                "sliding_connections",
+                "cross_signing_keys",
+                "key_signatures",
+                "key_backups",
+                "delayed_events",
+                "thread_subscriptions",
+            ],
+        ),
+        (
+            "the name stays taken, and what was sent is hidden from whoever comes later",
+            &["users", "event_relations"],
+        ),
+        (
+            "the rooms are left, each by its event, and those of the user's events that are owed are told",
+            &[
+                "memberships",
+                "lost_memberships",
+                "remote_memberships",
+                "owed_invites",
+                "owed_joins",
+                "owed_bans",
+                "typing",
+                "notifications_of_users",
+            ],
+        ),
+        ("those of rooms that the user was in are taken by a statement of their own", &["receipts"]),
+        ("others are told that the devices are gone", &["device_changes", "owed_edus"]),
+        (
+            "they are other servers' users, reports for administrators, or files that others were sent",
+            &["remote_device_lists", "remote_devices", "reports", "media", "media_shares"],
+        ),
+    ];
+
+    #[test]
+    fn of_every_table_with_a_user_in_it_it_is_said_what_an_erasure_does() {
+        const COLUMNS: &str = "'user_id', 'sender', 'uploader', 'owner', 'inviter', 'reporter'";
+        let tables = format!(
+            "SELECT m.name FROM sqlite_schema m WHERE m.type = 'table'
+               AND EXISTS (SELECT 1 FROM pragma_table_info(m.name) c WHERE c.name IN ({COLUMNS}))
+               AND NOT EXISTS (SELECT 1 FROM pragma_foreign_key_list(m.name) k
+                               WHERE k.\"table\" = 'devices' AND k.on_delete = 'CASCADE')
+             ORDER BY 1"
+        );
+        let store = in_memory("example.org");
+        let found = store.read(|db| db.rows(&tables, &[], |row| row.get::<_, String>(0))).unwrap();
+        let said = NOT_ERASED.iter().flat_map(|(_, tables)| *tables).chain(&ERASED);
+        let mut said: Vec<&str> = said.copied().collect();
+        said.sort_unstable();
+        assert_eq!(found, said, "a table with users in it belongs into ERASED, or here with why not");
+    }
 }

@@ -185,9 +185,13 @@ mod tests {
     #[test]
     fn reports_are_bounded_and_one_of_each_thing() {
         let us = ServerName::parse("us.example").expect("a name");
-        let store =
-            Store::open(Location::Memory, &us, Box::new(|_| ()), &Options { durable: false, readers: 1 })
-                .expect("a store");
+        let store = Store::open(
+            Location::Memory,
+            &us,
+            Box::new(|_| ()),
+            &Options { durable: false, readers: 1, ..Options::default() },
+        )
+        .expect("a store");
         let report = |reporter: &str, room: String, reason: &str| NewReport {
             reporter: UserId::parse(reporter).expect("a user"),
             room: Some(room),

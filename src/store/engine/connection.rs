@@ -16,13 +16,15 @@ use crate::store::engine::sqlite_error::disk_failure;
 pub struct Options {
     /// Whether a commit waits for the disk. Off only where the data is worth nothing (fixtures).
     pub durable: bool,
+    /// Whether a database that nobody was ever served by may get another name.
+    pub may_rename: bool,
     /// How many threads may read at once; each costs at most 2 MB of page cache.
     pub readers: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { durable: true, readers: 4 }
+        Self { durable: true, may_rename: false, readers: 4 }
     }
 }
 
@@ -106,6 +108,10 @@ pub(super) fn unusable(path: &Path, e: &rusqlite::Error) -> Error {
         Some(Code::CannotOpen | Code::PermissionDenied) => {
             format!("The database {path} cannot be opened: missing, or no permission")
         }
+        Some(Code::DatabaseCorrupt) => format!(
+            "The database {path} is malformed ({e}): keep a copy of its folder, and have `doorstep restore` make a new one of \
+             the last backup"
+        ),
         Some(Code::NotADatabase) => format!("{path} is not a Doorstep database"),
         Some(Code::DatabaseBusy | Code::DatabaseLocked) => {
             format!("The database {path} is in use by another process")

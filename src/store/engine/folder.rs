@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::migrate;
+use super::migrate::{self, MayBe};
 use crate::durable::put_in_place;
 use crate::error::{Error, IN_USE, Result, reason};
 use crate::protocol::ServerName;
@@ -137,13 +137,15 @@ pub(in crate::store) fn open(
         }
     }
     let mut connection = open_for_writing(&path, options)?;
-    migrate::prepare(&mut connection, &path, server_name, false)?;
+    migrate::prepare(&mut connection, &path, server_name, MayBe { new: false, renamed: options.may_rename })?;
+    refuse_another_schema(&connection, &path)?;
     if !options.durable {
         migrate::pin(&connection, server_name).map_err(|e| unusable(&path, &e))?;
     }
     keep_from_others(folder);
     refuse_a_stump(&connection, &path)?;
-    if !was_owned(lock) {
+    let is_renamed = migrate::rename(&connection, server_name).map_err(|e| unusable(&path, &e))?;
+    if is_renamed || !was_owned(lock) {
         let told = owned_by(server_name);
         write_note(folder, lock, told.as_bytes(), options.durable)?;
     }
@@ -217,7 +219,7 @@ fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Opt
         fs::write(at, template::bytes()?).map_err(|e| cannot(folder, e))?;
     } else {
         let mut connection = open_for_writing(at, options)?;
-        migrate::prepare(&mut connection, at, server_name, true)?;
+        migrate::prepare(&mut connection, at, server_name, MayBe { new: true, renamed: false })?;
         // The last to close folds the log into the database.
         connection.close().map_err(|(_, e)| unusable(at, &e))?;
     }
@@ -226,6 +228,23 @@ fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Opt
         placed.map_err(|e| cannot(folder, e))?;
     }
     Ok(())
+}
+
+/// Refuses a database with other tables than this program asks.
+fn refuse_another_schema(connection: &Connection, path: &Path) -> Result<()> {
+    match migrate::difference(connection).map_err(|e| unusable(path, &e))? {
+        None => Ok(()),
+        Some(what) => Err(refusal(another_schema(path, &what))),
+    }
+}
+
+/// What the operator is told of such a database.
+pub(super) fn another_schema(path: &Path, what: &str) -> String {
+    format!(
+        "{} was made by another state of Doorstep, before its first release: {what} in it is not as this program has it. Start \
+         the program that made it, or begin anew with another --data; nothing was changed",
+        path.display()
+    )
 }
 
 /// Refuses a database that was cut off: SQLite would notice only when it comes to a page that is not there.

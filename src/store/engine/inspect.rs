@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{folder, migrate};
+use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::ServerName;
 use crate::protocol::signatures::sign::SigningKey;
@@ -18,6 +19,17 @@ use crate::store::engine::connection::{refusal, unusable};
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 /// Faults that are told of one database.
 const FAULTS_MAX: usize = 20;
+
+/// A key that the server signs with, or signed with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownKey {
+    /// As in `ed25519:1`.
+    pub id: String,
+    /// Its public half, in base64.
+    pub public_base64: String,
+    /// Since when it is out of use.
+    pub retired_ms: Option<Millis>,
+}
 
 /// A database that is looked at.
 pub struct Inspection {
@@ -51,19 +63,25 @@ impl Store {
 }
 
 impl Inspection {
-    /// The public halves of the keys that the server signs with: id, and key in base64. Retired ones are left out.
-    pub fn public_keys(&self) -> Result<Vec<(String, String)>> {
-        let mut statement =
-            self.connection.prepare("SELECT key_id, seed FROM signing_keys WHERE expired_ms IS NULL")?;
-        let rows =
-            statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, [u8; 32]>(1)?)))?;
+    /// The keys that the server signs with, and signed with before those.
+    pub fn signing_keys(&self) -> Result<Vec<KnownKey>> {
+        let mut statement = self.connection.prepare(
+            "SELECT key_id, seed, expired_ms FROM signing_keys ORDER BY expired_ms IS NULL, expired_ms",
+        )?;
+        let mut rows = statement.query([])?;
         let mut all = Vec::new();
-        for row in rows {
-            let (key_id, seed) = row?;
-            let key = SigningKey::from_seed(&key_id, seed)?;
-            all.push((key_id, key.public_base64()));
+        while let Some(row) = rows.next()? {
+            let (id, seed): (String, [u8; 32]) = (row.get(0)?, row.get(1)?);
+            let public_base64 = SigningKey::from_seed(&id, seed)?.public_base64();
+            all.push(KnownKey { id, public_base64, retired_ms: row.get(2)? });
         }
         Ok(all)
+    }
+
+    /// What of its tables is not as this program has it, in a sentence; none if all are.
+    pub fn other_schema(&self) -> Result<Option<String>> {
+        let different = migrate::difference(&self.connection).map_err(|e| unusable(&self.path, &e))?;
+        Ok(different.map(|what| folder::another_schema(&self.path, &what)))
     }
 
     /// Other servers that took what they were sent last.

@@ -1,5 +1,6 @@
 //! The age of a database: new ones get `schema.sql`, old ones the steps up to it, newer ones are left alone.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
@@ -21,13 +22,22 @@ const STEPS: &[&str] = &[];
 /// The version of `SCHEMA`.
 pub const VERSION: i32 = STEPS.len() as i32 + 1;
 
+/// What a database may be that is made ready.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::store) struct MayBe {
+    /// One without anything in it.
+    pub new: bool,
+    /// One of another name that nobody was ever served by.
+    pub renamed: bool,
+}
+
 /// Makes the database ready for this program. One transaction: either the database is of the present version
-/// afterwards, or it is untouched. `may_be_new`: whether one without anything in it is made ours, or refused.
+/// afterwards, or it is untouched.
 pub(in crate::store) fn prepare(
     connection: &mut Connection,
     path: &Path,
     server_name: &ServerName,
-    may_be_new: bool,
+    may_be: MayBe,
 ) -> Result<()> {
     let sql = |e: rusqlite::Error| unusable(path, &e);
     let shown = path.display();
@@ -36,7 +46,7 @@ pub(in crate::store) fn prepare(
     let is_new = application == 0 && version == 0 && {
         connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |r| r.get(0)).map_err(sql)?
     };
-    if is_new && !may_be_new {
+    if is_new && !may_be.new {
         return Err(refusal(format!(
             "The database {shown} has nothing in it: it may have been copied without its log ({shown}-wal). Please \
              restore all of it, or remove it to begin anew"
@@ -54,9 +64,11 @@ pub(in crate::store) fn prepare(
     if !is_new
         && let Some(name) = pinned_name(connection).map_err(sql)?
         && name != server_name.as_str()
+        && !(may_be.renamed && is_without_users(connection).map_err(sql)?)
     {
         return Err(refusal(format!(
-            "{shown} belongs to the server {name}, not to {server_name}: a server's name can never change"
+            "{shown} belongs to the server {name}, not to {server_name}: a server's name can never change. Leave \
+             --name out, or say --name {name}"
         )));
     }
     keep_log(connection).map_err(sql)?;
@@ -78,11 +90,98 @@ fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_size_limit", 16 << 20)
 }
 
+/// A table, an index or a trigger of the database that is not what the schema says, or one that it lacks; none if all is as it
+/// should be. Spaces and comments do not matter. Until the first release the schema changes without a new version, and a database of
+/// another state of it would fail where its tables are asked.
+pub(super) fn difference(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    // The tables of the index of words are SQLite's own.
+    let sql = "SELECT name, sql FROM sqlite_schema
+               WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' AND name NOT GLOB 'event_texts_*'";
+    let mut statement = connection.prepare(sql)?;
+    let (mut rows, mut at, mut found) = (statement.query([])?, 0, 0);
+    while let Some(row) = rows.next()? {
+        match place_in_schema(row.get_ref(1)?.as_str()?, at) {
+            Some(end) => (at, found) = (end, found + 1),
+            // It may differ in what does not matter.
+            None => return different_definition(connection, sql),
+        }
+    }
+    let wanted = SCHEMA.lines().filter(|line| line.starts_with("CREATE ")).count();
+    if found == wanted { Ok(None) } else { different_definition(connection, sql) }
+}
+
+/// Where a definition ends in the schema as it is written, which is looked for from this place on first: they come in order,
+/// mostly.
+fn place_in_schema(sql: &str, from: usize) -> Option<usize> {
+    let search = |from: usize| {
+        let end = SCHEMA[from..].find(sql)? + from + sql.len();
+        SCHEMA[end..].starts_with(';').then_some(end)
+    };
+    search(from).or_else(|| search(0))
+}
+
+fn different_definition(connection: &Connection, sql: &str) -> rusqlite::Result<Option<String>> {
+    let mut wanted = definitions(SCHEMA);
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let name = row.get_ref(0)?.as_str()?;
+        let definition = evened(row.get_ref(1)?.as_str()?);
+        if wanted.remove(name).is_none_or(|wanted| wanted != definition) {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(wanted.into_keys().min())
+}
+
+/// What a schema makes, by name, evened out.
+fn definitions(schema: &str) -> HashMap<String, String> {
+    let (mut all, mut statement) = (HashMap::new(), String::new());
+    for line in schema.lines() {
+        let code = line.split("--").next().unwrap_or_default().trim();
+        statement.push_str(code);
+        statement.push(' ');
+        let is_trigger = statement.trim_start().starts_with("CREATE TRIGGER");
+        let is_whole = if is_trigger { code == "END;" } else { code.ends_with(';') };
+        if is_whole {
+            let mut words = statement.split_whitespace();
+            if words.next() == Some("CREATE")
+                && words.any(|word| ["TABLE", "INDEX", "TRIGGER"].contains(&word))
+                && let Some(name) = words.next()
+            {
+                all.insert(name.to_owned(), evened(&statement));
+            }
+            statement.clear();
+        }
+    }
+    all
+}
+
+/// A definition without comments, spaces and its end.
+fn evened(sql: &str) -> String {
+    let code = sql.lines().flat_map(|line| line.split("--").next());
+    let mut evened: String = code.flat_map(|code| code.chars().filter(|c| !c.is_whitespace())).collect();
+    evened.truncate(evened.trim_end_matches(';').len());
+    evened
+}
+
 /// Makes a database that was laid out the one of this server; one that is somebody's stays theirs.
 pub(super) fn pin(connection: &Connection, server_name: &ServerName) -> rusqlite::Result<()> {
     let name = server_name.as_str();
     let sql = "INSERT INTO server (one, name, stream) VALUES (1, ?1, 0) ON CONFLICT (one) DO NOTHING";
     connection.execute(sql, [name]).map(drop)
+}
+
+/// Whether nobody was ever served by this database, so that its server may still be called otherwise.
+fn is_without_users(connection: &Connection) -> rusqlite::Result<bool> {
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM users) AND NOT EXISTS (SELECT 1 FROM rooms)";
+    connection.query_row(sql, [], |row| row.get(0))
+}
+
+/// Gives a database that was made ready to this server, if it was one that may get another name; whether it did.
+pub(super) fn rename(connection: &Connection, server_name: &ServerName) -> rusqlite::Result<bool> {
+    let sql = "UPDATE server SET name = ?1 WHERE name <> ?1";
+    Ok(connection.execute(sql, [server_name.as_str()])? > 0)
 }
 
 pub(in crate::store) fn pinned_name(connection: &Connection) -> rusqlite::Result<Option<String>> {
@@ -119,6 +218,39 @@ mod tests {
 
     /// The schemas that were ever released, oldest first, with the version that each is.
     const RELEASED: &[(i32, &str)] = &[];
+
+    #[test]
+    fn a_database_of_another_state_of_the_schema_is_told_from_one_of_this() {
+        let made = || {
+            let fresh = Connection::open_in_memory().unwrap();
+            fresh.execute_batch(SCHEMA).unwrap();
+            fresh
+        };
+        assert_eq!(difference(&made()).unwrap(), None);
+        assert_eq!(
+            definitions(SCHEMA).len(),
+            SCHEMA.lines().filter(|line| line.starts_with("CREATE ")).count()
+        );
+        let vacuumed = made();
+        vacuumed.execute_batch("VACUUM").unwrap();
+        assert_eq!(difference(&vacuumed).unwrap(), None);
+        let (spaced, words) = (Connection::open_in_memory().unwrap(), "\n   -- and a word\n (");
+        spaced.execute_batch(&SCHEMA.replacen(" (\n", words, 1).replace(" STRICT", "  STRICT")).unwrap();
+        assert_eq!(difference(&spaced).unwrap(), None);
+        for (change, told) in [
+            ("CREATE TABLE another (x INTEGER) STRICT", "another"),
+            ("DROP TABLE media", "media"),
+            ("DROP INDEX users_erased", "users_erased"),
+            ("DROP TRIGGER media_filled", "media_filled"),
+            ("ALTER TABLE server ADD COLUMN more TEXT", "server"),
+            ("DROP TABLE event_texts", "event_texts"),
+        ] {
+            let other = made();
+            other.execute_batch(change).unwrap();
+            let found = difference(&other).unwrap();
+            assert!(found.as_deref().is_some_and(|name| name.starts_with(told)), "{change}: {found:?}");
+        }
+    }
 
     /// Every table, index and trigger with its definition, spaces evened out.
     fn shape(connection: &Connection) -> Vec<(String, String)> {

@@ -14,7 +14,7 @@ use crate::store::engine::connection::{
     Options, WRITER_CACHE_KIB, keep_few_pages, open_for_writing, refusal, unusable,
 };
 use crate::store::engine::folder::{self, FILE, cannot};
-use crate::store::engine::migrate;
+use crate::store::engine::migrate::{self, MayBe};
 use crate::store::engine::readers::Readers;
 use crate::store::engine::scratch::ScratchFolder;
 use crate::store::engine::space::PagesFile;
@@ -64,7 +64,7 @@ impl Store {
             Some(lock) => folder::open(&folder, lock, server_name, options)?,
             None => {
                 let mut connection = open_for_writing(&path, options)?;
-                migrate::prepare(&mut connection, &path, server_name, true)?;
+                migrate::prepare(&mut connection, &path, server_name, MayBe { new: true, renamed: false })?;
                 migrate::pin(&connection, server_name).map_err(|e| unusable(&path, &e))?;
                 connection
             }

@@ -19,7 +19,7 @@ use crate::locks::lock;
 use crate::order;
 use crate::store::engine::connection::{Options, open_for_writing, refusal, unusable};
 use crate::store::engine::folder::{self, FILE, beside, cannot};
-use crate::store::engine::migrate;
+use crate::store::engine::migrate::{self, MayBe};
 use crate::store::sizes::count;
 use crate::store::{Db, Store};
 
@@ -138,7 +138,7 @@ impl Store {
         let _lock = folder::lock(folder)?;
         let options = Options::default();
         let mut connection = open_for_writing(&path, &options)?;
-        migrate::prepare(&mut connection, &path, &name, false)?;
+        migrate::prepare(&mut connection, &path, &name, MayBe::default())?;
         let size = |path: &Path| fs::metadata(path).map(|found| found.len()).map_err(|e| cannot(folder, e));
         remove(&new).map_err(|e| cannot(folder, e))?;
         OpenOptions::new()

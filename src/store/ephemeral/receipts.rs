@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn what_one_user_has_read_in_a_room_is_sought_by_the_user() {
         let us = ServerName::parse("us.example").expect("a name");
-        let options = Options { durable: false, readers: 1 };
+        let options = Options { durable: false, readers: 1, ..Options::default() };
         let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
         let plan = store.read(|db| {
             let sql = format!("EXPLAIN QUERY PLAN {OWN_RECEIPTS_BETWEEN}");

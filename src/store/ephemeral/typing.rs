@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn one_server_whose_users_all_type_leaves_places_to_the_others() {
         let us = ServerName::parse("us.example").expect("a name");
-        let options = Options { durable: false, readers: 1 };
+        let options = Options { durable: false, readers: 1, ..Options::default() };
         let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
         let typing = store.write(|tx| {
             let room = tx.pretend_room("!r:us.example", &[])?;

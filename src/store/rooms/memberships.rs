@@ -143,6 +143,15 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// How many of them there are.
+    pub fn waiting_knocks_count(&self, room: RoomKey) -> Result<usize> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT count(*) FROM memberships WHERE room_key = ?1 AND membership = 'knock'",
+        )?;
+        let count = statement.query_row([room], |row| row.get::<_, i64>(0))?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+
     /// The rooms in which somebody waits whose knock was not answered: all that we know of, or those that a local user is
     /// joined to.
     pub fn rooms_with_knocks(&self, of: Option<&UserId>) -> Result<Vec<RoomKey>> {

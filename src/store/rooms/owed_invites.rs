@@ -190,9 +190,13 @@ mod tests {
     #[test]
     fn what_is_owed_is_bounded_for_each_inviter_and_shared_out_between_servers() {
         let us = ServerName::parse("a.org").unwrap();
-        let store =
-            Store::open(Location::Memory, &us, Box::new(|_| ()), &Options { durable: false, readers: 1 })
-                .unwrap();
+        let store = Store::open(
+            Location::Memory,
+            &us,
+            Box::new(|_| ()),
+            &Options { durable: false, readers: 1, ..Options::default() },
+        )
+        .unwrap();
         let (alice, bob) = (UserId::parse("@a:a.org").unwrap(), UserId::parse("@b:a.org").unwrap());
         let room = |n: i64| RoomId::parse(&format!("!r{n}:a.org")).unwrap();
         let owe = |n: i64, inviter: &UserId, invitee: &str| {

@@ -373,8 +373,13 @@ mod tests {
 
     fn store() -> Store {
         let name = ServerName::parse("a.org").unwrap();
-        Store::open(Location::Memory, &name, Box::new(|_| ()), &Options { durable: false, readers: 1 })
-            .unwrap()
+        Store::open(
+            Location::Memory,
+            &name,
+            Box::new(|_| ()),
+            &Options { durable: false, readers: 1, ..Options::default() },
+        )
+        .unwrap()
     }
 
     fn knock(room: &RoomId, user: &UserId) -> Pdu {

@@ -281,7 +281,7 @@ mod tests {
             Location::Memory,
             &name("us.example"),
             Box::new(|_| {}),
-            &Options { durable: false, readers: 1 },
+            &Options { durable: false, readers: 1, ..Options::default() },
         );
         let store = store.expect("a store");
         let source = |stranger| StatementSource { direct: true, stranger };

@@ -1,5 +1,5 @@
 //! Sliding sync as clients speak it today: `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`, MSC4186 as
-//! it was before it was accepted. And what both dialects have in common: `sliding_sync_v4` is the other one.
+//! it was before it was accepted. And what both dialects have in common: `sliding_v4` is the other one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -33,8 +33,10 @@ pub struct RegularBackups(Mutex<Option<JoinHandle<()>>>);
 impl RegularBackups {
     /// Starts the thread, if backups are to be made. It keeps only a weak hold of the homeserver, and ends with it.
     pub fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
-        if hs.config.backup_to.is_none() {
-            return Ok(());
+        let Some(folder) = &hs.config.backup_to else { return Ok(()) };
+        // Who has to do something about it is there now.
+        if let Err(e) = make_last_folder(folder) {
+            log::error!("no backups will be made in {}: {}", folder.display(), e.for_people());
         }
         let (weak, scheduler) = (Arc::downgrade(hs), hs.scheduler.clone());
         let work = move || {
@@ -70,6 +72,19 @@ impl RegularBackups {
     }
 }
 
+/// Makes a folder for backups, but none that it is in: where those are missing, the disk that they are on is not there, and
+/// what would be written fills another one.
+fn make_last_folder(folder: &Path) -> Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::invalid_param(format!(
+            "the folder that {} is to be in is missing: see that its disk is mounted, or make it",
+            folder.display()
+        ))),
+        made => made.map_err(|e| unusable(folder, &e)),
+    }
+}
+
 impl Admin<'_> {
     /// When the next regular backup is due, as far as the files tell.
     fn next_backup_due(&self, now: Millis) -> Millis {
@@ -95,7 +110,7 @@ impl Admin<'_> {
 
     fn back_up_into(&self, folder: &Path) -> Result<()> {
         let begun = self.clock.now_ms();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| unusable(folder, &e))?;
+        make_last_folder(folder)?;
         let path = folder.join(self.name_of_backup(begun));
         self.sweep_unfinished(folder);
         let mut backup = WhileRunning { backup: self.back_up(|| true)?, hs: self };
