@@ -509,8 +509,8 @@ fn what_a_knocker_is_shown_and_whether_they_are_let_knock_is_as_the_room_says_at
     };
     let name = |(status, body): (u16, Value)| -> Option<String> {
         assert_eq!(status, 200, "{body}");
-        let shown = body["knock_room_state"].as_array().expect("a list").iter();
-        let name = shown.filter(|event| event["type"] == "m.room.name").next_back()?;
+        let mut shown = body["knock_room_state"].as_array().expect("a list").iter();
+        let name = shown.rfind(|event| event["type"] == "m.room.name")?;
         Some(name["content"]["name"].as_str().unwrap_or_default().to_owned())
     };
     let call_it = |name: &str| alice.set_state(&scene.room, "m.room.name", "", json!({ "name": name }));
