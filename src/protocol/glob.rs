@@ -42,7 +42,8 @@ impl Steps {
         self.0.get() == 0
     }
 
-    fn take(&self, steps: usize) -> bool {
+    /// Takes so many, or what is left of them. Whether some are left after that.
+    pub fn take(&self, steps: usize) -> bool {
         let left = self.0.get().saturating_sub(steps);
         self.0.set(left);
         left > 0
@@ -167,11 +168,16 @@ impl Piece {
         let length = self.chars.len();
         let last = text.len().checked_sub(length).filter(|last| from <= *last)?;
         let Some(borders) = self.borders.as_ref().filter(|_| length > 0) else {
-            return (from..=last).find(|at| {
-                steps.take(1 + if length > 0 && fits(*at, at + length) { length } else { 0 })
-                    && fits(*at, at + length)
-                    && self.is_at(text, *at)
-            });
+            for at in from..=last {
+                let fits = fits(at, at + length);
+                if !steps.take(1 + if fits { length } else { 0 }) {
+                    return None;
+                }
+                if fits && self.is_at(text, at) {
+                    return Some(at);
+                }
+            }
+            return None;
         };
         if !steps.take(text.len() - from) {
             return None;

@@ -412,6 +412,48 @@ fn rules_are_put_where_they_are_wanted_and_both_syncs_tell_of_it() {
 }
 
 #[test]
+fn the_rules_of_one_user_have_a_bound_beyond_which_they_only_become_fewer() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let path = |id: &str| format!("{V3}/pushrules/global/override/{id}");
+    let body = json!({"actions": [], "conditions": [
+        {"kind": "event_match", "key": "content.x", "pattern": "x".repeat(800)}]});
+    let mut put = 0;
+    let refused = loop {
+        let (status, answer) = alice.request("PUT", &path(&format!("r{put}")), Some(body.clone()));
+        if status != 200 {
+            break (status, answer["errcode"].clone());
+        }
+        put += 1;
+    };
+    assert_eq!(refused, (403, json!("M_RESOURCE_LIMIT_EXCEEDED")));
+    assert_eq!(alice.get(&path("r0"))["conditions"], body["conditions"], "those that were put are there");
+    alice.put(&path("r0"), json!({"actions": [], "conditions": []}));
+    alice.put(&path("more"), json!({"actions": [], "conditions": []}));
+}
+
+#[test]
+fn whose_rules_take_too_long_hears_of_an_event_what_everybody_does_and_nobody_else_hears_less() {
+    let server = TestServer::start();
+    let (alice, bob, carol, room) = scene(&server);
+    // Pieces that may stand anywhere, and never do.
+    let pattern = format!("*{}b*", "?a".repeat(60));
+    let conditions = json!([{"kind": "event_match", "key": "content.x", "pattern": pattern}]);
+    for number in 0..20 {
+        rule(&bob, "override", &format!("r{number}"), json!({"actions": [], "conditions": conditions}));
+    }
+    let body = json!({"actions": ["notify", {"set_tweak": "highlight"}], "pattern": "cake"});
+    rule(&carol, "content", "cake", body.clone());
+    rule(&bob, "content", "cake", body);
+    let before = [&bob, &carol].map(|user| unread(user, &room));
+    let content = json!({"msgtype": "m.text", "body": "cake", "x": "a".repeat(50_000)});
+    say(&alice, &room, content);
+    let [of_bob, of_carol] = [&bob, &carol].map(|user| unread(user, &room));
+    assert_eq!(of_bob, (before[0].0 + 1, before[0].1), "as by the predefined rules");
+    assert_eq!(of_carol, (before[1].0 + 1, before[1].1 + 1));
+}
+
+#[test]
 fn rules_that_are_put_at_the_same_moment_are_all_there() {
     let server = TestServer::start();
     let alice = server.user("alice");

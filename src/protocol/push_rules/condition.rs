@@ -1,10 +1,15 @@
 //! The conditions of push rules (client-server API, "Conditions"). One that is unknown or malformed never holds.
 
+use std::rc::Rc;
+
 use serde_json::{Map, Value};
 
 use super::event::{PushEvent, Recipient, RoomFacts};
 use crate::protocol::glob::{Glob, Steps, is_word_char};
 use crate::protocol::json::INTEGER_MAX;
+
+/// To look for one property takes as long as so many steps.
+const STEPS_MIN: usize = 8;
 
 /// A condition, compiled.
 #[derive(Debug, PartialEq, Eq)]
@@ -122,6 +127,16 @@ impl Condition {
         Self::Match { path, pattern }
     }
 
+    /// What it takes to ask it, whatever the event says: somewhat more steps than it needs.
+    pub(super) fn steps(&self) -> usize {
+        match self {
+            Self::Match { path, .. } | Self::Is { path, .. } | Self::Contains { path, .. } => {
+                STEPS_MIN * path.len()
+            }
+            _ => STEPS_MIN,
+        }
+    }
+
     /// Whether the condition holds. `recipient`: none if that is somebody whom the event does not name.
     pub(super) fn holds(
         &self,
@@ -132,30 +147,22 @@ impl Condition {
     ) -> bool {
         let text = |path: &[String]| event.property(path).and_then(Value::as_str);
         match self {
-            Self::Match { path, pattern } => text(path).is_some_and(|text| pattern.matches(text, steps)),
+            Self::Match { path, pattern } => text(path).is_some_and(|text| {
+                let folded = || event.folded(path, steps);
+                pattern.matches(text, folded, steps)
+            }),
             Self::BodyMatch(words) => event.body().is_some_and(|body| match words {
                 Words::One(word) => body.has_word(word),
                 Words::Glob(glob) => glob.matches_words(&body.text, steps),
             }),
             Self::Is { path, value } => event.property(path).is_some_and(|there| is_same(there, value)),
-            Self::Contains { path, value } => {
-                let all = event.property(path).and_then(Value::as_array);
-                all.is_some_and(|all| all.iter().any(|there| is_same(there, value)))
-            }
+            Self::Contains { path, value } => event.contains(path, value, steps),
             Self::IsRecipient { path } => {
                 recipient.is_some_and(|recipient| text(path) == Some(recipient.user.as_str()))
             }
-            Self::ContainsRecipient { path } => recipient.is_some_and(|recipient| {
-                let all = event.property(path).and_then(Value::as_array);
-                all.is_some_and(|all| all.iter().any(|there| there.as_str() == Some(recipient.user.as_str())))
-            }),
-            Self::ContainsDisplayName => {
-                let name = recipient.and_then(|recipient| (recipient.display_name)());
-                match (name.filter(|name| !name.is_empty()), event.body()) {
-                    (Some(name), Some(body)) => Glob::literal(&name).matches_words(&body.text, steps),
-                    _ => false,
-                }
-            }
+            Self::ContainsRecipient { path } => recipient
+                .is_some_and(|recipient| event.contains(path, &recipient.user.as_str().into(), steps)),
+            Self::ContainsDisplayName => recipient.is_some_and(|recipient| recipient.is_named(event, steps)),
             Self::MemberCount(comparison, count) => comparison.holds(room.joined, *count),
             Self::SenderMayNotify(kind) => (room.sender_may_notify)(kind),
             Self::RecipientMay(action) => {
@@ -168,12 +175,18 @@ impl Condition {
 }
 
 impl Pattern {
-    fn matches(&self, text: &str, steps: &Steps) -> bool {
+    /// `folded`: the text without regard to case.
+    fn matches(&self, text: &str, folded: impl Fn() -> Option<Rc<[char]>>, steps: &Steps) -> bool {
         match self {
+            // However it is written, no character has more than four bytes.
+            Self::Plain(plain) if text.len() > 4 * plain.len() => false,
             Self::Plain(plain) if text.is_ascii() => plain.eq_ignore_ascii_case(text),
             // Letters beyond ASCII may be another form of ASCII's.
-            Self::Plain(plain) => Glob::literal(plain).matches_in(&Glob::fold(text), steps),
-            Self::Glob(glob) => glob.matches_in(&Glob::fold(text), steps),
+            Self::Plain(plain) => {
+                steps.take(plain.len())
+                    && folded().is_some_and(|text| Glob::literal(plain).matches_in(&text, steps))
+            }
+            Self::Glob(glob) => folded().is_some_and(|text| glob.matches_in(&text, steps)),
         }
     }
 }
@@ -260,7 +273,7 @@ mod tests {
             thread_subscription: None,
         };
         let user = UserId::parse("@alice:a.example").expect("a user id");
-        let recipient = Recipient { user: &user, display_name: &|| Some("Alice *B*".to_owned()) };
+        let recipient = Recipient::new(&user, &|| Some("Alice *B*".to_owned()));
         Condition::of(condition).holds(&event, &room, Some(&recipient), &Steps::new(1_000_000))
     }
 

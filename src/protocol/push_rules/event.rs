@@ -1,18 +1,25 @@
 //! An event as the conditions of push rules look at it: read once for all whom it may notify.
 
-use std::cell::OnceCell;
-use std::collections::HashSet;
+use std::cell::{OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use crate::protocol::glob::{Glob, is_word_char};
+use crate::protocol::glob::{Glob, Steps, is_word_char};
 use crate::protocol::{Pdu, UserId};
 
 /// What the predefined rules look at, and nearly all of users' own: each is made a value when a rule asks for it, and the
 /// rest of the event only if one asks for that.
 const USUAL: [&str; 6] = ["content", "event_id", "room_id", "sender", "state_key", "type"];
 
-/// One event.
+/// To look a display name up takes as long as so many steps.
+const NAME_STEPS: usize = 1000;
+/// A list that is longer is looked through once, for all who ask whether something is in it.
+const SHORT_LIST_MAX: usize = 16;
+
+/// One event. What has to be made of a property before conditions can be asked of it is made once for all conditions of all
+/// users: what they ask is theirs to choose, how long the property is is somebody else's.
 pub struct PushEvent {
     /// The event, if it is one of a room.
     pdu: Option<Pdu>,
@@ -20,6 +27,10 @@ pub struct PushEvent {
     usual: [OnceCell<Option<Value>>; USUAL.len()],
     whole: OnceCell<Map<String, Value>>,
     body: OnceCell<Option<Body>>,
+    /// Texts without regard to case, by their paths.
+    folded: RefCell<HashMap<Vec<String>, Rc<[char]>>>,
+    /// What is in long lists, by their paths.
+    listed: RefCell<HashMap<Vec<String>, Rc<HashSet<Value>>>>,
 }
 
 /// The text of a message.
@@ -44,26 +55,43 @@ pub struct RoomFacts<'r> {
 
 /// Whom the event may notify.
 pub struct Recipient<'r> {
-    /// The user.
-    pub user: &'r UserId,
-    /// Their display name in the room.
-    pub display_name: &'r dyn Fn() -> Option<String>,
+    pub(super) user: &'r UserId,
+    display_name: &'r dyn Fn() -> Option<String>,
+    is_named: OnceCell<bool>,
+}
+
+impl<'r> Recipient<'r> {
+    /// A user, with their display name in the room, which is looked up when a rule asks for it.
+    pub fn new(user: &'r UserId, display_name: &'r dyn Fn() -> Option<String>) -> Self {
+        Self { user, display_name, is_named: OnceCell::new() }
+    }
+
+    /// Whether their display name stands in the event's body.
+    pub(super) fn is_named(&self, event: &PushEvent, steps: &Steps) -> bool {
+        let look = || {
+            let Some(body) = event.body() else { return false };
+            // What is looked up for it is as long as somebody wanted.
+            let Some(name) = (self.display_name)().filter(|name| !name.is_empty()) else { return false };
+            steps.take(NAME_STEPS + name.len()) && Glob::literal(&name).matches_words(&body.text, steps)
+        };
+        *self.is_named.get_or_init(look)
+    }
 }
 
 impl PushEvent {
     /// An event of a room, with its ids, which some room versions do not have in the event itself.
     pub fn of(pdu: &Pdu) -> Self {
-        Self {
-            pdu: Some(pdu.clone()),
-            usual: Default::default(),
-            whole: OnceCell::new(),
-            body: OnceCell::new(),
-        }
+        Self::new(Some(pdu.clone()), OnceCell::new())
     }
 
     /// An event as an object.
     pub fn from_object(object: Map<String, Value>) -> Self {
-        Self { pdu: None, usual: Default::default(), whole: OnceCell::from(object), body: OnceCell::new() }
+        Self::new(None, OnceCell::from(object))
+    }
+
+    fn new(pdu: Option<Pdu>, whole: OnceCell<Map<String, Value>>) -> Self {
+        let (folded, listed) = (RefCell::default(), RefCell::default());
+        Self { pdu, usual: Default::default(), whole, body: OnceCell::new(), folded, listed }
     }
 
     /// What the predefined rules look for by a user's id: whom the event mentions, and whom it is the state of.
@@ -94,6 +122,39 @@ impl PushEvent {
             _ => Some(pdu.event_type().into()),
         };
         self.usual[at].get_or_init(value).as_ref()
+    }
+
+    /// The text at a path, without regard to case, if there is one. None, too, if it would take more steps than are left.
+    pub(super) fn folded(&self, path: &[String], steps: &Steps) -> Option<Rc<[char]>> {
+        if let Some(known) = self.folded.borrow().get(path) {
+            return Some(known.clone());
+        }
+        let text = self.property(path)?.as_str()?;
+        if !steps.take(text.len()) {
+            return None;
+        }
+        let folded: Rc<[char]> = Glob::fold(text).into();
+        self.folded.borrow_mut().insert(path.to_vec(), folded.clone());
+        Some(folded)
+    }
+
+    /// Whether there is a list at a path that has this in it, which is no list and no object.
+    pub(super) fn contains(&self, path: &[String], value: &Value, steps: &Steps) -> bool {
+        let Some(list) = self.property(path).and_then(Value::as_array) else { return false };
+        if list.len() <= SHORT_LIST_MAX {
+            return steps.take(list.len()) && list.contains(value);
+        }
+        if let Some(known) = self.listed.borrow().get(path) {
+            return known.contains(value);
+        }
+        let size = |there: &Value| 1 + there.as_str().map_or(0, str::len);
+        if !steps.take(list.iter().map(size).sum()) {
+            return false;
+        }
+        let values = list.iter().filter(|there| !there.is_array() && !there.is_object());
+        let listed: Rc<HashSet<Value>> = Rc::new(values.cloned().collect());
+        self.listed.borrow_mut().insert(path.to_vec(), listed.clone());
+        listed.contains(value)
     }
 
     pub(super) fn body(&self) -> Option<&Body> {
@@ -143,5 +204,26 @@ mod tests {
         for none in [&["state_key"][..], &["redacts"], &["content", "none"], &[]] {
             assert_eq!(pushed.property(&path(none)), None, "{none:?}");
         }
+    }
+
+    #[test]
+    fn what_conditions_look_at_is_prepared_once_and_counted() {
+        let event = json!({ "content": { "x": "A".repeat(60_000), "list": (0..100).collect::<Vec<_>>() } });
+        let event = PushEvent::from_object(event.as_object().expect("an object").clone());
+        let path = |name: &str| ["content", name].map(str::to_owned);
+        let steps = Steps::new(100_000);
+        let folded = event.folded(&path("x"), &steps).expect("a text");
+        assert_eq!(steps.left(), 40_000);
+        assert!(Rc::ptr_eq(&folded, &event.folded(&path("x"), &steps).expect("the same")));
+        assert_eq!(steps.left(), 40_000, "what is there takes none");
+        for (value, is_there) in
+            [(json!(7), true), (json!(100), false), (json!("7"), false), (json!(7.0), false)]
+        {
+            assert_eq!(event.contains(&path("list"), &value, &steps), is_there, "{value}");
+        }
+        assert_eq!(steps.left(), 39_900);
+        assert!(
+            event.folded(&path("list"), &steps).is_none() && !event.contains(&path("x"), &json!("A"), &steps)
+        );
     }
 }

@@ -12,5 +12,5 @@ mod rule_set;
 mod user_rules;
 
 pub use event::{PushEvent, Recipient, RoomFacts};
-pub use rule_set::{Actions, Outcome, RuleSet};
+pub use rule_set::{Actions, Outcome, RuleSet, StepsUsedUp};
 pub use user_rules::{NewRule, Place, RuleKind, UserRules};

@@ -87,6 +87,10 @@ impl Actions {
     }
 }
 
+/// That rules could not be judged, for they take too long. Somebody else's answer has to be found for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepsUsedUp;
+
 /// Rules, compiled.
 #[derive(Debug, Default)]
 pub struct RuleSet {
@@ -160,19 +164,29 @@ impl RuleSet {
     }
 
     /// What the first rule whose conditions hold says to do; none if there is no such rule. `recipient`: none for
-    /// somebody whom the event does not name, if these are the predefined rules. Text is looked through for as many
-    /// steps as there are.
+    /// somebody whom the event does not name, if these are the predefined rules. Errors: these rules need more steps than
+    /// there are.
     pub fn evaluate(
         &self,
         event: &PushEvent,
         room: &RoomFacts<'_>,
         recipient: Option<&Recipient<'_>>,
         steps: &Steps,
-    ) -> Option<&Actions> {
-        let holds = |rule: &&Arc<Rule>| {
-            rule.conditions.iter().all(|condition| condition.holds(event, room, recipient, steps))
+    ) -> Result<Option<&Actions>, StepsUsedUp> {
+        let holds = |condition: &Condition| {
+            steps.take(condition.steps()) && condition.holds(event, room, recipient, steps)
         };
-        self.rules.iter().find(holds).map(|rule| &rule.actions)
+        for rule in &self.rules {
+            let applies = steps.take(1) && rule.conditions.iter().all(holds);
+            // What was looked for with the last of them may be there all the same.
+            if steps.are_used_up() {
+                return Err(StepsUsedUp);
+            }
+            if applies {
+                return Ok(Some(&rule.actions));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -228,8 +242,8 @@ mod tests {
             recipient_may: &|_, _| true,
             thread_subscription,
         };
-        let recipient = Recipient { user: &user, display_name: &|| None };
-        let found = set.evaluate(&event, &room, Some(&recipient), &Steps::new(usize::MAX));
+        let recipient = Recipient::new(&user, &|| None);
+        let found = set.evaluate(&event, &room, Some(&recipient), &Steps::new(usize::MAX)).expect("judged");
         found.map(|actions| actions.outcome).unwrap_or_default()
     }
 
@@ -338,6 +352,56 @@ mod tests {
             assert_eq!(outcome_in(rules, event, None), nowhere, "{event}");
             assert_eq!(outcome_in(rules, event, Some(true)), subscribed, "{event}");
             assert_eq!(outcome_in(rules, event, Some(false)), unsubscribed, "{event}");
+        }
+    }
+
+    #[test]
+    fn all_that_rules_have_looked_at_is_counted_and_those_that_take_too_long_are_not_judged() {
+        let event = json!({
+            "type": "x", "content": {
+                "body": "a ".repeat(25_000), "x": "a".repeat(10_000),
+                "list": (0..50).map(|n| n.to_string()).collect::<Vec<_>>() } });
+        let of = |conditions: Vec<Value>, rules: usize| {
+            let rule = json!({"rule_id": "r", "enabled": true, "actions": [], "conditions": conditions});
+            RuleSet::compile(&json!({ "override": vec![rule; rules] }), ALICE)
+        };
+        let judge = |set: &RuleSet, steps: usize| {
+            let event = PushEvent::from_object(event.as_object().expect("an object").clone());
+            let room = RoomFacts {
+                joined: 3,
+                sender_may_notify: &|_| false,
+                recipient_may: &|_, _| false,
+                thread_subscription: None,
+            };
+            let user = UserId::parse(ALICE).expect("a user id");
+            let recipient = Recipient::new(&user, &|| Some("b ".repeat(2000)));
+            set.evaluate(&event, &room, Some(&recipient), &Steps::new(steps)).map(|found| found.is_some())
+        };
+        let matching =
+            |key: &str, pattern: &str| json!({"kind": "event_match", "key": key, "pattern": pattern});
+        let never = matching("content.x", "?*z");
+        let contains =
+            |value: &str| json!({"kind": "event_property_contains", "key": "content.list", "value": value});
+        // What is dear the first time is cheap after that,
+        for conditions in [
+            vec![matching("content.x", "?*"); 13],
+            vec![contains("7"); 9],
+            vec![matching("type", "\u{212a}"), never.clone()],
+            vec![json!({"kind": "contains_display_name"})],
+        ] {
+            let set = of([conditions, vec![never.clone()]].concat(), 100);
+            assert_eq!(judge(&set, 500_000), Ok(false));
+            assert_eq!(judge(&set, 1_000), Err(StepsUsedUp), "but each condition of each rule counts");
+        }
+        // and the rest ends where it has to.
+        for pattern in ["*?b*".to_owned(), format!("*{}b*", "?a".repeat(30)), "*a*a*a*b*".to_owned()] {
+            for key in ["content.x", "content.body"] {
+                assert_eq!(
+                    judge(&of(vec![matching(key, &pattern)], 100), 500_000),
+                    Err(StepsUsedUp),
+                    "{pattern}"
+                );
+            }
         }
     }
 

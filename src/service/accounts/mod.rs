@@ -5,7 +5,8 @@
 //! - `interactive_auth`: what a client has to prove before something is done; `passwords`: how often one may be tried.
 //! - `page_sessions`: logging in on the page, and the first account.
 //! - `moderation`: what administrators do to accounts.
-//! - `profile`: names, avatars and other fields; `account_data`: what clients keep here, tags included.
+//! - `profile`: names, avatars and other fields; `account_data`: what clients keep here; `tags`: of this, what
+//!   rooms are filed under.
 //! - `ignored_users`: whom a user does not want to hear.
 //! - `login_tokens`: with which who is logged in lets another device log in.
 //! - `openid`: tokens by which third parties learn who somebody is.
@@ -21,6 +22,7 @@ pub mod passwords;
 pub mod profile;
 pub mod registration_nonces;
 pub mod sessions;
+pub mod tags;
 
 use std::net::IpAddr;
 use std::ops::Deref;

@@ -4,13 +4,14 @@
 //!
 //! A new room may claim any predecessor. It is believed where the old room says the same.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::error::Result;
 use crate::protocol::json::parse_object;
 use crate::protocol::push_rules::UserRules;
 use crate::protocol::{Pdu, RoomId, UserId};
-use crate::service::push::rules::PUSH_RULES;
+use crate::service::accounts::tags::copy_tags;
+use crate::service::push::rules::{PUSH_RULES, is_too_much};
 use crate::store::{Db, Room, Tx};
 
 /// The room that a tombstone names.
@@ -47,34 +48,19 @@ pub(in crate::service) fn follow_upgrade(tx: &mut Tx<'_>, room: &Room, user: &Us
     note_direct_chat(tx, user, &old, new)
 }
 
-/// Tags are copied, but where the new room has its own.
-fn copy_tags(tx: &mut Tx<'_>, user: &UserId, old: &RoomId, new: &RoomId) -> Result<()> {
-    let tags = |room| -> Result<Map<String, Value>> {
-        let content = tx.account_data(user, Some(room), "m.tag")?;
-        let content = content.and_then(|content| parse_object(content.as_bytes()).ok());
-        Ok(match content.and_then(|mut content| content.remove("tags")) {
-            Some(Value::Object(tags)) => tags,
-            _ => Map::new(),
-        })
-    };
-    let (old_tags, own) = (tags(old)?, tags(new)?);
-    let mut all = old_tags;
-    all.extend(own.clone());
-    if all == own {
-        return Ok(());
-    }
-    tx.set_account_data(user, Some(new), "m.tag", &json!({ "tags": all }).to_string())
-}
-
 /// The user's push rules that speak of the old room are there for the new one too, on or off as they are.
 fn copy_push_rules(tx: &mut Tx<'_>, user: &UserId, old: &RoomId, new: &RoomId) -> Result<()> {
     let stored = tx.account_data(user, None, PUSH_RULES)?;
     // Of most users nothing need be read.
     let Some(stored) = stored.filter(|stored| stored.contains(old.as_str())) else { return Ok(()) };
     let mut rules = UserRules::read(Some(&stored))?;
-    match rules.follow_room(old.as_str(), new.as_str()) {
-        true => tx.set_account_data(user, None, PUSH_RULES, &rules.to_json()?),
-        false => Ok(()),
+    if !rules.follow_room(old.as_str(), new.as_str()) {
+        return Ok(());
+    }
+    let content = rules.to_json()?;
+    match is_too_much(&content, Some(&stored)) {
+        true => Ok(()),
+        false => tx.set_account_data(user, None, PUSH_RULES, &content),
     }
 }
 

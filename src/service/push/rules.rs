@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::error::Result;
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::push_rules::{NewRule, Place, RuleKind, UserRules};
 use crate::service::push::Push;
@@ -13,6 +13,15 @@ use crate::store::Db;
 
 /// The account data that a user's rules are.
 pub const PUSH_RULES: &str = "m.push_rules";
+
+/// Bytes of all that a user has changed in the rules, as it is stored: with each change it is read and written as a whole, and
+/// somebody else's event has it compiled. Several hundred rules of the usual size.
+const USER_RULES_BYTES_MAX: usize = 128 * 1024;
+
+/// Whether rules have more bytes than a user's may, and have become more.
+pub(in crate::service) fn is_too_much(rules: &str, before: Option<&str>) -> bool {
+    rules.len() > USER_RULES_BYTES_MAX.max(before.map_or(0, str::len))
+}
 
 impl Push<'_> {
     /// All rules of a user: what `GET /pushrules/` has under `global`.
@@ -53,8 +62,8 @@ impl Push<'_> {
         self.change(user, |rules| rules.set_actions(user, kind, rule_id, body))
     }
 
-    /// Changes the rules. They are read and written where they hold up nobody; if another change was first, this one is
-    /// made again upon it.
+    /// Changes the rules. They are read, written and compiled where that holds up nobody; if another change was first, this
+    /// one is made again upon it. Errors: 403 `M_RESOURCE_LIMIT_EXCEEDED` for too many bytes.
     fn change(&self, user: &UserId, change: impl Fn(&mut UserRules) -> Result<()>) -> Result<()> {
         loop {
             let stored = self.store.read(|db| db.account_data(user, None, PUSH_RULES))?;
@@ -65,10 +74,15 @@ impl Push<'_> {
                 return Ok(());
             }
             let (of, content) = (user.clone(), rules.to_json()?);
+            if is_too_much(&content, stored.as_deref()) {
+                let why = format!("The push rules of a user have at most {USER_RULES_BYTES_MAX} bytes");
+                return Err(Error::new(ErrCode::ResourceLimitExceeded, why));
+            }
+            let compiled = self.store.read(|db| Ok(db.compiled_push_rules(&rules, user)))?;
             let written = self.store.write(move |tx| {
                 let is_current = tx.account_data(&of, None, PUSH_RULES)? == stored;
                 if is_current {
-                    tx.set_account_data(&of, None, PUSH_RULES, &content)?;
+                    tx.set_push_rules(&of, &content, compiled)?;
                 }
                 Ok(is_current)
             })?;

@@ -18,17 +18,21 @@ use crate::order;
 use crate::protocol::event_auth::{PowerLevelKey, PowerLevels};
 use crate::protocol::glob::Steps;
 use crate::protocol::pdu::Membership;
-use crate::protocol::push_rules::{Actions, Outcome, PushEvent, Recipient, RoomFacts, RuleSet};
+use crate::protocol::push_rules::{Actions, Outcome, PushEvent, Recipient, RoomFacts, RuleSet, StepsUsedUp};
 use crate::protocol::remote_membership::RemoteMembership;
 use crate::protocol::{Pdu, UserId};
 use crate::store::push::unread::MAIN_THREAD;
 use crate::store::rooms::thread_subscriptions::ThreadFollowers;
 use crate::store::{Db, EventKey, Room, RoomKey, Tx};
 
-/// So many characters of one event are compared for one user, and for all of them, with patterns that are not just a
-/// word. Nobody writes rules that need them, unless to keep the writer busy; then what is left does not match.
-const USER_STEPS_MAX: usize = 1_000_000;
-const EVENT_STEPS_MAX: usize = 10_000_000;
+/// So many steps, of about a character that is compared, one event is worth for the rules of one user, and for those of all
+/// of them together: some ten milliseconds of the writer. Nobody writes rules that need them, unless to keep it busy.
+/// To whose rules take more the event is what it is by the predefined rules.
+const USER_STEPS_MAX: usize = 500_000;
+const EVENT_STEPS_MAX: usize = 4_000_000;
+/// So many each user has however many others have taken: enough for some dozens of rules and an ordinary message, so that
+/// rules of others do not put one's own out of action.
+const USER_STEPS_MIN: usize = 5_000;
 
 /// An event that was put into its room.
 pub(in crate::store) struct PlacedEvent<'e> {
@@ -91,12 +95,20 @@ impl Evaluation<'_, '_> {
             let member = db.state_event(room.key, "m.room.member", user?.as_str());
             member.ok().flatten()?.content_str("displayname")
         };
-        let recipient = user.map(|user| Recipient { user, display_name: &name });
-        let budget = self.steps_left.min(USER_STEPS_MAX);
+        let recipient = user.map(|user| Recipient::new(user, &name));
+        let budget = self.steps_left.clamp(USER_STEPS_MIN, USER_STEPS_MAX);
         let steps = Steps::new(budget);
-        let found = rules.evaluate(event, &facts, recipient.as_ref(), &steps).cloned().unwrap_or_default();
-        self.steps_left -= budget - steps.left();
-        found
+        let found = match rules.evaluate(event, &facts, recipient.as_ref(), &steps) {
+            Ok(found) => found.cloned(),
+            Err(StepsUsedUp) => {
+                // They look at little, which is remembered with the event.
+                let predefined = self.db.shared.predefined_rules();
+                let unbounded = Steps::new(usize::MAX);
+                predefined.evaluate(event, &facts, recipient.as_ref(), &unbounded).ok().flatten().cloned()
+            }
+        };
+        self.steps_left = self.steps_left.saturating_sub(budget - steps.left());
+        found.unwrap_or_default()
     }
 }
 

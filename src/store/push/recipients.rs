@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::protocol::ignored_users::Ignored;
 use crate::protocol::push_rules::{RuleSet, UserRules};
 use crate::protocol::{UserId, content, json};
-use crate::store::{Db, RoomKey};
+use crate::store::{Db, RoomKey, Tx};
 
 /// The account data that says what notifies a user.
 pub(in crate::store) const RULES: &str = "m.push_rules";
@@ -63,6 +63,11 @@ impl Db<'_> {
         Ok(ignored.map(|content| Ignored::listed(&content, user)).unwrap_or_default())
     }
 
+    /// The rules of a user, ready to be asked.
+    pub fn compiled_push_rules(&self, rules: &UserRules, user: &UserId) -> RuleSet {
+        RuleSet::of_user(rules, user, self.shared.has_call_rules(), &self.shared.predefined_rules())
+    }
+
     /// What a user has that is not usual.
     pub(in crate::store) fn push_settings(&self, user: &UserId) -> Result<Option<Rc<Settings>>> {
         if let Some(known) = self.recall(|cache| cache.push_settings(user)) {
@@ -72,10 +77,7 @@ impl Db<'_> {
         let ignored = self.ignored_of(user)?;
         let rules = match rules {
             None => None,
-            Some(stored) => {
-                let (rules, predefined) = (UserRules::read(Some(&stored))?, self.shared.predefined_rules());
-                Some(RuleSet::of_user(&rules, user, self.shared.has_call_rules(), &predefined))
-            }
+            Some(stored) => Some(self.compiled_push_rules(&UserRules::read(Some(&stored))?, user)),
         };
         let settings = (rules.is_some() || !ignored.is_empty()).then(|| Rc::new(Settings { rules, ignored }));
         self.remember(|cache| cache.keep_push_settings(user, settings.clone()));
@@ -95,5 +97,15 @@ impl Db<'_> {
         let special: SpecialRecipients = special.into();
         self.remember(|cache| cache.keep_special_recipients(room, special.clone()));
         Ok(Recipients { all, special })
+    }
+}
+
+impl Tx<'_> {
+    /// Sets the push rules of a user, which are compiled already, so that nobody's event has to wait for that.
+    pub fn set_push_rules(&mut self, user: &UserId, content: &str, compiled: RuleSet) -> Result<()> {
+        self.set_account_data(user, None, RULES, content)?;
+        let settings = Settings { rules: Some(compiled), ignored: self.ignored_of(user)? };
+        self.remember(|cache| cache.keep_push_settings(user, Some(Rc::new(settings))));
+        Ok(())
     }
 }
