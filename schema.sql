@@ -823,11 +823,11 @@ CREATE INDEX client_transactions_by_event ON client_transactions (event_key) WHE
 
 -- The line in which messages wait for a device, from its first one on: how many wait, and what they come to in bytes. `line`: a
 -- position, which no other line ever has. `counted`: `to_device_shares` says from whom they are. That is so from when the line
--- has become so long that it matters until it is empty.
+-- has become so long that it matters until it is empty. Without a device: that was logged out, and what waited goes by and by.
 CREATE TABLE to_device_lines (
   line INTEGER PRIMARY KEY,
-  user_id TEXT NOT NULL,
-  device_id TEXT NOT NULL,
+  user_id TEXT,
+  device_id TEXT,
   messages INTEGER NOT NULL DEFAULT 0,
   bytes INTEGER NOT NULL DEFAULT 0,
   counted INTEGER NOT NULL DEFAULT 0,

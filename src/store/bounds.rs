@@ -327,7 +327,14 @@ pub const TABLES: &[TableBounds] = &[
         "never: an administrator may read them",
     ),
     table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
-    table("account_data", &[users("by the rate limit of writes", "")], "deactivation"),
+    table(
+        "account_data",
+        &[users(
+            "by the rate limit of writes; of push rules 128 KiB, of the tags of a room 64 KiB; 403 beyond",
+            "the_rules_of_one_user_have_a_bound_beyond_which_they_only_become_fewer",
+        )],
+        "deactivation",
+    ),
     table(
         "pushers",
         &[users("100 of one user, 24 KiB each; 403 beyond", "")],
@@ -361,7 +368,11 @@ pub const TABLES: &[TableBounds] = &[
         "every 32nd takes out 64 that are too old (`add_client_txn`)",
     ),
     // ----- devices -----
-    table("to_device_lines", &[users("one of each device", "")], "with the device"),
+    table(
+        "to_device_lines",
+        &[users("one of each device", "")],
+        "after the device, with the last of its messages (`empty_ended_lines`)",
+    ),
     table(
         "to_device",
         &[
@@ -380,7 +391,7 @@ pub const TABLES: &[TableBounds] = &[
                 "a_stranger_who_fills_an_inbox_shuts_out_nobody_but_himself",
             ),
         ],
-        "the device's next /sync (`forget_to_device`); with the device",
+        "the device's next /sync (`forget_to_device`); after the device, a portion at a time (`empty_ended_lines`)",
     ),
     table(
         "to_device_shares",
@@ -388,7 +399,7 @@ pub const TABLES: &[TableBounds] = &[
             "three for each user who has a message in `to_device`",
             "shares_are_counted_as_messages_come_and_go_and_end_with_the_device",
         )],
-        "with the last of its messages (`forget_to_device`); with the device",
+        "with the last of its messages (`forget_to_device`, `empty_ended_lines`)",
     ),
     table(
         "to_device_portions",

@@ -116,6 +116,24 @@ fn what_is_no_message_is_refused() {
 }
 
 #[test]
+fn a_message_for_all_devices_is_not_written_many_times_what_a_request_may_have() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    for number in 0..80 {
+        server.device_of(&bob, &format!("D{number}"));
+    }
+    let put = |txn: &str, length: usize| {
+        let messages = json!({ "messages": { bob.id(): { "*": { "n": length, "x": "x".repeat(length) } } } });
+        let path = format!("/_matrix/client/v3/sendToDevice/m.test/{txn}");
+        let (status, answer) = alice.request("PUT", &path, Some(messages));
+        (status, answer["errcode"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(put("large", 60_000), (413, "M_TOO_LARGE".to_owned()));
+    assert_eq!(put("small", 10_000).0, 200);
+    assert_eq!(receive(&bob, 1), [10_000]);
+}
+
+#[test]
 fn messages_between_servers_survive_outages_kills_and_restarts_in_order() {
     let mut a = ProcessServer::start(&[]);
     let mut b = TestServer::start();

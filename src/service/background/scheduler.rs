@@ -375,7 +375,8 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     hand_out_invites(shared, hs, now)?;
     joins::join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
-    let more_to_delete = hs.devices().empty_deleted_key_backups()?.then_some(now);
+    let more_keys = hs.devices().empty_deleted_key_backups()?;
+    let more_to_delete = (hs.devices().empty_ended_lines()? || more_keys).then_some(now);
     let more_to_index = hs.rooms().index_texts_if_behind()?.then_some(now);
     let next = hs.store.read(|db| {
         Ok([

@@ -37,13 +37,21 @@ const MESSAGE_ID_CHARS_MAX: usize = 32;
 const MESSAGES_AT_ONCE_MAX: usize = 200;
 const ROWS_AT_ONCE_MAX: usize = 500;
 const BYTES_AT_ONCE_MAX: usize = 8 << 20;
+/// What the messages of one request, or of one ephemeral message, come to in bytes for the devices that `*` stands for: twice what
+/// a request can have that names each of them.
+const TO_ALL_BYTES_MAX: usize = 4 << 20;
+/// Messages of devices that were logged out which go in one commit, and how often the timer does so before it looks at what else is
+/// due.
+const ENDED_AT_ONCE_MAX: usize = 250;
+const ENDED_COMMITS: usize = 8;
 /// When who has sent a device more than it fetches should come again.
 const RETRY_AFTER_MS: Millis = 20_000;
 
 impl Devices<'_> {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
     /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE` if one of
-    /// them is larger than an event may be, alone in its ephemeral message where it goes to another server, 429
+    /// them is larger than an event may be, alone in its ephemeral message where it goes to another server, or those for all of
+    /// somebody's devices come to too much, 429
     /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of
     /// many hundreds some, and the same request sends the others.
     pub fn send_to_device(&self, event_type: &str, messages: &RawValue, txn: ClientTxn) -> Result<()> {
@@ -110,15 +118,28 @@ impl Devices<'_> {
         Ok(())
     }
 
+    /// Deletes some of the messages of devices that were logged out, for the timer. Whether there are more of them.
+    pub(in crate::service) fn empty_ended_lines(&self) -> Result<bool> {
+        if !self.store.read(|db| db.has_ended_lines())? {
+            return Ok(false);
+        }
+        for _ in 0..ENDED_COMMITS {
+            if !self.store.write(|tx| tx.empty_ended_lines(ENDED_AT_ONCE_MAX))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The messages for local devices that exist, in portions. They are looked up here, so that those for nobody cost
-    /// the writer nothing, however many they are.
+    /// the writer nothing, however many they are. Errors: 413 `M_TOO_LARGE` for too much for all of somebody's devices.
     fn portions(
         &self,
         id: &str,
         sender: &UserId,
         messages: Vec<DeviceMessage>,
     ) -> Result<Vec<MessagePortion>> {
-        let (mut portions, mut number) = (Vec::new(), 0);
+        let (mut portions, mut number, mut bytes_to_all) = (Vec::new(), 0, 0);
         let mut messages = messages.into_iter();
         loop {
             let some: Vec<DeviceMessage> = messages.by_ref().take(MESSAGES_AT_ONCE_MAX).collect();
@@ -135,6 +156,13 @@ impl Devices<'_> {
                 }
                 Ok((known, db.snapshot_position()?))
             })?;
+            let to_all = messages.iter().filter(|message| message.device == ALL_DEVICES);
+            bytes_to_all +=
+                to_all.map(|message| message.recipients.len() * message.message.len()).sum::<usize>();
+            if bytes_to_all > TO_ALL_BYTES_MAX {
+                let why = "The messages are too large for so many devices";
+                return Err(Error::new(ErrCode::TooLarge, why));
+            }
             if !messages.is_empty() {
                 portions.push(MessagePortion {
                     mark: mark(id, HERE, number),
@@ -173,7 +201,11 @@ impl Devices<'_> {
                     }
                 }
             }
-            portions.extend(self.portions(&said.message_id, &said.sender, messages)?);
+            match self.portions(&said.message_id, &said.sender, messages) {
+                Ok(some) => portions.extend(some),
+                Err(e) if e.errcode() == ErrCode::TooLarge => log::info!("messages of {}: {e}", said.sender),
+                Err(e) => return Err(e),
+            }
         }
         for portions in batches(portions) {
             let (origin, now) = (origin.clone(), self.clock.now_ms());

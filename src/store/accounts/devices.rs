@@ -258,7 +258,7 @@ impl Tx<'_> {
         Ok(renamed == 1)
     }
 
-    /// Logs a device out and forgets it, with its keys and messages. Whether there was one of this id.
+    /// Logs a device out and forgets it, with its keys; the timer sees to its messages, see [`Tx::empty_ended_lines`]. Whether there was one of this id.
     pub fn delete_device(&mut self, user: &UserId, device: &str) -> Result<bool> {
         self.sessions_changed();
         self.execute(
@@ -268,6 +268,7 @@ impl Tx<'_> {
         self.forget_signatures_of_device(user, device)?;
         self.delete_pushers_of_device(user, device)?;
         self.close_sliding_connections(user, device)?;
+        self.end_to_device_line(user, device)?;
         let deleted = self.execute(
             "DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2",
             params![user.as_str(), device],

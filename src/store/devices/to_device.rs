@@ -168,6 +168,14 @@ impl Db<'_> {
         )
     }
 
+    /// Whether messages are left of devices that were logged out.
+    pub fn has_ended_lines(&self) -> Result<bool> {
+        Ok(self
+            .conn()
+            .prepare_cached("SELECT 1 FROM to_device_lines WHERE user_id IS NULL LIMIT 1")?
+            .exists([])?)
+    }
+
     fn to_device_line(&self, user: &UserId, device: &str) -> Result<Option<LineKey>> {
         let mut statement = self
             .conn()
@@ -302,7 +310,7 @@ impl Tx<'_> {
         let short = origin.short_line();
         let joined = self.execute(
             "UPDATE to_device_lines SET messages = messages + 1, bytes = bytes + ?2
-             WHERE line = ?1 AND counted = 0 AND messages < ?3 AND bytes + ?2 <= ?4",
+             WHERE line = ?1 AND user_id IS NOT NULL AND counted = 0 AND messages < ?3 AND bytes + ?2 <= ?4",
             params![line, size, short.messages, short.bytes],
         )?;
         Ok(joined == 1)
@@ -352,10 +360,11 @@ impl Tx<'_> {
         Ok(InboxOutcome::Waits)
     }
 
-    /// Whether it is known from whom the messages of a line are; none if there is no such line.
+    /// Whether it is known from whom the messages of a line are; none if it is no device's.
     fn is_counted(&self, line: LineKey) -> Result<Option<bool>> {
-        let mut statement =
-            self.conn().prepare_cached("SELECT counted FROM to_device_lines WHERE line = ?1")?;
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT counted FROM to_device_lines WHERE line = ?1 AND user_id IS NOT NULL")?;
         Ok(statement.query_row([line], |row| row.get(0)).optional()?)
     }
 
@@ -426,6 +435,39 @@ impl Tx<'_> {
             params![user.as_str(), device, since],
         )?;
         Ok(())
+    }
+
+    /// Nobody waits for these messages any more. They may be very many: the timer sees to them.
+    pub(in crate::store) fn end_to_device_line(&mut self, user: &UserId, device: &str) -> Result<()> {
+        let ended = self.execute(
+            "UPDATE to_device_lines SET user_id = NULL, device_id = NULL WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device],
+        )?;
+        if ended > 0 {
+            self.wake_timer();
+        }
+        Ok(())
+    }
+
+    /// Takes out messages of devices that were logged out, so many at most. Whether there may be more.
+    pub fn empty_ended_lines(&mut self, most: usize) -> Result<bool> {
+        let next: Option<LineKey> = self
+            .conn()
+            .prepare_cached("SELECT line FROM to_device_lines WHERE user_id IS NULL LIMIT 1")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        let Some(line) = next else { return Ok(false) };
+        for of_line in [
+            "DELETE FROM to_device WHERE stream IN (SELECT stream FROM to_device WHERE line = ?1 LIMIT ?2)",
+            "DELETE FROM to_device_shares WHERE line = ?1 AND (share, origin) IN
+               (SELECT share, origin FROM to_device_shares WHERE line = ?1 LIMIT ?2)",
+        ] {
+            if self.execute(of_line, params![line, most as i64])? == most {
+                return Ok(true);
+            }
+        }
+        self.execute("DELETE FROM to_device_lines WHERE line = ?1", params![line])?;
+        Ok(true)
     }
 
     fn shorten_line(&mut self, line: LineKey, upto: i64) -> Result<()> {

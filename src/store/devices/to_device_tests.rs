@@ -208,7 +208,31 @@ fn shares_are_counted_as_messages_come_and_go_and_end_with_the_device() {
     send_some(&store, 80);
     assert_eq!(shares(&store), (6, 3 * 82, 3 * 820));
     assert!(store.write(|tx| tx.delete_device(&bob(), "D")).expect("written"));
+    while store.write(|tx| tx.empty_ended_lines(50)).expect("written") {}
     assert_eq!((shares(&store), lines(&store)), ((0, 0, 0), [(0, 0); 2]));
+}
+
+#[test]
+fn what_waits_for_a_device_that_is_logged_out_goes_a_portion_at_a_time_and_never_to_the_next_of_its_name() {
+    let store = with_device_of_bob();
+    send_some(&store, 120);
+    let amount = |store: &Store| lines(store)[1].0;
+    assert!(store.write(|tx| tx.delete_device(&bob(), "D")).expect("written"));
+    assert_eq!(amount(&store), 120, "nobody waits for so many to be deleted");
+    let written = store.write(|tx| {
+        let bob = bob();
+        tx.conn().execute("INSERT INTO devices (user_id, device_id) VALUES (?1, 'D')", [bob.as_str()])?;
+        Ok(tx.to_device_after(&bob, "D", 0, 1000)?.len())
+    });
+    assert_eq!(written.expect("written"), 0, "a device that logs in begins with nothing");
+    send_some(&store, 3);
+    for left in [73, 23, 3] {
+        assert!(store.write(|tx| tx.empty_ended_lines(50)).expect("written"));
+        assert_eq!(amount(&store), left);
+    }
+    while store.write(|tx| tx.empty_ended_lines(50)).expect("written") {}
+    let kept = store.read(|db| Ok((db.has_ended_lines()?, db.to_device_after(&bob(), "D", 0, 10)?.len())));
+    assert_eq!((kept.expect("read"), lines(&store)), ((false, 3), [(3, 30); 2]));
 }
 
 #[test]
