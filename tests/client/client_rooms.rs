@@ -595,6 +595,69 @@ fn account_data_and_tags_belong_to_their_user_alone() {
 }
 
 #[test]
+fn tags_have_bounds_and_none_is_lost_for_another_or_for_what_cannot_be_read() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let tags = format!("{V3}/user/{}/rooms/{}/tags", segment(alice.id()), segment(&room));
+    let large = |length: usize| Some(json!({"says": "x".repeat(length)}));
+    assert_eq!(refusal(&alice, "PUT", &format!("{tags}/u.large"), large(1024)), says(413, "M_TOO_LARGE"));
+    let mut put = 0;
+    let refused = loop {
+        let (status, answer) = alice.request("PUT", &format!("{tags}/u.{put}"), large(1000));
+        if status != 200 {
+            break (status, answer["errcode"].as_str().unwrap().to_owned());
+        }
+        put += 1;
+    };
+    assert_eq!(refused, says(403, "M_RESOURCE_LIMIT_EXCEEDED"));
+    let count = || alice.get(&tags)["tags"].as_object().unwrap().len();
+    assert_eq!(count(), put, "each that was put is there");
+    assert_eq!(alice.request("DELETE", &format!("{tags}/u.0"), None).0, 200);
+    alice.put(&format!("{tags}/u.1"), json!({"order": 0.5}));
+    alice.put(&format!("{tags}/u.new"), json!({}));
+    assert_eq!(count(), put);
+    // What a client has written beside them stays.
+    let entry = format!("{V3}/user/{}/rooms/{}/account_data/m.tag", segment(alice.id()), segment(&room));
+    alice.put(&entry, json!({"tags": {"u.own": {}}, "org.example": 7}));
+    alice.put(&format!("{tags}/u.other"), json!({}));
+    assert_eq!(alice.get(&entry), json!({"tags": {"u.own": {}, "u.other": {}}, "org.example": 7}));
+}
+
+#[test]
+fn members_of_a_time_that_the_history_visibility_hides_are_told_to_nobody_who_came_later() {
+    let server = TestServer::start();
+    let (alice, bob, carol, dora) =
+        (server.user("alice"), server.user("bob"), server.user("carol"), server.user("dora"));
+    let room = alice.create_room_with(json!({"preset": "public_chat", "initial_state": [
+        {"type": "m.room.history_visibility", "content": {"history_visibility": "joined"}}]}));
+    bob.join(&room);
+    let member = room_path(&room, &format!("state/m.room.member/{}", segment(bob.id())));
+    bob.put(&member, json!({"membership": "join", "displayname": "former"}));
+    let token = |user: &TestUser| user.initial_sync()["next_batch"].as_str().unwrap().to_owned();
+    let then = token(&alice);
+    bob.put(&member, json!({"membership": "join", "displayname": "present"}));
+    carol.join(&room);
+    let path = room_path(&room, &format!("members?at={then}"));
+    let bob_as_told_to = |user: &TestUser| -> Value {
+        let chunk = user.get(&path)["chunk"].clone();
+        let of_bob = chunk.as_array().unwrap().iter().find(|event| event["state_key"] == bob.id()).cloned();
+        of_bob.unwrap()["content"]["displayname"].clone()
+    };
+    assert_eq!(bob_as_told_to(&alice), "former");
+    assert_eq!(bob_as_told_to(&carol), "present", "as of when they came");
+    alice.put(
+        &room_path(&room, "state/m.room.history_visibility"),
+        json!({"history_visibility": "world_readable"}),
+    );
+    assert_eq!(refusal(&dora, "GET", &path, None), says(403, "M_FORBIDDEN"));
+    let now = room_path(&room, &format!("members?at={}", token(&alice)));
+    assert_eq!(dora.get(&now)["chunk"].as_array().unwrap().len(), 3, "now they may look");
+    bob.leave(&room);
+    assert_eq!(bob_as_told_to(&bob), "former", "who was there may see it after they left");
+}
+
+#[test]
 fn filters_are_kept_as_they_were_uploaded() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

@@ -515,3 +515,29 @@ fn a_few_of_those_who_ask_what_changed_are_answered_at_a_time() {
         assert_eq!(answer, json!({ "changed": [], "left": [] }));
     });
 }
+
+#[test]
+fn who_has_left_or_was_banned_learns_of_nobody_who_comes_later() {
+    let server = TestServer::start();
+    let (alice, bob, carol, dora) =
+        (server.user("alice"), server.user("bob"), server.user("carol"), server.user("dora"));
+    let encrypted =
+        json!([{ "type": "m.room.encryption", "content": { "algorithm": "m.megolm.v1.aes-sha2" } }]);
+    for initial_state in [json!([]), encrypted] {
+        let room = alice.create_room_with(json!({ "preset": "public_chat", "initial_state": initial_state }));
+        for user in [&bob, &carol] {
+            user.join(&room);
+        }
+        let since = bob.initial_sync()["next_batch"].as_str().expect("a token").to_owned();
+        carol.leave(&room);
+        let ban = format!("{V3}/rooms/{}/ban", segment(&room));
+        alice.post(&ban, json!({ "user_id": bob.id() }));
+        dora.join(&room);
+        let expected = BTreeSet::from([alice.id().to_owned(), carol.id().to_owned()]);
+        let told = sync(&bob, &format!("since={since}"))["device_lists"].clone();
+        assert_eq!((users(&told["left"]), users(&told["changed"])), (expected.clone(), BTreeSet::new()));
+        alice.leave(&room);
+        let told = bob.get(&format!("{V3}/keys/changes?from={since}&to={since}"));
+        assert_eq!(users(&told["left"]), expected, "whoever goes after them");
+    }
+}

@@ -209,7 +209,7 @@ impl Rooms<'_> {
         })
     }
 
-    /// The membership events of a room: a JSON array. Errors: 403 `M_FORBIDDEN`.
+    /// The membership events of a room: a JSON array. Errors: 403 `M_FORBIDDEN`, also for a time that the user may not see.
     pub fn members(
         &self,
         format: &ClientFormat<'_>,
@@ -218,7 +218,10 @@ impl Rooms<'_> {
     ) -> Result<Vec<u8>> {
         self.view(format.user, room, |db, view| {
             view.require_readable()?;
-            let at = request.at.map_or(i64::MAX, |at| at.0.stream).min(view.present());
+            let at = match request.at {
+                Some(at) => view.state_position(at.0.stream)?,
+                None => view.present(),
+            };
             let mut list = JsonList::default();
             if at == i64::MAX {
                 db.each_member(view.room.key, None, |_, membership, row| match request.wants(membership) {

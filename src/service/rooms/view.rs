@@ -201,6 +201,41 @@ impl<'v> RoomView<'v> {
         Ok(EventAccess { visible, membership: own.or(membership).unwrap_or(Membership::Leave) })
     }
 
+    /// The position as of which the state is to be shown to who asks for that as of `at`: no later than their present; and where
+    /// they may see nothing that was said then, the beginning of their membership, which tokens of a newcomer's first answers
+    /// are before. Errors: 403 `M_FORBIDDEN` for a position that the history visibility hides from who is not in the room.
+    pub fn state_position(&self, at: i64) -> Result<i64> {
+        let at = at.min(self.present());
+        let is_in = match self.access {
+            Access::Joined { since } => at >= since,
+            Access::Left { at: left } => at >= left,
+            Access::Outsider | Access::Forgotten => false,
+        };
+        if is_in {
+            return Ok(at);
+        }
+        let as_of = |event_type: &str, state_key: &str| -> Result<Option<Pdu>> {
+            let key = self.db.state_event_as_of(self.room.key, event_type, state_key, at)?;
+            key.map(|key| self.db.pdu_by_key(key)).transpose()
+        };
+        let was = match self.access {
+            Access::Joined { .. } | Access::Left { .. } => as_of("m.room.member", self.user.as_str())?,
+            Access::Outsider | Access::Forgotten => None,
+        };
+        let then = EventView {
+            visibility: visibility_of(as_of("m.room.history_visibility", "")?.as_ref()),
+            visibility_after: None,
+            membership: was.and_then(|event| event.membership()),
+            membership_after: None,
+            joined_since: matches!(self.access, Access::Joined { .. } | Access::Left { .. }),
+        };
+        match self.access {
+            _ if visibility::may_see(&then) => Ok(at),
+            Access::Joined { since } => Ok(since),
+            _ => Err(Error::forbidden("You may not see the room as it was then")),
+        }
+    }
+
     /// The visibility and the viewer's membership in a state.
     fn state_at(&self, state: Option<SnapshotId>) -> Result<(HistoryVisibility, Option<Membership>)> {
         let Some(state) = state else { return Ok((visibility_of(None), None)) };
@@ -252,15 +287,10 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
     if member.forgotten {
         return Ok(Access::Forgotten);
     }
-    let changes = db.state_tuple_changes(room.key, "m.room.member", user.as_str())?;
     if member.membership != Membership::Join {
-        for change in &changes {
-            if said_by(db, change.previous)? == Some(Membership::Join) {
-                return Ok(Access::Left { at: change.stream });
-            }
-        }
-        return Ok(Access::Outsider);
+        return Ok(left_at(db, room, user)?.map_or(Access::Outsider, |at| Access::Left { at }));
     }
+    let changes = db.state_tuple_changes(room.key, "m.room.member", user.as_str())?;
     // Back through changes of the profile to the join. Giving up early only costs the short cut of `look`.
     let mut since = member.stream;
     for change in changes.iter().take(PROFILE_CHANGES_MAX) {
@@ -274,6 +304,16 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
         since = previous.place.map_or(since, |place| place.stream.min(since));
     }
     Ok(Access::Joined { since })
+}
+
+/// When a user who is not in the room left it last: the position of the leave, kick or ban. None: they never were in it.
+pub fn left_at(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<i64>> {
+    for change in db.state_tuple_changes(room.key, "m.room.member", user.as_str())? {
+        if said_by(db, change.previous)? == Some(Membership::Join) {
+            return Ok(Some(change.stream));
+        }
+    }
+    Ok(None)
 }
 
 /// A room whose setting was changed more often than this counts as one that was closed at times.

@@ -9,8 +9,9 @@ use crate::error::Result;
 use crate::order::Gather;
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
-use crate::service::rooms::view::membership_known_at;
+use crate::service::rooms::view::{left_at, membership_known_at};
 use crate::store::cache::news::News;
+use crate::store::rooms::state::StateChange;
 use crate::store::{Db, EventKey, Room, RoomKey};
 
 /// "100 messages is recommended as a reasonable limit."
@@ -158,7 +159,7 @@ pub(in crate::service) fn device_lists_between(
         match (was_in, db.membership(key, user)? == Some(Membership::Join)) {
             (true, true) => room.comings_and_goings(&mut lists.changed, parted)?,
             (false, true) => lists.changed.extend(room.members()?),
-            (true, false) => parted.extend(room.members()?),
+            (true, false) => parted.extend(room.members_until_leaving(user)?),
             (false, false) => {}
         }
     }
@@ -239,6 +240,30 @@ impl CommonRoom<'_> {
             came.extend(self.members()?);
             return Ok(());
         }
+        self.moves_among(&changes, came, went)
+    }
+
+    /// Those with whom a user, who was in the room, shared it at the end: the members as of their leave, whoever came or went after
+    /// it, and who had gone before them.
+    fn members_until_leaving(&self, user: &UserId) -> Result<BTreeSet<UserId>> {
+        let mut members: BTreeSet<UserId> = self.members()?.into_iter().collect();
+        let Some(left) = left_at(self.db, &self.room, user)? else { return Ok(BTreeSet::new()) };
+        let changes = |after, upto| self.db.state_changes_between(self.room.key, after, upto);
+        let (mut came, mut went) = (BTreeSet::new(), BTreeSet::new());
+        self.moves_among(&changes(left, self.position)?, &mut came, &mut went)?;
+        members.retain(|member| !came.contains(member));
+        members.extend(went);
+        self.moves_among(&changes(self.since, left)?, &mut came, &mut members)?;
+        Ok(members)
+    }
+
+    /// Who joins by these changes of the state, and who does not stay.
+    fn moves_among(
+        &self,
+        changes: &[StateChange],
+        came: &mut BTreeSet<UserId>,
+        went: &mut BTreeSet<UserId>,
+    ) -> Result<()> {
         let joined = |event: Option<EventKey>| -> Result<bool> {
             let pdu = event.map(|event| self.db.pdu_by_key(event)).transpose()?;
             Ok(pdu.and_then(|pdu| pdu.membership()) == Some(Membership::Join))
