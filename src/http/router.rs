@@ -281,6 +281,11 @@ impl Router {
             Handler::UserUpload(begin, finish) => {
                 let requester = route.user(&hs, head)?;
                 let user = Some(requester.counted());
+                // However long the body took: it is theirs who may still send it.
+                let finish = move |hs: &Arc<Homeserver>, request: &Request, upload| {
+                    route.user(hs, request)?;
+                    finish(hs, request, upload)
+                };
                 (upload(move |head| begin(&hs, head, &requester), self.hs.clone(), finish), user)
             }
             Handler::Peer(handler) => {
@@ -382,7 +387,7 @@ fn at_once(handler: impl Fn(&Request) -> Result<Reply> + Send + 'static) -> Rout
 fn upload(
     begin: impl FnOnce(&Request) -> Result<Upload> + 'static,
     hs: Arc<Homeserver>,
-    finish: fn(&Arc<Homeserver>, &Request, Upload) -> Result<Reply>,
+    finish: impl Fn(&Arc<Homeserver>, &Request, Upload) -> Result<Reply> + Send + 'static,
 ) -> RouteCall {
     RouteCall::Upload(Box::new(move |head| {
         let begun = Arc::new(Mutex::new(Some(begin(head)?)));

@@ -285,3 +285,32 @@ fn guests_without_end_take_the_place_of_those_who_were_not_heard_of_for_longest(
     let kept = hs.store.read(|db| db.count_guests()).unwrap();
     assert_eq!(kept, 2000);
 }
+
+#[test]
+fn a_guest_does_nothing_by_an_event_that_their_endpoints_refuse() {
+    let server = with_guests();
+    let (alice, bob, guest) = (server.user("alice"), server.user("bob"), guest(&server));
+    let room = room_for(&alice, "can_join");
+    guest.post(&room_path(&room, "join"), json!({}));
+    let levels = room_path(&room, "state/m.room.power_levels");
+    let mut content = alice.get(&levels);
+    content["users"][guest.id()] = json!(50);
+    alice.put(&levels, content);
+    let put = |user: &TestUser, target: &str, query: &str, membership: &str| {
+        let path = room_path(&room, &format!("state/m.room.member/{}{query}", segment(target)));
+        user.request("PUT", &path, Some(json!({"membership": membership})))
+    };
+    for query in ["", "?org.matrix.msc4140.delay=1"] {
+        for (target, membership) in
+            [(bob.id(), "invite"), (bob.id(), "ban"), (bob.id(), "leave"), (guest.id(), "knock")]
+        {
+            refused(put(&guest, target, query, membership), 403, "M_GUEST_ACCESS_FORBIDDEN");
+        }
+    }
+    assert!(server.user("carol").request("GET", &room_path(&room, "joined_members"), None).0 == 403);
+    let profile = json!({"membership": "join", "displayname": "A guest"});
+    let own = room_path(&room, &format!("state/m.room.member/{}", segment(guest.id())));
+    assert_eq!(guest.request("PUT", &own, Some(profile)).0, 200);
+    assert_eq!(put(&guest, guest.id(), "", "leave").0, 200);
+    assert_eq!(put(&alice, bob.id(), "", "invite").0, 200);
+}

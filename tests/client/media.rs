@@ -377,8 +377,27 @@ fn who_closes_their_account_leaves_what_others_were_shown_and_announces_nothing_
     alice.post("/_matrix/client/v3/account/deactivate", json!({ "auth": auth, "erase": true }));
     under_way.write_all(b"llo").expect("sent");
     let answer = RawAnswer::read(under_way).expect("an answer");
-    assert_eq!(answer.error(), (403, "M_FORBIDDEN".to_owned()), "{answer:?}");
+    assert_eq!(answer.error(), (401, "M_UNKNOWN_TOKEN".to_owned()), "{answer:?}");
     is_whole(&download(&bob, &uri, ""), b"shown to others");
     not_found(&download(&bob, &announced, ""));
     assert_eq!(new_files(&server), 0);
+}
+
+#[test]
+fn nothing_is_uploaded_by_a_session_that_ended_before_its_last_byte() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let announced = alice.post(CREATE, json!({}))["content_uri"].as_str().expect("a URI").to_owned();
+    let place = announced.strip_prefix("mxc://").expect("a URI");
+    for (method, path) in [("POST", UPLOAD.to_owned()), ("PUT", format!("{UPLOAD}/{place}"))] {
+        let phone = server.device_of(&alice, "PHONE");
+        let mut under_way = begin(&phone, method, &path, "Content-Length: 5\r\n");
+        under_way.write_all(b"he").expect("sent");
+        wait_until("it is under way", || new_files(&server) == 1);
+        phone.post("/_matrix/client/v3/logout", json!({}));
+        under_way.write_all(b"llo").expect("sent");
+        let answer = RawAnswer::read(under_way).expect("an answer");
+        assert_eq!(answer.error(), (401, "M_UNKNOWN_TOKEN".to_owned()), "{method}: {answer:?}");
+        assert_eq!(new_files(&server), 0);
+    }
 }

@@ -9,7 +9,7 @@ use crate::locks::lock;
 use crate::order;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
-use crate::service::accounts::moderation::suspended;
+use crate::service::accounts::moderation::{not_for_guests, suspended};
 use crate::service::events::accept::Sent;
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::power_levels;
@@ -260,6 +260,20 @@ impl Rooms<'_> {
             Err(error) if error.errcode() == ErrCode::LimitExceeded => Err(error),
             _ => Err(bad()),
         }
+    }
+}
+
+/// Of memberships, a guest sends those that have endpoints for guests: their own, which join, change their profile or leave. Errors:
+/// 403 `M_GUEST_ACCESS_FORBIDDEN`.
+pub fn check_sent_by_guest(draft: &Draft) -> Result<()> {
+    if draft.event_type != "m.room.member" {
+        return Ok(());
+    }
+    let membership = draft.content.get("membership").and_then(Value::as_str);
+    let is_own = draft.state_key.as_deref() == Some(draft.sender.as_str());
+    match membership.and_then(Membership::parse) {
+        Some(Membership::Join | Membership::Leave) if is_own => Ok(()),
+        _ => Err(not_for_guests("Guests may only join and leave")),
     }
 }
 

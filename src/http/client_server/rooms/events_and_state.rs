@@ -11,6 +11,7 @@ use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::events::build::Draft;
 use crate::service::rooms::create::CreateRoom;
+use crate::service::rooms::send::check_sent_by_guest;
 use crate::service::rooms::upgrade::UpgradeRoom;
 use crate::store::accounts::client_transactions::ClientTxn;
 
@@ -25,7 +26,7 @@ pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let mut draft = draft(request, requester, request.json_object()?)?;
     draft.state_key = None;
-    check_suspension(hs, requester, &draft)?;
+    check_may_send(hs, requester, &draft)?;
     let scope = format!("send/{}/{}", draft.room, draft.event_type);
     if let Some(delay) = delayed_events::delay(request)? {
         let txn = txn(request, requester, format!("delayed/{scope}"))?;
@@ -51,7 +52,7 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
     draft.state_key = None;
     let scope = format!("redact/{}/{redacts}", draft.room);
     draft.redacts = Some(redacts);
-    check_suspension(hs, requester, &draft)?;
+    check_may_send(hs, requester, &draft)?;
     let event_id = hs.rooms().send_message(draft, txn(request, requester, scope)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
@@ -59,7 +60,7 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
 pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let draft = draft(request, requester, request.json_object()?)?;
-    check_suspension(hs, requester, &draft)?;
+    check_may_send(hs, requester, &draft)?;
     if let Some(delay) = delayed_events::delay(request)? {
         let delay_id = hs.rooms().delay_event(draft, None, delay)?;
         return Ok(Reply::json(&json!({"delay_id": delay_id})));
@@ -109,12 +110,13 @@ pub fn aliases(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
     Ok(Reply::json(&json!({"aliases": aliases})))
 }
 
-/// Who is suspended may still take back what is theirs. Errors: 403 `M_USER_SUSPENDED`.
-fn check_suspension(hs: &Homeserver, requester: &Requester, draft: &Draft) -> Result<()> {
-    match requester.standing.suspended {
-        true => hs.rooms().check_sent_while_suspended(draft),
-        false => Ok(()),
+/// Who is suspended may still take back what is theirs, and guests do not do by an event what they may not by its endpoint. Errors:
+/// 403 `M_USER_SUSPENDED`, 403 `M_GUEST_ACCESS_FORBIDDEN`.
+fn check_may_send(hs: &Homeserver, requester: &Requester, draft: &Draft) -> Result<()> {
+    if requester.standing.suspended {
+        hs.rooms().check_sent_while_suspended(draft)?;
     }
+    if requester.standing.guest { check_sent_by_guest(draft) } else { Ok(()) }
 }
 
 fn draft(request: &Request, requester: &Requester, content: Map<String, Value>) -> Result<Draft> {
