@@ -48,7 +48,8 @@ CREATE TABLE rooms (
 -- No place (NULL): outliers, rejected and soft-failed events.
 --
 -- `status`: 0 accepted, 1 soft-failed, 2 rejected. `state_before` and `state_after` are snapshots; NULL for outliers,
--- of which we know neither. `redacted_by`: the redaction that took effect. `outgoing`: to be sent to the servers in the
+-- of which we know neither. `given`: the state before it is what another server said that it was, or that after events
+-- of which this is true, and nothing beside: by such a state nothing is rejected. `redacted_by`: the redaction that took effect. `outgoing`: to be sent to the servers in the
 -- room, because it was made here or handed in here (send_join, send_leave, send_knock). `room_key` is one of `rooms`; that
 -- is not declared, since a room that is deleted would have SQLite go through all events.
 CREATE TABLE events (
@@ -61,6 +62,7 @@ CREATE TABLE events (
   origin_server_ts INTEGER NOT NULL,
   status INTEGER NOT NULL,
   outgoing INTEGER NOT NULL DEFAULT 0,
+  given INTEGER NOT NULL DEFAULT 0,
   state_before INTEGER,
   state_after INTEGER,
   redacted_by INTEGER,

@@ -47,6 +47,7 @@
 pub mod common;
 
 mod apex;
+mod beside_a_join;
 mod browsing;
 mod decided_meanwhile;
 mod device_lists;

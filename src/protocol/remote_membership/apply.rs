@@ -286,6 +286,7 @@ impl Fields {
             (InviteAnswer::Void(_), Some(pause)) => (self.attempts, self.due_ms) = (looks, Some(now + pause)),
             (InviteAnswer::Void(Some(Membership::Knock)), None) if self.answers().is_some() => {
                 self.event = self.previous.take();
+                self.restore_version();
                 self.enter(RemoteState::Knocked, None);
             }
             (InviteAnswer::Void(_), None) => {
@@ -323,8 +324,14 @@ impl Fields {
         Next::Row(self)
     }
 
+    /// The row is about the event again that is told, and so is the version.
+    fn restore_version(&mut self) {
+        self.room_version = self.event.as_ref().map_or(self.room_version, Pdu::version);
+    }
+
     /// What was before the join is again.
     fn fall_back(mut self, now: Millis) -> Next {
+        self.restore_version();
         match self.event.as_ref().map(Pdu::membership) {
             None => return Next::Gone,
             Some(Some(Membership::Invite)) => self.enter(RemoteState::Invited, None),

@@ -228,6 +228,36 @@ impl Fields {
         }
     }
 
+    /// The version by which an event about the user is read that comes from the room. Each event of a row has its own, since
+    /// nothing keeps a server from naming another one with an invite: so it is that of the event which this one rests on. If
+    /// it rests on none, it is one by which it can be read.
+    pub fn version_of_news(&self, json: &[u8]) -> RoomVersion {
+        let known = || [&self.event, &self.previous, &self.pending].into_iter().flatten();
+        if known().all(|event| event.version().id == self.room_version.id) {
+            return self.room_version;
+        }
+        let rests_on = |event: &&Pdu| {
+            Pdu::parse(json, event.version()).is_ok_and(|news| news.auth_events().contains(event.event_id()))
+        };
+        let mut versions = std::iter::once(self.room_version).chain(known().map(|event| event.version()));
+        let by_event = known().find(rests_on).map(|event| event.version());
+        by_event
+            .or_else(|| versions.find(|version| Pdu::parse(json, version).is_ok()))
+            .unwrap_or(self.room_version)
+    }
+
+    /// The room's version as a server of the room said it in a handshake of the user's, if it took their knock; or as one
+    /// said it by whose template they are joining.
+    pub fn version_by_handshake(&self) -> Option<RoomVersion> {
+        let knock = match self.state {
+            RemoteState::Knocked => self.event.as_ref(),
+            RemoteState::Invited => self.previous.as_ref(),
+            RemoteState::Joining => return self.pending.as_ref().map(Pdu::version),
+            RemoteState::Knocking | RemoteState::Leaving | RemoteState::Closed => None,
+        };
+        knock.filter(|event| event.membership() == Some(Membership::Knock)).map(Pdu::version)
+    }
+
     /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.
     pub fn order_of(&self, invite: &Pdu) -> InviteOrder {
         let is_known = self.state == RemoteState::Closed;

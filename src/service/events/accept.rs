@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use super::authorise;
 use super::entry::check_handed_in;
+use super::newcomers::{newcomer_of, owe_what_came_beside};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::service::events::Events;
 use crate::service::events::authorise::{AuthContext, Decision, Verdict};
 use crate::service::events::resolve::ResolutionBudget;
 use crate::store::rooms::append::Append;
+use crate::store::rooms::state::StateRef;
 use crate::store::{EventKey, Place, Room, Status, Tx};
 
 /// What became of an event that was handed in.
@@ -101,7 +102,7 @@ impl Events<'_> {
         &self,
         pdu: &VerifiedPdu,
         source: EventSource,
-        given: Option<&StateMap>,
+        given: Option<&StateRef>,
     ) -> Result<Received> {
         // Nothing is asked of the database where there is nothing to find.
         let stored = if pdu.is_whole() { None } else { self.store.read(|db| db.wholest(pdu))? };
@@ -123,15 +124,9 @@ impl Events<'_> {
         &self,
         pdu: &VerifiedPdu,
         source: EventSource,
-        given: Option<&StateMap>,
+        given: Option<&StateRef>,
     ) -> Result<Received> {
         let history = matches!(source, EventSource::Backfill(_));
-        let given = match given {
-            Some(given) => {
-                self.store.read(|db| authorise::given_state(db, pdu.room_id(), given)).map(Some)?
-            }
-            None => None,
-        };
         let server = pdu.sender().server();
         for attempt in 0..=AUTHORISE_ATTEMPTS_MAX {
             let rest = self.resolution_allowance.pause(pdu.room_id(), &server);
@@ -139,11 +134,7 @@ impl Events<'_> {
             if rest.is_some() {
                 budget = ResolutionBudget::None;
             } else if attempt > 0 || history || given.is_some() {
-                match self.authorise_beforehand(
-                    pdu,
-                    AuthContext::fully(given.as_ref(), history),
-                    attempt > 0,
-                )? {
+                match self.authorise_beforehand(pdu, AuthContext::fully(given, history), attempt > 0)? {
                     Verdict::Decided(verdict) => decision = Some(verdict),
                     Verdict::NeedsWork | Verdict::IsBehind => {}
                     other => return undecided(other),
@@ -152,7 +143,7 @@ impl Events<'_> {
             let later = rest.is_some() || attempt == AUTHORISE_ATTEMPTS_MAX;
             let until_caught_up =
                 self.resolution_allowance.pause_of_late(pdu.room_id()).unwrap_or_default() + RETRY_PAUSE;
-            let (event, given) = (pdu.clone(), given.clone());
+            let (event, given) = (pdu.clone(), given.cloned());
             let take = move |tx: &mut Tx<'_>| {
                 if let Some(decision) = decision
                     && is_current(tx, &event, &decision)?
@@ -353,12 +344,14 @@ pub(in crate::service) fn store_decision(
         // Nobody refers to it who has a say in the room. Kept it would only let anybody fill the disk.
         return Ok(Received::Stored { status, already: false, reason });
     }
+    let newcomer = newcomer_of(tx, &room, pdu, source)?;
     tx.append(&Append {
         room: &room,
         pdu,
         status,
         outgoing,
         state_before: decision.state_before,
+        given: decision.given,
         old_extremities: &decision.extremities,
         kept_extremities: decision.kept,
         overtakes: decision.overtakes,
@@ -367,6 +360,9 @@ pub(in crate::service) fn store_decision(
         missing: decision.missing,
         history: if let EventSource::Backfill(place) = source { Some(place) } else { None },
     })?;
+    if let Some(server) = newcomer {
+        owe_what_came_beside(tx, &room, pdu, &server)?;
+    }
     if let Some(reason) = &reason {
         log::info!("{} in {} is {:?}: {}", pdu.event_id(), room.room_id, status, reason.message());
     }

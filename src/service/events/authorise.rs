@@ -19,6 +19,7 @@ use crate::service::events::resolve::{
 };
 use crate::service::events::state_view::StateView;
 use crate::store::rooms::append::Current;
+use crate::store::rooms::events::PreviousEvent;
 use crate::store::rooms::not_resident;
 use crate::store::rooms::state::StateRef;
 use crate::store::{Db, EventKey, Room, SnapshotId, Status};
@@ -31,7 +32,8 @@ pub(in crate::service) enum Verdict {
     Known(Status),
     /// These auth events have to be fetched before anything can be said.
     MissingAuth(Vec<EventId>),
-    /// Previous events have to be fetched, or the state before the event asked for.
+    /// Previous events have to be fetched, or the state before the event asked for: of somebody else, if somebody has
+    /// said already what it was, and that does not allow the event.
     MissingPrev,
     /// States would have to be resolved, which was not wanted.
     NeedsWork,
@@ -48,6 +50,8 @@ pub(in crate::service) struct Decision {
     /// Why it was not accepted.
     pub reason: Option<AuthError>,
     pub state_before: StateRef,
+    /// Whether that is nothing but what another server said.
+    pub given: bool,
     /// The room's forward extremities.
     pub extremities: Vec<EventKey>,
     /// Those that stay beside the event.
@@ -64,8 +68,8 @@ pub(in crate::service) struct Decision {
 /// By what an event is authorised, and how much may be done for that.
 #[derive(Clone, Copy)]
 pub(in crate::service) struct AuthContext<'a> {
-    /// The state before it according to another server, for an event whose previous events are not to be had. All of
-    /// its events are stored.
+    /// The state before it according to another server, for an event whose previous events are not to be had, or came
+    /// with nothing but such states themselves. All of its events are stored.
     pub given: Option<&'a StateRef>,
     /// Whether it is history, which changes nothing that is current.
     pub history: bool,
@@ -117,17 +121,20 @@ pub(in crate::service) fn authorise(db: &Db<'_>, pdu: &Pdu, context: AuthContext
     };
     let extremities = db.extremity_keys(room.key)?;
     let ends = RoomExtremities { room: &room, extremities: &extremities };
-    let (state_before, missing) = match state_before(db, &ends, pdu, given, budget)? {
-        StateBefore::State(state, missing) => (state, missing),
-        StateBefore::Missing => return Ok(Verdict::MissingPrev),
-        StateBefore::NeedsWork => return Ok(Verdict::NeedsWork),
-    };
-    let (status, reason) = match allowed_by_auth_events(db, pdu, &auth)?.and(allowed_by_state_before(
-        db,
-        &room,
-        pdu,
-        &state_before,
-    )?) {
+    let StateOfEvent { state: state_before, missing, given } =
+        match state_before(db, &ends, pdu, given, budget)? {
+            StateBefore::State(state) => state,
+            StateBefore::Missing => return Ok(Verdict::MissingPrev),
+            StateBefore::NeedsWork => return Ok(Verdict::NeedsWork),
+        };
+    let by_auth_events = allowed_by_auth_events(db, pdu, &auth)?;
+    let by_state_before = allowed_by_state_before(db, &room, pdu, &state_before)?;
+    if by_auth_events.is_ok() && by_state_before.is_err() && (given || !missing.is_empty()) {
+        // Check 5 asks for the state before the event, not for what somebody says of it who may want it gone: nobody
+        // is kept out by the word of another server.
+        return Ok(Verdict::MissingPrev);
+    }
+    let (status, reason) = match by_auth_events.and(by_state_before) {
         Err(reason) => (Status::Rejected, Some(reason)),
         Ok(()) => {
             // What was allowed then is history, whatever the room is like today.
@@ -166,6 +173,7 @@ pub(in crate::service) fn authorise(db: &Db<'_>, pdu: &Pdu, context: AuthContext
         status,
         reason,
         state_before,
+        given,
         extremities,
         kept,
         becomes_extremity,
@@ -247,12 +255,21 @@ fn is_current(room: &Room, state: &StateRef) -> bool {
 
 /// What is found out about the state before an event.
 enum StateBefore {
-    /// The state, and the previous events that we go without.
-    State(StateRef, Vec<EventId>),
+    /// The state.
+    State(StateOfEvent),
     /// Some of the previous events are not here.
     Missing,
     /// The states after the previous events differ.
     NeedsWork,
+}
+
+/// The state before an event.
+struct StateOfEvent {
+    state: StateRef,
+    /// The previous events that we go without.
+    missing: Vec<EventId>,
+    /// Whether it is nothing but what another server said, of it or of the states that it was made of.
+    given: bool,
 }
 
 /// A room with its forward extremities, as an event finds it.
@@ -289,7 +306,8 @@ impl RoomExtremities<'_> {
     }
 }
 
-/// The state before an event: that after its previous events, resolved if they differ.
+/// The state before an event: that after its previous events, resolved if they differ. What another server says of it
+/// is looked at if some of these are not here, or if all that is known of their states is what somebody said.
 fn state_before(
     db: &Db<'_>,
     ends: &RoomExtremities<'_>,
@@ -300,11 +318,13 @@ fn state_before(
     let RoomExtremities { room, extremities } = *ends;
     let current = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
     let (mut known, mut states, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    let mut all_given = true;
     for id in pdu.prev_events() {
-        match db.event_states(id)? {
-            Some((room_key, key, Some(state))) if room_key == room.key => {
+        match db.previous_event(id)? {
+            Some(PreviousEvent { room: its, key, state_after: Some(state), given }) if its == room.key => {
                 known.push(key);
                 states.push(state);
+                all_given &= given;
             }
             // An outlier is as good as unknown here.
             _ => missing.push(id.clone()),
@@ -312,29 +332,31 @@ fn state_before(
     }
     let set = |state| StateSet { state: StateRef::snapshot(state), unstored: None };
     let mut sets: Vec<StateSet<'_>> = states.into_iter().map(set).collect();
-    if !missing.is_empty() {
-        let Some(given) = given else {
-            return Ok(match state_beside(db, room, pdu, &missing)? {
-                Some(state) => StateBefore::State(StateRef::snapshot(state), missing),
-                None => StateBefore::Missing,
-            });
-        };
+    if let Some(given) = given.filter(|_| all_given || !missing.is_empty()) {
         // What another server says of the state counts no more than what we know of the other previous events.
         sets.insert(0, StateSet { state: given.clone(), unstored: None });
         return Ok(match resolve(db, room.version, sets, budget)? {
-            Some(state) => StateBefore::State(state, missing),
+            Some(state) => StateBefore::State(StateOfEvent { state, missing, given: all_given }),
             None => StateBefore::NeedsWork,
         });
     }
+    if !missing.is_empty() {
+        return Ok(match state_beside(db, room, pdu, missing)? {
+            Some(state) => StateBefore::State(state),
+            None => StateBefore::Missing,
+        });
+    }
+    let found = |state| StateBefore::State(StateOfEvent { state, missing: Vec::new(), given: all_given });
     known.sort_unstable();
     known.dedup();
     if known.is_empty() {
         // Only the create event follows nothing.
-        return Ok(StateBefore::State(state_near(db, current, &StateMap::new())?, missing));
+        let state = state_near(db, current, &StateMap::new())?;
+        return Ok(StateBefore::State(StateOfEvent { state, missing, given: false }));
     }
     if known == extremities {
         // The usual case, and the state after all forward extremities is known.
-        return Ok(StateBefore::State(StateRef::snapshot(current), missing));
+        return Ok(found(StateRef::snapshot(current)));
     }
     if let Some(settled) = db.state_after_extremities(&known) {
         // They were all forward extremities once: who sent the event saw the room as it was then.
@@ -345,21 +367,23 @@ fn state_before(
                 afresh.as_ref().map_or(Ok(true), |afresh| is_same_state(db, Some(afresh), &settled))?;
             assert!(same, "a settled state is not what it was");
         }
-        return Ok(StateBefore::State(settled, missing));
+        return Ok(found(settled));
     }
     Ok(match ends.resolve(db, sets, budget)? {
-        Some(state) => StateBefore::State(state, missing),
+        Some(state) => found(state),
         None => StateBefore::NeedsWork,
     })
 }
 
 /// The state before an event that follows the very events which another follows, all or some of them unknown to us:
 /// such is what was made at the moment of our join. Its server may tell us no more, if it put the joining user out.
-fn state_beside(db: &Db<'_>, room: &Room, pdu: &Pdu, missing: &[EventId]) -> Result<Option<SnapshotId>> {
+fn state_beside(db: &Db<'_>, room: &Room, pdu: &Pdu, missing: Vec<EventId>) -> Result<Option<StateOfEvent>> {
     let Some(first) = missing.first() else { return Ok(None) };
     let follows = |event: &Pdu| event.prev_events().iter().cloned().collect::<HashSet<EventId>>();
     let other = db.event_before_gap(room.key, first)?;
-    Ok(other.filter(|other| follows(&other.pdu) == follows(pdu)).and_then(|other| other.state_before))
+    let Some(other) = other.filter(|other| follows(&other.pdu) == follows(pdu)) else { return Ok(None) };
+    let state = other.state_before.map(StateRef::snapshot);
+    Ok(state.map(|state| StateOfEvent { state, missing, given: other.given }))
 }
 
 /// A state that another server gave, for [`AuthContext::given`].

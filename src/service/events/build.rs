@@ -376,6 +376,7 @@ fn append_built(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>, outgoing: bool)
         status: Status::Accepted,
         outgoing,
         state_before: state,
+        given: false,
         old_extremities: &extremities,
         kept_extremities: kept,
         overtakes: Vec::new(),

@@ -54,6 +54,7 @@
 //! - `authorise.rs`, with `state_view.rs`, `extremities.rs`, `resolve.rs`: the decision on an event; they write
 //!   nothing.
 //! - `late_extremities.rs`: bringing the current state up to date with what came while there was no time.
+//! - `newcomers.rs`: what a server is told that has just come into a room.
 //! - `policy_server.rs`, `server_acl.rs`, `power_levels.rs`: what a room's settings say of events and servers.
 //! - `spare_states.rs`: states that nothing needs any more.
 //! - `fetch/`: events that this server lacks. `serve/`: what other servers may read. `nearest_event.rs`: the event
@@ -69,6 +70,7 @@ pub mod fetch;
 pub mod late_extremities;
 pub(super) mod merge_forks;
 pub mod nearest_event;
+mod newcomers;
 pub mod policy_server;
 pub(super) mod power_levels;
 pub(super) mod resolve;

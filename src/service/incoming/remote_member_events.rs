@@ -52,7 +52,7 @@ impl Incoming<'_> {
             return Err(not_resident());
         }
         let version =
-            self.store.read(|db| remote_room_version(db, room_id, Some(&user)))?.ok_or_else(not_resident)?;
+            self.store.read(|db| remote_room_version(db, room_id, &user, json))?.ok_or_else(not_resident)?;
         // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to
         // wait.
         if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
@@ -145,16 +145,17 @@ impl Incoming<'_> {
     }
 }
 
-/// The version by which events of a room that we are not in are read: what those said with whom the user deals there,
-/// else what we know from a time when we were in it, or from those through whom a local user is joining.
+/// The version by which an event about a local user is read that comes from a room which we are not in: that of what it
+/// rests on, else what those said with whom the user deals there, what we know from a time when we were in it, or what
+/// those say through whom a local user is joining.
 pub(in crate::service) fn remote_room_version(
     db: &Db<'_>,
     room_id: &RoomId,
-    user: Option<&UserId>,
+    user: &UserId,
+    json: &[u8],
 ) -> Result<Option<RoomVersion>> {
-    let row = user.map(|user| db.remote_membership(room_id, user)).transpose()?.flatten();
-    if let Some(row) = row {
-        return Ok(Some(row.room_version));
+    if let Some(row) = db.remote_membership(room_id, user)? {
+        return Ok(Some(row.version_of_news(json)));
     }
     match db.room(room_id)? {
         Some(room) => Ok(Some(room.version)),

@@ -179,6 +179,7 @@ impl Incoming<'_> {
     ) -> Result<()> {
         let PduRoom { room_id: Some(room_id), event_id, state_key } = event else { return Ok(()) };
         let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_local(user));
+        let json = pdu.get().as_bytes();
         let (version, joining) = self.store.read(|db| {
             // We may have come in since its events were sorted, and then nothing says any more that somebody was joining.
             if let Some(room) = db.resident_room(&room_id)? {
@@ -186,11 +187,12 @@ impl Incoming<'_> {
             }
             let joining = db.joining_version(&room_id)?;
             // Of others we read an event only to join with it.
-            let version =
-                if user.is_some() { remote_room_version(db, &room_id, user.as_ref())? } else { joining };
+            let version = match &user {
+                Some(user) => remote_room_version(db, &room_id, user, json)?,
+                None => joining,
+            };
             Ok((version, joining.is_some()))
         })?;
-        let json = pdu.get().as_bytes();
         let id = version.map_or(event_id, |version| id_of(json, version));
         // Nobody can name it, and so nobody can be told.
         let Some(id) = id else { return Ok(()) };

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::guard::{HandshakeRequest, check_open};
 use super::invite_place::check_place;
 use super::knock::stripped_state_for_servers;
-use super::rows::{note, remote_membership_or_state};
+use super::rows::{check_version, note, remote_membership_or_state};
 use super::template::member_draft;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
@@ -496,6 +496,7 @@ impl Memberships<'_> {
                 check_invitee(tx, &invitee)?;
                 check_open(tx, invite.room_id())?;
                 check_place(tx, &invite, &invitee)?;
+                check_version(tx, &invite)?;
             } else if !tx.is_active_user(&invitee)? || tx.is_room_shut(invite.room_id())? {
                 return Ok(InviteOutcome::Done);
             }

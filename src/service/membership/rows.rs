@@ -7,12 +7,16 @@ use serde_json::value::RawValue;
 use crate::error::{Error, Result};
 use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
+use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, RemoteState, apply};
 use crate::protocol::rooms::stripped_state::{self, STRIPPED_TYPES};
 use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
+use crate::service::events::accept::{EventSource, authorise_copy, store_decision};
+use crate::service::events::authorise::{AuthContext, Verdict};
 use crate::service::events::entry::check_not_closed;
+use crate::service::events::resolve::ResolutionBudget;
 use crate::service::membership::Memberships;
-use crate::store::{Db, RoomKey, Tx};
+use crate::store::rooms::pending_events::NewPendingEvent;
+use crate::store::{Db, Room, RoomKey, Status, Tx};
 
 /// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN`, also for a knock or a join of
 /// who has no account any more, and others of [`Refusal`](crate::protocol::remote_membership::Refusal).
@@ -89,11 +93,49 @@ pub(in crate::service) fn warn_if_given_up(row: &RemoteMembership, effect: &Effe
 
 /// This server came into the room: from now on its own state says who is a member.
 pub(in crate::service) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now: Millis) -> Result<()> {
+    let room = tx.known_room(room_id)?;
     for row in tx.remote_memberships_in(room_id)? {
+        take_along(tx, &room, &row, now)?;
         let effect = apply(Some(row), Fact::NowResident, now)?;
         tx.write_remote_membership(&effect)?;
     }
     Ok(())
+}
+
+/// Another local user's invite or knock may have been made beside the join that brings us into the room, and then the state
+/// that comes with the room does not know of it; nor need anybody tell us of it again. It is received like an event that the
+/// room has sent: at once if nothing is lacking for that, else it is pending.
+fn take_along(tx: &mut Tx<'_>, room: &Room, row: &RemoteMembership, now: Millis) -> Result<()> {
+    let Some(event) = tx.member_event_of(row) else { return Ok(()) };
+    let from = match (row.state, event.membership()) {
+        (RemoteState::Invited | RemoteState::Joining, Some(Membership::Invite)) => {
+            Some(event.sender().server())
+        }
+        (RemoteState::Knocked, Some(Membership::Knock)) => row.via.first().cloned(),
+        _ => None,
+    };
+    let present = tx.state_event(room.key, "m.room.member", row.user_id.as_str())?;
+    // What the room has in its place is older only if the event rests on it.
+    let is_news = present.is_none_or(|present| event.auth_events().contains(present.event_id()));
+    let Some(from) = from.filter(|_| is_news && event.version().id == room.version.id) else {
+        return Ok(());
+    };
+    let context = AuthContext { budget: ResolutionBudget::Bounded, ..AuthContext::live(None) };
+    match authorise_copy(tx, &event, context)? {
+        Verdict::Decided(decision) if decision.status == Status::Accepted => {
+            store_decision(tx, &event, *decision, EventSource::Transaction).map(drop)
+        }
+        Verdict::Known(_) | Verdict::Refused(_) => Ok(()),
+        // It goes the whole way, from the check of its signatures on.
+        Verdict::Decided(_)
+        | Verdict::MissingAuth(_)
+        | Verdict::MissingPrev
+        | Verdict::NeedsWork
+        | Verdict::IsBehind => {
+            let waiting = (event.event_id().clone(), event.json());
+            tx.add_pending(&NewPendingEvent::for_keys(room.key, waiting, &[], (0, now)), &from, now)
+        }
+    }
 }
 
 /// The user's remote membership, also where only the room's last state that we know speaks of it: they were invited
@@ -141,6 +183,21 @@ pub(in crate::service) fn check_not_resident(db: &Db<'_>, room_id: &RoomId) -> R
     match db.room(room_id)? {
         Some(room) if room.resident => {
             Err(Error::forbidden("This server has come into the room in the meantime"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the room's version is not another one, to the knowledge of this server: from a time when it was in the room, or by
+/// a handshake of one of its users with the room's servers. What others say who invite proves nothing. Errors: 403 `M_FORBIDDEN`.
+pub(super) fn check_version(db: &Db<'_>, invite: &Pdu) -> Result<()> {
+    let mut known = db.room(invite.room_id())?.filter(|room| room.state.is_some()).map(|room| room.version);
+    for row in db.remote_memberships_in(invite.room_id())? {
+        known = known.or_else(|| row.version_by_handshake());
+    }
+    match known {
+        Some(version) if version.id != invite.version().id => {
+            Err(Error::forbidden(format!("The room is of version {}", version.id)))
         }
         _ => Ok(()),
     }

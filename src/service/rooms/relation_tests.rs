@@ -59,6 +59,7 @@ impl House {
                         place: Some(place),
                         outgoing: false,
                         state_before: room.state,
+                        given: false,
                     };
                     let (key, _) = tx.insert_event(&new)?;
                     tx.note_relation(room.key, (key, place), &pdu, false).map(drop)?;

@@ -214,6 +214,7 @@ impl EventCache {
                 stored.key == known.key
                     && stored.status == known.status
                     && stored.state_after == known.state_after
+                    && stored.given == known.given
                     && stored.pdu.json() == known.pdu.json()
             });
             if !same {

@@ -44,6 +44,8 @@ pub struct Append<'a> {
     pub outgoing: bool,
     /// The state before it.
     pub state_before: StateRef,
+    /// Whether that is nothing but what another server said.
+    pub given: bool,
     /// The forward extremities as they are.
     pub old_extremities: &'a [EventKey],
     /// Those that stay beside the new event.
@@ -101,6 +103,7 @@ impl Tx<'_> {
             place: (accepted && visible).then_some(place),
             outgoing: event.outgoing,
             state_before: Some(state_before),
+            given: event.given,
         })?;
         let state_after = self.state_after(event, key, state_before)?;
         let appended = Appended { key, stream, state_after };
@@ -110,6 +113,7 @@ impl Tx<'_> {
                 room: room.key,
                 status: *status,
                 state_after: Some(state_after),
+                given: event.given,
                 pdu: Pdu::clone(pdu),
             });
         }

@@ -7,9 +7,6 @@ use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
-/// Redactions of one server that wait for the same event.
-const REDACTIONS_AWAITING_MAX: usize = 20;
-
 /// The verdict on an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -80,6 +77,8 @@ pub struct StoredEvent {
     pub state_after: Option<SnapshotId>,
     /// The redaction that took effect.
     pub redacted_by: Option<EventKey>,
+    /// Whether the state before it is nothing but what another server said.
+    pub given: bool,
 }
 
 impl StoredEvent {
@@ -110,7 +109,19 @@ pub(in crate::store) struct CachedEvent {
     pub status: Status,
     /// None for outliers.
     pub state_after: Option<SnapshotId>,
+    /// Whether the state before it is nothing but what another server said.
+    pub given: bool,
     pub pdu: Pdu,
+}
+
+/// What an event leaves to those that follow it.
+pub(crate) struct PreviousEvent {
+    pub room: RoomKey,
+    pub key: EventKey,
+    /// None for outliers.
+    pub state_after: Option<SnapshotId>,
+    /// Whether that state is nothing but what another server said of the state before it.
+    pub given: bool,
 }
 
 /// Two ends of a range of timeline and the direction in which to walk it.
@@ -134,6 +145,8 @@ pub(crate) struct NewEvent<'a> {
     pub place: Option<Place>,
     pub outgoing: bool,
     pub state_before: Option<SnapshotId>,
+    /// Whether that is nothing but what another server said.
+    pub given: bool,
 }
 
 /// What lists of many events are written from.
@@ -159,7 +172,7 @@ impl<'r> EventRow<'r> {
 }
 
 const EVENT: &str = "SELECT e.event_key, e.room_key, e.event_id, e.status, e.stream, e.sub, e.state_before,
-       e.state_after, e.redacted_by, e.json, r.version
+       e.state_after, e.redacted_by, e.json, r.version, e.given
      FROM events e JOIN rooms r ON r.room_key = e.room_key";
 
 fn version_of(row: &Row<'_>, column: usize) -> Result<RoomVersion> {
@@ -181,6 +194,7 @@ fn event_of(row: &Row<'_>) -> Result<StoredEvent> {
         state_before: row.get(6)?,
         state_after: row.get(7)?,
         redacted_by: row.get(8)?,
+        given: row.get(11)?,
     })
 }
 
@@ -232,11 +246,12 @@ impl Db<'_> {
 
     /// Remembers an event, for the writer or for the readers.
     fn keep(&self, event: StoredEvent) -> Pdu {
-        let StoredEvent { key, room, status, state_after, pdu, .. } = event;
+        let StoredEvent { key, room, status, state_after, given, pdu, .. } = event;
         match self.epoch {
             Some(epoch) => self.shared.pdus.put(epoch, key, &pdu),
             None => self.remember(|cache| {
-                cache.events.keep_event(&CachedEvent { key, room, status, state_after, pdu: pdu.clone() });
+                let pdu = pdu.clone();
+                cache.events.keep_event(&CachedEvent { key, room, status, state_after, given, pdu });
             }),
         }
         pdu
@@ -327,18 +342,20 @@ impl Db<'_> {
         ids.iter().map(|id| Ok(self.event_key(id)?.is_some())).collect()
     }
 
-    /// The room, the row and (unless it is an outlier) the state after an event.
-    pub(crate) fn event_states(
-        &self,
-        id: &EventId,
-    ) -> Result<Option<(RoomKey, EventKey, Option<SnapshotId>)>> {
-        if let Some(known) = self.recall(|cache| cache.events.event(id)) {
-            return Ok(Some((known.room, known.key, known.state_after)));
+    /// What those that follow an event have to know of it.
+    pub(crate) fn previous_event(&self, id: &EventId) -> Result<Option<PreviousEvent>> {
+        if let Some(CachedEvent { room, key, state_after, given, .. }) =
+            self.recall(|cache| cache.events.event(id))
+        {
+            return Ok(Some(PreviousEvent { room, key, state_after, given }));
         }
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT room_key, event_key, state_after FROM events WHERE event_id = ?1")?;
-        Ok(statement.query_row([id.as_str()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional()?)
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_key, event_key, state_after, given FROM events WHERE event_id = ?1",
+        )?;
+        let previous = |r: &Row<'_>| {
+            Ok(PreviousEvent { room: r.get(0)?, key: r.get(1)?, state_after: r.get(2)?, given: r.get(3)? })
+        };
+        Ok(statement.query_row([id.as_str()], previous).optional()?)
     }
 
     /// What became of an event, and whether it is an outlier.
@@ -423,15 +440,6 @@ impl Db<'_> {
             |r| Ok((Place { stream: r.get(0)?, sub: r.get(1)? }, r.get(2)?)),
         )
     }
-
-    /// The redactions of an event that were accepted, whether or not they took effect.
-    pub(crate) fn redactions_of(&self, id: &EventId) -> Result<Vec<EventKey>> {
-        self.rows(
-            "SELECT event_key FROM redactions WHERE redacts = ?1 ORDER BY event_key",
-            params![id.as_str()],
-            |r| r.get(0),
-        )
-    }
 }
 
 impl Tx<'_> {
@@ -445,9 +453,9 @@ impl Tx<'_> {
         }
         let insert =
             "INSERT INTO events (event_key, room_key, event_id, stream, sub, depth, origin_server_ts, status,
-             outgoing, state_before, state_after, json) VALUES (
+             outgoing, state_before, state_after, json, given) VALUES (
                (SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1 FROM retired_keys),
-               ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)
+               ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11)
              ON CONFLICT (event_id) DO NOTHING";
         let inserted = self.execute(
             insert,
@@ -462,6 +470,7 @@ impl Tx<'_> {
                 new.outgoing,
                 new.state_before,
                 new.pdu.json(),
+                new.given,
             ],
         )?;
         let key = self.conn().last_insert_rowid();
@@ -472,7 +481,7 @@ impl Tx<'_> {
         self.complete_outlier(new.pdu)?;
         self.remember(|cache| cache.events.forget_event(new.pdu.event_id()));
         let update = "UPDATE events SET stream = ?2, sub = ?3, status = ?4, outgoing = ?5, state_before = ?6,
-             state_after = ?6 WHERE event_id = ?1 AND state_before IS NULL";
+             state_after = ?6, given = ?7 WHERE event_id = ?1 AND state_before IS NULL";
         let placed = self.execute(
             update,
             params![
@@ -482,6 +491,7 @@ impl Tx<'_> {
                 new.status.code(),
                 new.outgoing,
                 new.state_before,
+                new.given,
             ],
         )?;
         if placed == 0 {
@@ -506,7 +516,8 @@ impl Tx<'_> {
         if let Some(key) = self.event_key(pdu.event_id())? {
             return Ok(key);
         }
-        let outlier = NewEvent { room, pdu, status, place: None, outgoing: false, state_before: None };
+        let outlier =
+            NewEvent { room, pdu, status, place: None, outgoing: false, state_before: None, given: false };
         Ok(self.insert_event(&outlier)?.0)
     }
 
@@ -555,45 +566,6 @@ impl Tx<'_> {
         self.execute(
             "UPDATE events SET stream = ?2, sub = ?3 WHERE event_key = ?1",
             params![event, place.stream, place.sub],
-        )?;
-        Ok(())
-    }
-
-    /// Notes an accepted redaction.
-    pub(crate) fn note_redaction(&mut self, redacts: &EventId, by: EventKey) -> Result<()> {
-        self.execute(
-            "INSERT OR IGNORE INTO redactions (redacts, event_key) VALUES (?1, ?2)",
-            params![redacts.as_str(), by],
-        )?;
-        Ok(())
-    }
-
-    /// Lets an accepted redaction wait for its target. When that comes, all that wait for it are looked at: so of
-    /// those of one server no more wait than make a difference.
-    pub(crate) fn let_redaction_wait(&mut self, target: &EventId, by: EventKey, server: &str) -> Result<()> {
-        let mut others = 0;
-        for key in self.redactions_of(target)? {
-            others += usize::from(self.pdu_by_key(key)?.sender().server_name() == server);
-        }
-        if others < REDACTIONS_AWAITING_MAX {
-            return self.note_redaction(target, by);
-        }
-        log::info!("too many redactions of {server} wait for {target}: one will not take effect");
-        Ok(())
-    }
-
-    /// Lets a redaction take effect: only the redacted form stays.
-    pub(crate) fn redact_event(&mut self, event: EventKey, by: EventKey, redacted: &Pdu) -> Result<()> {
-        self.remember(|cache| {
-            cache.events.forget_event(redacted.event_id());
-            cache.forget_auth_checkers();
-        });
-        self.changes.redacted = true;
-        self.forget_redacted_text(event)?;
-        self.remove_relation(event)?;
-        self.execute(
-            "UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1",
-            params![event, by, redacted.json()],
         )?;
         Ok(())
     }

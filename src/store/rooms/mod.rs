@@ -5,6 +5,7 @@
 //!   `whole_copies`: the content of events that came in their redacted form;
 //! - `snapshots`: room states as a tree of differences; `state`: the state of a room by type and state key;
 //! - `relations`: which events relate to which, and threads; `thread_subscriptions`: who follows which of these;
+//!   `redactions`: what is taken back;
 //! - `timeline`: what clients are told of a room since a position; `activity`: when rooms moved last;
 //! - `late_extremities`: events that the current state does not know of yet; `pending_events`: events that cannot be
 //!   authorised yet;
@@ -35,6 +36,7 @@ pub mod owed_invites;
 pub mod owed_joins;
 pub mod pending_events;
 pub mod purge;
+pub(super) mod redactions;
 pub mod relations;
 pub mod remote_memberships;
 pub mod room_import;
@@ -416,6 +418,10 @@ impl Tx<'_> {
             self.remember(|cache| cache.forget_room(room));
             self.front_changed();
             self.execute("UPDATE rooms SET resident = ?2 WHERE room_key = ?1", params![room, users > 0])?;
+            if users <= 0 {
+                // What waits may say what became of somebody of ours there, for which it needs no past any more.
+                self.hasten_pending_in(room)?;
+            }
         }
         Ok(())
     }

@@ -395,8 +395,8 @@ impl Tx<'_> {
         }
         let Some(relation) = relation else { return Ok(false) };
         // "As long as both events are in the same room."
-        let parent = self.event_states(&relation.event_id)?;
-        if parent.is_some_and(|(of_parent, ..)| of_parent != room) || relation.event_id == *pdu.event_id() {
+        let parent = self.previous_event(&relation.event_id)?;
+        if parent.is_some_and(|parent| parent.room != room) || relation.event_id == *pdu.event_id() {
             return Ok(false);
         }
         let detail = match relation.rel_type.as_str() {

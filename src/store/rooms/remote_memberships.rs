@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::remote_membership::{Effect, Fields, RemoteMembership, RemoteState};
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, room_version};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, room_version};
 use crate::store::{Db, Tx};
 
 /// How long a membership that has ended is kept, so that clients which were away for so long are told. Beyond that they
@@ -132,6 +132,11 @@ impl Db<'_> {
         let mut statement = self.conn().prepare_cached(&sql)?;
         let rows = statement.query_map([room.as_str()], raw)?;
         rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
+    }
+
+    /// The member event of a row. What others sent was verified when it came, and the rest was made here.
+    pub fn member_event_of(&self, row: &RemoteMembership) -> Option<VerifiedPdu> {
+        row.event.clone().map(VerifiedPdu::from_store)
     }
 
     /// Whether there is one.

@@ -26,7 +26,8 @@ pub struct StagedEvent {
 }
 
 impl Tx<'_> {
-    /// Stores events of a room; nothing happens to those that we have. Gives a line for each that is part of the state
+    /// Stores events of a room, all of which the authorisation rules allow by what the room rests on: that is what
+    /// becomes of those that we have and rejected once. To others that we have nothing happens. Gives a line for each that is part of the state
     /// (`true`). In room versions 1 and 2, where a server chooses the ids of its events, one whose id another event has
     /// is left out.
     pub fn stage_events(
@@ -36,8 +37,13 @@ impl Tx<'_> {
     ) -> Result<Vec<StagedEvent>> {
         let mut staged = Vec::with_capacity(events.len());
         let mut new = NewStateTuples::default();
+        // While we are in the room it is what we make of it ourselves.
+        let resident = self.room_by_key(room)?.resident;
         for (pdu, in_state) in events {
-            let Some(event) = self.stage_event(room, pdu)? else { continue };
+            let Some((event, was_rejected)) = self.stage_event(room, pdu)? else { continue };
+            if was_rejected && !resident {
+                self.accept_after_all(event, pdu.event_id())?;
+            }
             if let (true, Some(state_key)) = (in_state, pdu.state_key()) {
                 let tuple_id = self.make_state_tuple_of_many(&mut new, pdu.event_type(), state_key)?;
                 let member = pdu.membership().map(|membership| (state_key.into(), membership));
@@ -47,16 +53,21 @@ impl Tx<'_> {
         Ok(staged)
     }
 
-    fn stage_event(&mut self, room: RoomKey, pdu: &VerifiedPdu) -> Result<Option<EventKey>> {
+    /// Gives its row, and whether we have rejected it.
+    fn stage_event(&mut self, room: RoomKey, pdu: &VerifiedPdu) -> Result<Option<(EventKey, bool)>> {
         if let Some(key) = self.insert_outlier_unless_known(room, pdu, Status::Accepted)? {
-            return Ok(Some(key));
+            return Ok(Some((key, false)));
         }
         let known = self
             .conn()
-            .prepare_cached("SELECT event_key, room_key FROM events WHERE event_id = ?1")?
-            .query_row([pdu.event_id().as_str()], |row| Ok((row.get(0)?, row.get::<_, RoomKey>(1)?)))
+            .prepare_cached("SELECT event_key, room_key, status = 2 FROM events WHERE event_id = ?1")?
+            .query_row([pdu.event_id().as_str()], |row| {
+                Ok((row.get(0)?, row.get::<_, RoomKey>(1)?, row.get(2)?))
+            })
             .optional()?;
-        let Some((key, in_room)) = known else { return Err(Error::internal("an event went missing")) };
+        let Some((key, in_room, was_rejected)) = known else {
+            return Err(Error::internal("an event went missing"));
+        };
         let is_same = in_room == room
             && (pdu.version().event_id_format != EventIdFormat::InEvent || {
                 let hash = |pdu: &Pdu| pdu.canonical().reference_hash(pdu.version());
@@ -67,7 +78,7 @@ impl Tx<'_> {
         } else {
             self.complete_event(pdu)?;
         }
-        Ok(is_same.then_some(key))
+        Ok(is_same.then_some((key, was_rejected)))
     }
 
     /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. A

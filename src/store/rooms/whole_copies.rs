@@ -12,7 +12,7 @@ use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::Room;
 use crate::store::rooms::events::StoredEvent;
 use crate::store::rooms::state::StateRef;
-use crate::store::{Db, Status, Tx};
+use crate::store::{Db, EventKey, Status, Tx};
 
 const ACL: &str = "m.room.server_acl";
 /// So many server ACLs are looked back at for one that is whole.
@@ -175,7 +175,22 @@ impl Tx<'_> {
         Ok(true)
     }
 
-    fn put_content(&mut self, event: crate::store::EventKey, whole: &VerifiedPdu) -> Result<()> {
+    /// An event that was rejected here is allowed by a room that we come into, and has no place in it yet.
+    pub(in crate::store) fn accept_after_all(&mut self, event: EventKey, id: &EventId) -> Result<()> {
+        log::info!("{id} was rejected here, and is part of the room all the same");
+        self.remember(|cache| {
+            cache.events.forget_event(id);
+            cache.forget_auth_checkers();
+        });
+        self.execute(
+            "UPDATE events SET status = 0, given = 0, state_before = NULL, state_after = NULL
+             WHERE event_key = ?1 AND status = 2",
+            params![event],
+        )?;
+        Ok(())
+    }
+
+    fn put_content(&mut self, event: EventKey, whole: &VerifiedPdu) -> Result<()> {
         self.remember(|cache| {
             cache.events.forget_event(whole.event_id());
             cache.forget_auth_checkers();

@@ -370,3 +370,51 @@ fn what_servers_that_are_gone_made_of_a_room_is_left_out_and_keeps_no_invite_and
         assert_eq!(types(&sync["knock_state"]["events"]), ["m.room.create", "m.room.topic"], "{sync}");
     }
 }
+
+/// An invite of the other peer's to the same room, which it says is of version 1.
+fn of_version_1(other: &Peer, room: &FakeRoom, user: &TestUser) -> (doorstep::protocol::Pdu, Value) {
+    let event = json!({
+        "type": "m.room.member", "state_key": user.id(), "sender": other.user("eve"), "room_id": room.id,
+        "content": { "membership": "invite" }, "origin": other.name(), "origin_server_ts": now_ms(),
+        "depth": 1_000_000, "prev_events": [["$before:example.org", { "sha256": "x" }]], "auth_events": [],
+    });
+    let old = room_version::room_version("1").expect("a known version");
+    let event = other.sign(event.as_object().expect("an object").clone(), old);
+    let body = json!({ "room_version": "1", "event": event.to_object(), "invite_room_state": [] });
+    (event, body)
+}
+
+#[test]
+fn an_invite_of_another_version_than_the_room_has_does_not_hide_the_refusal_of_a_knock() {
+    let (server, bob, peer, mut room) = stage("knock");
+    let other = Peer::start();
+    knock_is_taken(&bob, &mut room, &peer);
+    let (event, body) = of_version_1(&other, &room, &bob);
+    let (status, said) = other.put_event(server.name(), "v2/invite", &room.id, &event, &body);
+    assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{said}");
+    assert!(is_in(&bob, "knock", room.id.as_str()));
+    let refusal = room.membership(&peer, &room.creator, bob.id(), "leave");
+    let (status, said) = peer.send_transaction(server.name(), "refusal", &[&refusal]);
+    assert_eq!((status, &said["pdus"][refusal.event_id().as_str()]), (200, &json!({})), "{said}");
+    bob.wait_for_room("leave", room.id.as_str());
+}
+
+#[test]
+fn an_invite_of_another_version_does_not_hide_that_the_true_one_is_taken_back() {
+    let (server, bob, peer, mut room) = stage("invite");
+    let other = Peer::start();
+    room.invite(&peer, server.name(), bob.id());
+    let (event, body) = of_version_1(&other, &room, &bob);
+    let (status, said) = other.put_event(server.name(), "v2/invite", &room.id, &event, &body);
+    assert_eq!(status, 200, "nobody who invites is believed more than another: {said}");
+    let forbidden = json!({ "errcode": "M_FORBIDDEN", "error": "not in it" });
+    peer.answer_json("make_leave", 403, forbidden.clone());
+    other.answer_json("make_leave", 403, forbidden);
+    let taken_back = room.membership(&peer, &room.creator, bob.id(), "leave");
+    let (status, said) = peer.send_transaction(server.name(), "back", &[&taken_back]);
+    assert_eq!((status, &said["pdus"][taken_back.event_id().as_str()]), (200, &json!({})), "{said}");
+    wait_until("the invite is gone", || {
+        server.advance(Duration::from_secs(10));
+        !is_in(&bob, "invite", room.id.as_str())
+    });
+}

@@ -84,3 +84,31 @@ fn a_redaction_that_waited_acts_on_a_target_that_came_before_it_could_be_judged(
         stored(&scene.server, target.event_id()).is_some_and(|event| event.pdu.content().is_empty())
     });
 }
+
+#[test]
+fn what_was_rejected_and_is_part_of_the_room_that_one_comes_into_again_is_accepted() {
+    let mut scene = Scene::new("11");
+    let (user, creator, start) = (scene.peer.user("member"), scene.room.creator.clone(), scene.last.clone());
+    let id = user.as_str().to_owned();
+    let member = |scene: &mut Scene, prev: &EventId, sender: &UserId, what: &str| {
+        scene.event(&[prev], sender, ("m.room.member", Some(&id)), json!({ "membership": what }))
+    };
+    let ban = member(&mut scene, &start, &creator, "ban");
+    let join = member(&mut scene, ban.event_id(), &user, "join");
+    assert!(scene.send("1", &[&ban, &join])[join.event_id().as_str()]["error"].is_string());
+    assert_eq!(scene.status(&join), Some(Status::Rejected));
+    scene.peer.take_transactions();
+    scene.alice.leave(scene.room.id.as_str());
+    // The room is of another opinion, and nobody but the room says any more what it is like.
+    scene.room.state.remove(&("m.room.member".to_owned(), scene.alice.id().to_owned()));
+    scene.room.state.insert(("m.room.member".to_owned(), id.clone()), join.clone());
+    scene.room.last = join.event_id().clone();
+    scene.peer.let_in(&scene.room, scene.alice.id());
+    scene.alice.join_via(scene.room.id.as_str(), &[scene.peer.name().as_str()]);
+    assert_eq!(scene.status(&join), Some(Status::Accepted));
+    let entered = heads(&scene.server, &scene.room);
+    let message = scene.message_after(&[&entered[0]], &user, "here I am");
+    assert_eq!(scene.send("2", &[&message])[message.event_id().as_str()], json!({}));
+    assert!(accepted(&scene, &message));
+    assert_eq!(scene.membership(&user).as_deref(), Some("join"));
+}

@@ -5,6 +5,7 @@
 //!
 //! - `pending`: what waits, for what, and for how long.
 //! - `auth_chains`: auth events and states that have to be fetched.
+//! - `given_states`: what one server says of the state before an event.
 //! - `judged`: what is rejected, soft-failed, and judged again.
 //! - `floods`: events by the thousand.
 //! - `altered`: events that a relay had altered, and their true copies.
@@ -12,6 +13,7 @@
 mod altered;
 mod auth_chains;
 mod floods;
+mod given_states;
 mod judged;
 mod pending;
 
@@ -21,7 +23,7 @@ use std::time::Duration;
 
 use crate::common::ProcessServer;
 use crate::common::peer::{FakeRoom, Peer, now_ms};
-use crate::common::scene::{Scene, bodies, heads, objects, stored};
+use crate::common::scene::{Scene, bodies, heads, objects, read_back, stored};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::internals::NewPendingEvent;

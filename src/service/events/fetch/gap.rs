@@ -41,6 +41,7 @@ impl Fetch<'_> {
             let events = match answer {
                 Ok(events) => events,
                 Err(e) => {
+                    self.note_refusal(&e);
                     let error = e.into_client_error(self.peer);
                     if error.status() == 504 {
                         return Err(error);

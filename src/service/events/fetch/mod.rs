@@ -2,26 +2,30 @@
 //!
 //! A gap is filled from our forward extremities on (`get_missing_events`, again and again while it goes on). Behind
 //! one that is too large, or that nobody fills, the event is authorised by the state that another server says was
-//! before it (`state_ids`, then `event` or `state`), resolved with the states that we know; what lies in the gap can
-//! be fetched later (`backfill.rs`), when a client pages back to it. Auth events come in every way that there is, the
+//! before it (`state_ids`, then `event` or `state`), resolved with the states that we know. Such a state may let an
+//! event in that its auth events allow, and rejects none: the next server may say otherwise, and what was missing may
+//! come. What lies in the gap can be fetched later (`backfill.rs`), when a client pages back to it. Auth events come in every way that there is, the
 //! cheapest first: `event_auth`, a few by `event`, with the gap, with the state before the event, many by `event`;
 //! what one way or one server gives in parts is put together. What is fetched is checked like anything that comes, in
 //! bulk. An event for which nobody has what it needs waits (`incoming/pending.rs`).
 //!
 //! - here: one fetch, and the state before an event; `gap`: what lies between; `auth_chains`: the ways to auth events;
-//!   `backfill`: history for clients; `lost`: what a backup had not yet; `limits`: what is being fetched, and whom it is no use to ask.
+//!   `backfill`: history for clients; `lost`: what a backup had not yet; `shut_out`: the removal of our last user, of which nobody
+//!   tells us more; `limits`: what is being fetched, and whom it is no use to ask.
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
 mod gap;
 pub mod limits;
 mod lost;
+mod shut_out;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::authorise;
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::CallError;
 use crate::federation::calls::RawEvent;
 use crate::order;
 use crate::protocol::state_res::StateMap;
@@ -29,7 +33,6 @@ use crate::protocol::{EventId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received, too_much_work};
-use crate::service::events::authorise::{AuthContext, Verdict};
 use crate::service::events::fetch::auth_chains::{AUTH_FETCH_METHODS, AuthFetchMethod, UndecidedEvents};
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::verify::Checked;
@@ -61,6 +64,8 @@ pub(in crate::service) struct Fetch<'a> {
     pub(in crate::service) undecided: UndecidedEvents,
     /// What the server was asked for and does not have.
     pub(in crate::service) not_there: HashSet<EventId>,
+    /// Whether it says that we are not in the room.
+    shuts_us_out: bool,
 }
 
 /// What came of asking for what an event refers to.
@@ -109,7 +114,7 @@ impl Events<'_> {
         until: Instant,
     ) -> Result<Fetched> {
         let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
-        let (mut asked, mut undecided) = (false, UndecidedEvents::new());
+        let (mut asked, mut is_shut_out, mut undecided) = (false, false, UndecidedEvents::new());
         for (index, peer) in servers.iter().enumerate() {
             let Some(permit) = self.fetch_limits.ask(peer) else { continue };
             let Some(_turn) = self.fetch_limits.begin(room.key, peer, until) else {
@@ -124,6 +129,7 @@ impl Events<'_> {
             let mut fetch = Fetch::new(self, peer, &room, Instant::now() + share);
             fetch.undecided = undecided;
             let received = fetch.receive_with_missing(pdu);
+            is_shut_out |= fetch.shuts_us_out;
             undecided = fetch.undecided;
             match received {
                 Err(e) if e.is_own_failure() => return Err(e),
@@ -147,13 +153,18 @@ impl Events<'_> {
         // What was fetched in parts may suffice by now, or have shown that the event has no business here.
         match self.receive_event(pdu, EventSource::Transaction, None) {
             Err(e) if e.is_own_failure() => Err(e),
+            Ok(Received::NeedsPrev) if is_shut_out => match self.receive_last_word(pdu)? {
+                Some(received) => Ok(Fetched::Received(Ok(received))),
+                None => Ok(Fetched::Nothing { asked }),
+            },
             Ok(Received::NeedsAuth(_) | Received::NeedsPrev) => Ok(Fetched::Nothing { asked }),
             received => Ok(Fetched::Received(received)),
         }
     }
 
-    /// Whom to ask for what an event refers to: the server that sent it, its sender's, then the others in the room,
-    /// beginning with another one at every attempt. Not those that the room keeps out, or that did not answer lately.
+    /// Whom to ask for what an event refers to: its sender's server, if that is in the room, which has what it rests on
+    /// and no reason to have it rejected; the one that sent it; then the others in the room, beginning with another one
+    /// at every attempt. Not those that the room keeps out, or that did not answer lately.
     pub(in crate::service) fn servers_to_ask(
         &self,
         room: &Room,
@@ -162,7 +173,10 @@ impl Events<'_> {
     ) -> Result<Vec<ServerName>> {
         let (acl, residents) =
             self.store.read(|db| Ok((RoomAcl::of(db, room)?, db.resident_servers(room.key)?)))?;
-        let mut servers = vec![origin.clone(), pdu.sender().server()];
+        let mut servers = vec![pdu.sender().server(), origin.clone()];
+        if !residents.contains(&servers[0]) {
+            servers.reverse();
+        }
         let first = usize::try_from(attempts).unwrap_or(0) % residents.len().max(1);
         servers.extend(residents.iter().cycle().skip(first).take(residents.len()).cloned());
         let mut seen = HashSet::new();
@@ -196,6 +210,7 @@ impl<'a> Fetch<'a> {
             events_left,
             undecided: UndecidedEvents::new(),
             not_there: HashSet::new(),
+            shuts_us_out: false,
         }
     }
 
@@ -213,7 +228,7 @@ impl<'a> Fetch<'a> {
                     Some(method) => self.fetch_auth_by(method, pdu, &ids)?,
                     None => return Ok(Received::NeedsAuth(ids)),
                 },
-                Received::NeedsPrev if !asked_for_events => {
+                Received::NeedsPrev if !asked_for_events && self.has_gap(pdu)? => {
                     asked_for_events = true;
                     self.fill_gap(pdu)?;
                 }
@@ -221,6 +236,11 @@ impl<'a> Fetch<'a> {
                 received => return Ok(received),
             }
         }
+    }
+
+    /// Takes down that the server says that we are not in the room, if that is what it says.
+    pub(in crate::service) fn note_refusal(&mut self, error: &CallError) {
+        self.shuts_us_out |= error.errcode() == Some(ErrCode::Forbidden);
     }
 
     /// The time that is left. Errors: 504 if it is over.
@@ -306,44 +326,27 @@ impl<'a> Fetch<'a> {
         {
             return Ok(Received::NeedsPrev);
         }
-        let (given, whole) = self.fetch_state(pdu.event_id())?;
-        match self.receive_by_state(pdu, source, &given, whole)? {
-            Received::NeedsAuth(ids) => {
-                self.fetch_auth_events(pdu, &ids)?;
-                self.receive_by_state(pdu, source, &given, whole)
-            }
-            received => Ok(received),
+        let given = self.fetch_state(pdu.event_id())?;
+        let given = self.hs.store.read(|db| authorise::given_state(db, pdu.room_id(), &given))?;
+        let mut received = self.hs.events().receive_event(pdu, source, Some(&given))?;
+        if let Received::NeedsAuth(ids) = received {
+            self.fetch_auth_events(pdu, &ids)?;
+            received = self.hs.events().receive_event(pdu, source, Some(&given))?;
         }
+        Ok(received)
     }
 
-    /// An event is not rejected by a state of which parts are missing: what would allow it may be among them.
-    fn receive_by_state(
-        &self,
-        pdu: &VerifiedPdu,
-        source: EventSource,
-        given: &StateMap,
-        whole: bool,
-    ) -> Result<Received> {
-        if !whole {
-            let near = self.hs.store.read(|db| authorise::given_state(db, pdu.room_id(), given))?;
-            let verdict = self.hs.events().authorise_beforehand(pdu, AuthContext::live(Some(&near)), true)?;
-            if let Verdict::Decided(decision) = verdict
-                && decision.status == Status::Rejected
-            {
-                let message =
-                    format!("{} does not give the whole state before {}", self.peer, pdu.event_id());
-                return Err(Error::bad_gateway(message));
-            }
-        }
-        self.hs.events().receive_event(pdu, source, Some(given))
-    }
-
-    /// The state before an event as the other server has it, all of its events stored; and whether that is all of it.
-    /// What fails the checks is left out.
-    pub(in crate::service) fn fetch_state(&mut self, at: &EventId) -> Result<(StateMap, bool)> {
+    /// The state before an event as the other server has it, all of its events stored. What fails the checks, or is not
+    /// to be had, is left out.
+    pub(in crate::service) fn fetch_state(&mut self, at: &EventId) -> Result<StateMap> {
         let (peer, room_id, federation) = (self.peer, self.room.room_id.clone(), &self.hs.federation);
-        let ids =
-            federation.state_ids(peer, &room_id, at, self.left()?).map_err(|e| e.into_client_error(peer))?;
+        let ids = match federation.state_ids(peer, &room_id, at, self.left()?) {
+            Ok(ids) => ids,
+            Err(e) => {
+                self.note_refusal(&e);
+                return Err(e.into_client_error(peer));
+            }
+        };
         let mut all = ids.pdu_ids.clone();
         all.extend(ids.auth_chain_ids);
         let lacking = self.wanting(&all)?;
@@ -369,8 +372,7 @@ impl<'a> Fetch<'a> {
                 }
             }
         }
-        let whole = self.lacking(&ids.pdu_ids)?.is_empty();
-        Ok((self.hs.store.read(|db| state_of(db, &self.room, &ids.pdu_ids))?, whole))
+        self.hs.store.read(|db| state_of(db, &self.room, &ids.pdu_ids))
     }
 
     fn fetch_outliers(&mut self, ids: &[EventId]) -> Result<()> {

@@ -282,6 +282,17 @@ impl<'a> ServerView<'a> {
     }
 }
 
+/// Whether a server may have an event whole.
+pub(super) fn may_be_shown_to(
+    db: &Db<'_>,
+    room: &Room,
+    server: &ServerName,
+    event: &StoredEvent,
+) -> Result<bool> {
+    let mut view = ServerView::new(db, room, server);
+    Ok(view.may_see(event)? && !view.erasure.hides(event)?)
+}
+
 /// The rows of a room's state before an event, and of what it rests on.
 fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, Vec<EventKey>)> {
     let event = event_in(db, room, at)?;

@@ -135,6 +135,8 @@ fn become_resident(
         status: Status::Accepted,
         outgoing: false,
         state_before: StateRef::snapshot(snapshot),
+        // What the room is to us rests on it.
+        given: false,
         old_extremities: &old_extremities,
         kept_extremities: Vec::new(),
         overtakes: Vec::new(),

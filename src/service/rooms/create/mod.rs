@@ -158,6 +158,7 @@ pub(super) fn append_room(
             status: Status::Accepted,
             outgoing: true,
             state_before: StateRef::snapshot(state),
+            given: false,
             old_extremities: &extremities,
             kept_extremities: Vec::new(),
             overtakes: Vec::new(),
