@@ -192,9 +192,8 @@ impl Homeserver {
         way_out: impl FnOnce(federation::ClientSettings, Arc<ArcSwap<SigningKey>>) -> Result<federation::Client>,
     ) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
-        let outgoing = Outgoing::new(&config.server_name, &clock);
+        let (outgoing, scheduler) = (Outgoing::new(&config.server_name, &clock), Scheduler::default());
         let push_sender = push::sender::PushSender::new(&clock);
-        let scheduler = Scheduler::default();
         let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
             let location = location(&config.data, stopped)?;
