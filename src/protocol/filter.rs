@@ -16,6 +16,13 @@ use crate::protocol::{RoomId, UserId};
 /// No filter that is larger than this many bytes is parsed or stored.
 pub const FILTER_BYTES_MAX: usize = 65_536;
 
+/// Types and senders that one list of a filter may name, since each event is compared with all of them; and rooms.
+const TYPES_MAX: usize = 100;
+const SENDERS_MAX: usize = 1000;
+const ROOMS_MAX: usize = 10_000;
+/// So many types are compared with an event in about the time that it takes to read the event.
+const TYPES_AN_EVENT: usize = 16;
+
 /// Each event that is looked at is looked up for every pair of these.
 const RELATED_REL_TYPES_MAX: usize = 10;
 const RELATED_SENDERS_MAX: usize = 20;
@@ -114,16 +121,17 @@ fn whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64
 }
 
 impl Filter {
-    /// Reads a filter. Errors: 400 `M_BAD_JSON` (wrong shape, negative limit, a user id or room id that is none), 413
-    /// `M_TOO_LARGE`.
+    /// Reads a filter. Errors: 400 `M_BAD_JSON` (wrong shape, negative limit, a user id or room id that is none, too many
+    /// of something), 413 `M_TOO_LARGE`.
     pub fn parse(json: &str) -> Result<Self> {
         let filter: Self = parse(json)?;
         let room = &filter.room;
         check_ids::<RoomId>(room.rooms.iter().flatten().chain(&room.not_rooms))?;
+        check_count(room.rooms.as_ref().map_or(0, Vec::len).max(room.not_rooms.len()), ROOMS_MAX)?;
         for events in [&filter.presence, &filter.account_data, &room.ephemeral, &room.state, &room.timeline] {
-            events.check_ids()?;
+            events.check()?;
         }
-        room.account_data.check_ids()?;
+        room.account_data.check()?;
         Ok(filter)
     }
 }
@@ -132,21 +140,28 @@ impl EventFilter {
     /// Reads a `RoomEventFilter`, as `/messages` and `/context` take it. Errors as of [`Filter::parse`].
     pub fn parse(json: &str) -> Result<Self> {
         let filter: Self = parse(json)?;
-        filter.check_ids()?;
+        filter.check()?;
         Ok(filter)
     }
 
-    /// Errors: 400 `M_BAD_JSON` for ids of users or rooms that are none.
-    pub fn check_ids(&self) -> Result<()> {
+    /// Errors: 400 `M_BAD_JSON` for ids of users or rooms that are none, and for too many of something.
+    pub fn check(&self) -> Result<()> {
+        let count = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
+        check_count(count(&self.types).max(self.not_types.len()), TYPES_MAX)?;
+        check_count(count(&self.senders).max(self.not_senders.len()), SENDERS_MAX)?;
+        check_count(count(&self.rooms).max(self.not_rooms.len()), ROOMS_MAX)?;
+        check_count(count(&self.related_by_rel_types), RELATED_REL_TYPES_MAX)?;
+        check_count(count(&self.related_by_senders), RELATED_SENDERS_MAX)?;
         let senders = self.senders.iter().chain(&self.related_by_senders).flatten();
         check_ids::<UserId>(senders.chain(&self.not_senders))?;
-        let has_more = |list: &Option<Vec<String>>, most| list.as_ref().is_some_and(|list| list.len() > most);
-        if has_more(&self.related_by_rel_types, RELATED_REL_TYPES_MAX)
-            || has_more(&self.related_by_senders, RELATED_SENDERS_MAX)
-        {
-            return Err(Error::bad_json("Not a valid filter: too many to be related by"));
-        }
         check_ids::<RoomId>(self.rooms.iter().flatten().chain(&self.not_rooms))
+    }
+
+    /// How many times as much it is to look at an event with this filter as without one, about.
+    pub fn weight(&self) -> usize {
+        let types = self.types.as_ref().map_or(0, Vec::len) + self.not_types.len();
+        let senders = self.senders.as_ref().map_or(0, Vec::len) + self.not_senders.len();
+        1 + (types + senders / TYPES_AN_EVENT) / TYPES_AN_EVENT
     }
 
     /// The limit to apply: the client's, else `default`, and never above `max`.
@@ -210,6 +225,13 @@ fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
         return Err(Error::new(crate::ErrCode::TooLarge, "The filter is too large"));
     }
     read_object(json.as_bytes()).map_err(|e| Error::bad_json(format!("Not a valid filter: {}", e.message())))
+}
+
+fn check_count(count: usize, most: usize) -> Result<()> {
+    match count <= most {
+        true => Ok(()),
+        false => Err(Error::bad_json(format!("Not a valid filter: a list has more than {most} entries"))),
+    }
 }
 
 /// An id that is none would match nothing for ever: whoever wrote it meant something else.

@@ -330,8 +330,8 @@ pub const TABLES: &[TableBounds] = &[
     table(
         "account_data",
         &[users(
-            "by the rate limit of writes; of push rules 128 KiB, of the tags of a room 64 KiB; 403 beyond",
-            "the_rules_of_one_user_have_a_bound_beyond_which_they_only_become_fewer",
+            "8 MiB and 20 000 entries of one user, 413 beyond; of push rules 128 KiB, of the tags of a room 64 KiB, 403 beyond",
+            "account_data_has_a_bound_and_what_is_there_can_be_made_smaller",
         )],
         "deactivation",
     ),

@@ -12,6 +12,7 @@
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `guests`: accounts without a name or a password, and rooms that are looked into.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
+//! - `large_answers`: pages that end before they are large, and what is answered in its turn.
 //! - `login_tokens`: devices that let another log in.
 //! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
 //! - `moderation`: reports, locked and suspended accounts, and other services that an account has of its server.
@@ -46,6 +47,7 @@ mod event_stream;
 mod guests;
 mod key_backup;
 mod keys;
+mod large_answers;
 mod login_tokens;
 mod media;
 mod moderation;

@@ -85,6 +85,11 @@ impl JsonList {
         self.0.len() == 2
     }
 
+    /// How long the text is.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The text.
     pub fn finish(self) -> Vec<u8> {
         self.0

@@ -16,7 +16,7 @@ const RESERVED: [&str; 2] = ["m.fully_read", PUSH_RULES];
 
 impl Accounts<'_> {
     /// Sets account data, global if no room is given. Errors: 405 `M_BAD_JSON` for types that the server manages, 400
-    /// `M_INVALID_PARAM`.
+    /// `M_INVALID_PARAM`, 413 `M_TOO_LARGE` for more than one user may have.
     pub fn set_account_data(
         &self,
         user: &UserId,

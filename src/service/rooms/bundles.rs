@@ -37,7 +37,7 @@ const REPLIES_MAX: u64 = 100_000;
 /// Events that one answer looks at for its bundles, beside those that it tells.
 const LOOKS_MAX: usize = 2000;
 /// What an answer has of bundles; events beyond go without.
-const BUNDLES_BYTES_MAX: usize = 8 << 20;
+const BUNDLES_BYTES_MAX: usize = 1 << 20;
 
 /// `m.relations` of one event.
 #[derive(Default, Serialize)]

@@ -26,6 +26,9 @@ const PAGE_MAX: usize = 500;
 /// Events around an event in an answer of `/context` whatever the client asks for.
 const CONTEXT_MAX: usize = 100;
 
+/// What a page tells of memberships with lazy loading: more than anybody's, whose names are not made to be long.
+const MEMBERS_BYTES_MAX: usize = 1 << 20;
+
 /// One answer of `/messages` asks other servers for history at most so many times.
 const FETCHES_MAX: usize = 3;
 
@@ -137,16 +140,16 @@ impl Rooms<'_> {
         Ok(self.view(format.user, room, |db, view| local_messages(db, view, format, request))?.0)
     }
 
-    /// `GET /context`: at most `limit` events around the one that is asked for. Errors: 404 `M_NOT_FOUND`, also if
-    /// the user may not see the event.
+    /// `GET /context`: at most `limit` events around the one that is asked for; none if its state were larger than `most`
+    /// bytes. Errors: 404 `M_NOT_FOUND`, also if the user may not see the event.
     pub fn context(
         &self,
         format: &ClientFormat<'_>,
         room: &RoomId,
         event: &EventId,
-        limit: usize,
+        (limit, most): (usize, usize),
         filter: &EventFilter,
-    ) -> Result<EventContext> {
+    ) -> Result<Option<EventContext>> {
         let found = self.view(format.user, room, |db, view| {
             let Some((event, membership)) = visible_event(view, event)? else { return Ok(None) };
             let Some(place) = event.place else { return Ok(None) };
@@ -157,23 +160,30 @@ impl Rooms<'_> {
             let after = walk(view, filter, on, limit - limit / 2)?;
             let first = before.events.last().and_then(|shown| shown.event.place).unwrap_or(place);
             let last = after.events.last().map_or(&event, |shown| &shown.event);
-            Ok(Some(EventContext {
+            let state = state_around((db, view, format), filter, last, [&before, &after], (&event, most))?;
+            let Some(state) = state else { return Ok(Some(None)) };
+            Ok(Some(Some(EventContext {
                 start: PaginationToken::before(first).to_string(),
                 end: PaginationToken::after(last.place.unwrap_or(place)).to_string(),
-                state: state_around(db, view, format, filter, last, [&before, &after], &event)?,
+                state,
                 events_before: write_with_bundles(view, format, &before.events)?,
                 events_after: write_with_bundles(view, format, &after.events)?,
                 event: write_with_bundles(view, format, [&TimelineEvent { event, membership }])?
                     .pop()
                     .ok_or_else(|| Error::internal("an event went missing"))?,
-            }))
+            })))
         });
         found_or_not(found)
     }
 
-    /// The state events of a room as the user may know them, now or as of when they left: a JSON array. Errors: 403
-    /// `M_FORBIDDEN`.
-    pub fn room_state(&self, format: &ClientFormat<'_>, room: &RoomId) -> Result<Vec<u8>> {
+    /// The state events of a room as the user may know them, now or as of when they left: a JSON array, none if it were
+    /// larger than `most` bytes. Errors: 403 `M_FORBIDDEN`.
+    pub fn room_state(
+        &self,
+        format: &ClientFormat<'_>,
+        room: &RoomId,
+        most: usize,
+    ) -> Result<Option<Vec<u8>>> {
         self.view(format.user, room, |db, view| {
             view.require_readable()?;
             let keys: BTreeSet<EventKey> = match view.access {
@@ -182,9 +192,12 @@ impl Rooms<'_> {
             };
             let mut list = JsonList::default();
             db.each_event(keys, |row| {
+                if list.len() > most {
+                    return Ok(());
+                }
                 list.push_with(|out| client_format::push_state(out, &view.erasure, format, view.room, &row))
             })?;
-            Ok(list.finish())
+            Ok((list.len() <= most).then(|| list.finish()))
         })
     }
 
@@ -209,13 +222,15 @@ impl Rooms<'_> {
         })
     }
 
-    /// The membership events of a room: a JSON array. Errors: 403 `M_FORBIDDEN`, also for a time that the user may not see.
+    /// The membership events of a room: a JSON array, none if it were larger than `most` bytes. Errors: 403
+    /// `M_FORBIDDEN`, also for a time that the user may not see.
     pub fn members(
         &self,
         format: &ClientFormat<'_>,
         room: &RoomId,
         request: &MembersRequest,
-    ) -> Result<Vec<u8>> {
+        most: usize,
+    ) -> Result<Option<Vec<u8>>> {
         self.view(format.user, room, |db, view| {
             view.require_readable()?;
             let at = match request.at {
@@ -224,14 +239,19 @@ impl Rooms<'_> {
             };
             let mut list = JsonList::default();
             if at == i64::MAX {
-                db.each_member(view.room.key, None, |_, membership, row| match request.wants(membership) {
-                    true => list.push_with(|out| {
-                        client_format::push_state(out, &view.erasure, format, view.room, &row)
-                    }),
-                    false => Ok(()),
+                db.each_member(view.room.key, None, |_, membership, row| {
+                    match list.len() <= most && request.wants(membership) {
+                        true => list.push_with(|out| {
+                            client_format::push_state(out, &view.erasure, format, view.room, &row)
+                        }),
+                        false => Ok(()),
+                    }
                 })?;
             } else {
                 for key in db.state_rows_as_of(view.room.key, at)?.into_values() {
+                    if list.len() > most {
+                        break;
+                    }
                     let event = db.event_by_key(key)?;
                     if event.pdu.membership().is_some_and(|membership| request.wants(membership)) {
                         let event = client_format::state(&view.erasure, format, &event)?;
@@ -239,26 +259,29 @@ impl Rooms<'_> {
                     }
                 }
             }
-            Ok(list.finish())
+            Ok((list.len() <= most).then(|| list.finish()))
         })
     }
 
-    /// Who is joined, with the profile of their membership: the answer's JSON. Errors: 403 `M_FORBIDDEN` for those who
-    /// are not joined.
-    pub fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Vec<u8>> {
+    /// Who is joined, with the profile of their membership: the answer's JSON, none if it were larger than `most` bytes.
+    /// Errors: 403 `M_FORBIDDEN` for those who are not joined.
+    pub fn joined_members(&self, user: &UserId, room: &RoomId, most: usize) -> Result<Option<Vec<u8>>> {
         self.view(user, room, |db, view| {
             view.require_joined()?;
             let mut joined: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
+            let mut bytes = 0;
             db.each_member(view.room.key, Some(Membership::Join), |user, _, row| {
-                if UserId::parse(user).is_ok() {
-                    joined.insert(
-                        user.to_owned(),
-                        to_raw_value(&profile_in(row.json)).map_err(Error::internal)?,
-                    );
+                if bytes <= most && UserId::parse(user).is_ok() {
+                    let profile = to_raw_value(&profile_in(row.json)).map_err(Error::internal)?;
+                    bytes += user.len() + profile.get().len();
+                    joined.insert(user.to_owned(), profile);
                 }
                 Ok(())
             })?;
-            serde_json::to_vec(&JoinedMembers { joined }).map_err(Error::internal)
+            if bytes > most {
+                return Ok(None);
+            }
+            serde_json::to_vec(&JoinedMembers { joined }).map(Some).map_err(Error::internal)
         })
     }
 }
@@ -398,26 +421,30 @@ fn lazy_members(view: &RoomView<'_>, format: &ClientFormat<'_>, page: &Page) -> 
     let newest = page.events.iter().filter_map(|shown| shown.event.place).max();
     let at = newest.map_or(view.present(), |place| place.stream);
     let senders: BTreeSet<&UserId> = page.events.iter().map(|shown| shown.event.pdu.sender()).gather();
-    let mut members = Vec::new();
+    let (mut members, mut bytes) = (Vec::new(), 0);
     for sender in senders {
+        if bytes >= MEMBERS_BYTES_MAX {
+            break;
+        }
         let key = view.db().state_event_as_of(view.room.key, "m.room.member", sender.as_str(), at)?;
         if let Some(key) = key {
-            members.push(client_format::state(&view.erasure, format, &view.db().event_by_key(key)?)?);
+            let member = client_format::state(&view.erasure, format, &view.db().event_by_key(key)?)?;
+            bytes += member.get().len();
+            members.push(member);
         }
     }
     Ok(members)
 }
 
-/// The state at the last event of a context; with lazy loading only the memberships of those who speak.
+/// The state at the last event of a context; with lazy loading only the memberships of those who speak. None if it were
+/// larger than `most` bytes.
 fn state_around(
-    db: &Db<'_>,
-    view: &RoomView<'_>,
-    format: &ClientFormat<'_>,
+    (db, view, format): (&Db<'_>, &RoomView<'_>, &ClientFormat<'_>),
     filter: &EventFilter,
     last: &StoredEvent,
     pages: [&Page; 2],
-    event: &StoredEvent,
-) -> Result<Vec<Json>> {
+    (event, most): (&StoredEvent, usize),
+) -> Result<Option<Vec<Json>>> {
     let senders: BTreeSet<&UserId> = pages
         .iter()
         .flat_map(|page| page.events.iter().map(|shown| shown.event.pdu.sender()))
@@ -427,16 +454,21 @@ fn state_around(
         Some(state) => db.state_rows_at(state)?,
         None => db.state_rows_as_of(view.room.key, last.place.map_or(i64::MAX, |place| place.stream))?,
     };
-    let mut state = Vec::new();
+    let (mut state, mut bytes) = (Vec::new(), 0);
     for key in rows.into_values() {
         let entry = db.event_by_key(key)?;
         let lazy = filter.lazy_load_members && entry.pdu.event_type() == "m.room.member";
         let speaks = || entry.pdu.state_key().is_some_and(|user| senders.iter().any(|s| s.as_str() == user));
         if filter.wants(&entry.pdu) && (!lazy || speaks()) {
-            state.push(client_format::state(&view.erasure, format, &entry)?);
+            let entry = client_format::state(&view.erasure, format, &entry)?;
+            bytes += entry.get().len();
+            if bytes > most {
+                return Ok(None);
+            }
+            state.push(entry);
         }
     }
-    Ok(state)
+    Ok(Some(state))
 }
 
 #[cfg(test)]

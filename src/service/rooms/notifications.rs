@@ -7,6 +7,7 @@ use super::Rooms;
 use crate::error::Result;
 use crate::protocol::{RoomId, UserId};
 use crate::service::rooms::client_format::{self, ClientFormat, Json};
+use crate::service::rooms::timeline::PAGE_BYTES_MAX;
 use crate::service::rooms::view::RoomView;
 use crate::store::Db;
 use crate::store::push::notifications::Notification;
@@ -56,10 +57,10 @@ impl Rooms<'_> {
         format: &ClientFormat<'_>,
         asked: &NotificationsRequest,
     ) -> Result<NotificationsPage> {
-        let limit = asked.limit.unwrap_or(DEFAULT_LIMIT).min(LIMIT_MAX);
+        let mut limit = asked.limit.unwrap_or(DEFAULT_LIMIT).min(LIMIT_MAX);
         self.store.read(|db| {
             let (mut before, mut notifications) = (asked.from.unwrap_or(i64::MAX), Vec::new());
-            let (mut looked_at, mut looks) = (0, 0);
+            let (mut looked_at, mut looks, mut bytes) = (0, 0, 0);
             loop {
                 // One more than is wanted, to know whether there are any.
                 let wanted = limit + 1 - notifications.len();
@@ -72,7 +73,13 @@ impl Rooms<'_> {
                         return Ok(NotificationsPage { next_token: Some(before.to_string()), notifications });
                     }
                     before = notification.stream;
-                    notifications.extend(shown(db, format, &notification)?);
+                    if let Some(shown) = shown(db, format, &notification)? {
+                        bytes += shown.event.get().len();
+                        notifications.push(shown);
+                    }
+                    if bytes >= PAGE_BYTES_MAX {
+                        limit = notifications.len();
+                    }
                 }
                 match last.stopped_at.filter(|_| is_short) {
                     Some(from) => before = from,

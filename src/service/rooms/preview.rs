@@ -25,7 +25,7 @@ impl Rooms<'_> {
         let mut page = self.messages(format, room_id, &last)?;
         page.chunk.reverse();
         let (earlier, later) = (page.end, page.start);
-        let state = written(self.room_state(format, room_id)?)?;
+        let state = written(self.room_state(format, room_id, usize::MAX)?.unwrap_or_default())?;
         let (membership, published, account_data) = self.store.read(|db| {
             let room = db.known_room(room_id)?;
             let data = db.account_data_of_room_since(format.user, room_id, -1)?;

@@ -12,7 +12,7 @@ use crate::service::rooms::bundles::write_with_bundles;
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::messages::{ReadableRange, found_or_not, visible_event};
 use crate::service::rooms::pagination_token::PaginationToken;
-use crate::service::rooms::timeline::{SCANNED_MAX, TimelineEvent, token_behind};
+use crate::service::rooms::timeline::{PAGE_BYTES_MAX, SCANNED_MAX, TimelineEvent, token_behind};
 use crate::service::rooms::view::RoomView;
 use crate::store::rooms::events::TimelineRange;
 use crate::store::rooms::relations::{RelatedEvent, RelationFilter};
@@ -85,9 +85,9 @@ fn page(
     parent: &EventId,
     request: &RelationsRequest,
 ) -> Result<(Vec<TimelineEvent>, Option<PaginationToken>)> {
-    let limit = request.limit.unwrap_or(PAGE_USUAL).min(PAGE_MAX);
+    let mut limit = request.limit.unwrap_or(PAGE_USUAL).min(PAGE_MAX);
     let range = ReadableRange::new(view, request.from, request.to, request.backwards);
-    let mut events = Vec::new();
+    let (mut events, mut bytes) = (Vec::new(), 0);
     if range.is_empty() {
         return Ok((events, None));
     }
@@ -113,7 +113,11 @@ fn page(
                 if events.len() == limit {
                     return Ok((events, Some(token_behind(range))));
                 }
+                bytes += event.pdu.json().len();
                 events.push(TimelineEvent { event, membership });
+                if bytes >= PAGE_BYTES_MAX {
+                    limit = events.len();
+                }
             }
             range.from = row.place;
         }

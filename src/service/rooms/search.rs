@@ -45,6 +45,8 @@ const ROOMS_IN_QUERY_MAX: usize = 100;
 /// Results where the client does not say how many, and at most.
 const RESULTS_USUAL: usize = 10;
 const RESULTS_MAX: usize = 100;
+/// A page ends with the result that makes it this large.
+const RESULTS_BYTES_MAX: usize = 1 << 20;
 /// Events on each side of a result, where the client does not say how many, and at most.
 const CONTEXT_USUAL: usize = 5;
 const CONTEXT_MAX: usize = 20;
@@ -158,15 +160,45 @@ struct Hit {
     rank: f64,
 }
 
+impl SearchResult {
+    fn bytes(&self) -> usize {
+        let around =
+            self.context.iter().flat_map(|around| around.events_before.iter().chain(&around.events_after));
+        around.chain([&self.result]).map(|event| event.get().len()).sum()
+    }
+}
+
 /// What a page of a search has.
 struct Page {
     hits: Vec<Hit>,
+    /// Where a page begins that begins with each of them.
+    begins: Vec<NextBatch>,
     next: Option<NextBatch>,
     /// Of the window that the page ends in, what is left for the next one: of which rooms, and by whom.
     left: Vec<(RoomKey, UserId)>,
     /// Whether there may be more windows.
     is_last_window: bool,
     count: usize,
+}
+
+impl Page {
+    /// Leaves what is behind so many hits for the next page.
+    fn end_behind(&mut self, hits: usize) {
+        if let Some(next) = self.begins.get(hits) {
+            self.next = Some(*next);
+            let left = self.hits.split_off(hits);
+            self.left.extend(
+                left.into_iter().map(|hit| (hit.shown.event.room, hit.shown.event.pdu.sender().clone())),
+            );
+        }
+    }
+}
+
+impl SearchCriteria {
+    /// Whether the answer has the state of rooms, which may be large.
+    pub fn wants_state(&self) -> bool {
+        self.include_state == Some(true)
+    }
 }
 
 impl Rooms<'_> {
@@ -179,7 +211,7 @@ impl Rooms<'_> {
         next_batch: Option<&str>,
         wanted: impl Fn() -> bool,
     ) -> Result<SearchAnswer> {
-        criteria.filter.check_ids()?;
+        criteria.filter.check()?;
         let query = SearchQuery::parse(&criteria.search_term)?;
         let keys = match &criteria.keys {
             None => SearchKey::ALL.to_vec(),
@@ -243,16 +275,22 @@ type Views<'s> = HashMap<RoomKey, RoomView<'s>>;
 impl<'s> Search<'s> {
     fn answer(&self, from: NextBatch, limit: usize) -> Result<SearchAnswer> {
         let mut views = Views::new();
-        let page = self.page(&mut views, from, limit)?;
-        let mut highlights = BTreeSet::new();
-        let mut results = Vec::with_capacity(page.hits.len());
+        let mut page = self.page(&mut views, from, limit)?;
+        let (mut highlights, mut bytes) = (BTreeSet::new(), 0);
+        let mut results: Vec<SearchResult> = Vec::with_capacity(page.hits.len());
         for hit in &page.hits {
+            if bytes >= RESULTS_BYTES_MAX {
+                break;
+            }
             let view =
                 views.get(&hit.shown.event.room).ok_or_else(|| Error::internal("a view went missing"))?;
             let text = self.text_for(view, &hit.shown.event)?.unwrap_or_default();
             self.query.highlights(&text, &mut highlights);
-            results.push(self.result(view, hit, self.query.rank(&text))?);
+            let result = self.result(view, hit, self.query.rank(&text))?;
+            bytes += result.bytes();
+            results.push(result);
         }
+        page.end_behind(results.len());
         let state = match self.criteria.include_state {
             Some(true) => Some(self.state(&views, &page.hits)?),
             _ => None,
@@ -277,8 +315,14 @@ impl<'s> Search<'s> {
             Some(GroupMember::SenderOf(event)) => self.sender_of(views, &ignored, event)?,
             _ => None,
         };
-        let mut page =
-            Page { hits: Vec::new(), next: None, left: Vec::new(), is_last_window: true, count: 0 };
+        let mut page = Page {
+            hits: Vec::new(),
+            begins: Vec::new(),
+            next: None,
+            left: Vec::new(),
+            is_last_window: true,
+            count: 0,
+        };
         let (mut at, mut looked_at) = (from, 0);
         loop {
             let window = self.db.events_with_text(&search, at.top, WINDOW_EVENTS)?;
@@ -304,6 +348,7 @@ impl<'s> Search<'s> {
                 }
                 if page.hits.len() < limit {
                     page.hits.push(hit);
+                    page.begins.push(NextBatch { skip: number, ..at });
                 } else {
                     page.next.get_or_insert(NextBatch { skip: number, ..at });
                     page.left.push((hit.shown.event.room, hit.shown.event.pdu.sender().clone()));

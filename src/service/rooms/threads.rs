@@ -13,7 +13,7 @@ use crate::service::rooms::bundles::{latest_reply, write_with_bundles};
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::messages::visible_event;
 use crate::service::rooms::pagination_token::PaginationToken;
-use crate::service::rooms::timeline::TimelineEvent;
+use crate::service::rooms::timeline::{PAGE_BYTES_MAX, TimelineEvent};
 use crate::service::rooms::view::{RoomView, readable_room};
 use crate::store::Place;
 
@@ -67,6 +67,7 @@ impl Rooms<'_> {
                 participated: request.participated,
                 limit: request.limit.unwrap_or(PAGE_USUAL).min(PAGE_MAX),
                 roots: Vec::new(),
+                bytes: 0,
                 looks_left: REPLIES_LOOKED_AT_MAX,
                 at: match request.from {
                     Some(from) => from.start_back().min(view.end_exclusive()),
@@ -88,6 +89,7 @@ struct ThreadPage<'p> {
     participated: bool,
     limit: usize,
     roots: Vec<TimelineEvent>,
+    bytes: usize,
     /// So many more replies are looked at.
     looks_left: usize,
     /// The place of the reply that was looked at last; the next page has the threads whose latest stand before it.
@@ -159,7 +161,11 @@ impl ThreadPage<'_> {
             && may_be_thread_root(&event.pdu)
             && latest_reply(self.view, root, &mut self.looks_left)?.is_some()
         {
+            self.bytes += event.pdu.json().len();
             self.roots.push(TimelineEvent { event, membership });
+            if self.bytes >= PAGE_BYTES_MAX {
+                self.limit = self.roots.len();
+            }
         }
         Ok(())
     }

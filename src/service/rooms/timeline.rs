@@ -12,6 +12,11 @@ use crate::store::{Place, StoredEvent};
 /// No request looks at more than about this many events of one room in search of those that a filter lets through.
 pub(super) const SCANNED_MAX: usize = 2000;
 
+/// A page ends with the event that makes it this large, so that no answer is large by its events alone.
+pub(super) const PAGE_BYTES_MAX: usize = 256 << 10;
+/// Events that are read together.
+const EVENTS_AT_ONCE: usize = 101;
+
 /// So many that relate to one event in one way are looked at for one that the reader may see, and so many events in all
 /// for one page.
 const RELATED_LOOKED_AT_MAX: usize = 100;
@@ -36,17 +41,19 @@ pub struct Page {
 }
 
 /// Walks a range of a room's timeline and keeps what the reader may see and the filter lets through, at most `limit`
-/// events: of none the page says whether there is anything to see. `range.limit` does not matter.
+/// events and no more than make a page: of none the page says whether there is anything to see. `range.limit` does not
+/// matter.
 pub fn walk(
     view: &RoomView<'_>,
     filter: &EventFilter,
     mut range: TimelineRange,
-    limit: usize,
+    mut limit: usize,
 ) -> Result<Page> {
     let mut page = Page::default();
     let (mut scanned, mut looks_left, start) = (0, RELATED_LOOKS_MAX, range.from);
+    let mut bytes = 0;
     // One more than wanted, to know whether something is left.
-    range.limit = limit.saturating_add(1);
+    range.limit = limit.saturating_add(1).min(EVENTS_AT_ONCE);
     loop {
         let batch = view.db().timeline(view.room.key, range)?;
         let exhausted = batch.len() < range.limit;
@@ -71,10 +78,14 @@ pub fn walk(
             }
             range.from = place;
             if access.visible {
+                bytes += event.pdu.json().len();
                 page.events.push(TimelineEvent { event, membership: access.membership });
+                if bytes >= PAGE_BYTES_MAX {
+                    limit = page.events.len();
+                }
             }
         }
-        scanned += range.limit;
+        scanned += range.limit * filter.weight();
         if exhausted {
             return Ok(page);
         }

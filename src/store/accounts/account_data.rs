@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use crate::error::Result;
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ignored_users::Ignored;
 use crate::protocol::{RoomId, UserId};
 use crate::store::push::recipients::{IGNORED, RULES};
@@ -18,6 +18,12 @@ pub struct AccountData {
     /// The content: a JSON object.
     pub content: String,
 }
+
+/// What one user keeps, push rules and tags included: one answer may have to tell all of it.
+const BYTES_OF_USER_MAX: i64 = 8 << 20;
+const ENTRIES_OF_USER_MAX: i64 = 20_000;
+/// Small, and of rooms that the user was in: told in any case, so that reading goes on.
+const FULLY_READ: &str = "m.fully_read";
 
 /// By the room, of which there is little; not by the stream, where all of the user's rooms would be gone through.
 const ACCOUNT_DATA_OF_ROOM_SINCE: &str = "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND +stream > ? ORDER BY +stream";
@@ -107,7 +113,7 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Sets one entry and wakes the user's clients.
+    /// Sets one entry and wakes the user's clients. Errors: 413 `M_TOO_LARGE` for what makes the user's more than there may be.
     pub fn set_account_data(
         &mut self,
         user: &UserId,
@@ -123,6 +129,9 @@ impl Tx<'_> {
                 self.forget_unread_of_ignored(user, &added)?;
             }
         }
+        if event_type != FULLY_READ {
+            self.check_account_data_fits((user, room, event_type), content)?;
+        }
         let stream = self.next_stream();
         self.execute(
             "INSERT OR REPLACE INTO account_data (user_id, room_id, type, content, stream)
@@ -133,6 +142,36 @@ impl Tx<'_> {
             self.remember(|cache| cache.forget_push_settings(user));
         }
         self.wake_user(user);
+        Ok(())
+    }
+
+    /// All that the user has is counted only for what is new or becomes longer.
+    fn check_account_data_fits(
+        &self,
+        (user, room, event_type): (&UserId, Option<&RoomId>, &str),
+        content: &str,
+    ) -> Result<()> {
+        let before: Option<i64> = self
+            .conn()
+            .prepare_cached(
+                "SELECT octet_length(content) FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
+            )?
+            .query_row([user.as_str(), room_key(room), event_type], |row| row.get(0))
+            .optional()?;
+        let content_bytes = i64::try_from(content.len()).unwrap_or(i64::MAX);
+        if before.is_some_and(|before| content_bytes <= before) {
+            return Ok(());
+        }
+        let (entries, bytes): (i64, i64) = self
+            .conn()
+            .prepare_cached(
+                "SELECT count(*), coalesce(sum(octet_length(content)), 0) FROM account_data WHERE user_id = ?",
+            )?
+            .query_row([user.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let bytes = (bytes - before.unwrap_or(0)).saturating_add(content_bytes);
+        if bytes > BYTES_OF_USER_MAX || before.is_none() && entries >= ENTRIES_OF_USER_MAX {
+            return Err(Error::new(ErrCode::TooLarge, "There is too much account data of this user"));
+        }
         Ok(())
     }
 }

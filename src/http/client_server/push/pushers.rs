@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::http::client_server::{client_format, reply};
+use crate::http::client_server::{client_format, reply_with_page};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::push::pushers::PusherRequest;
@@ -40,5 +40,6 @@ pub fn notifications(hs: &Arc<Homeserver>, request: &Request, requester: &Reques
             .query("only")
             .is_some_and(|only| only.split(',').any(|one| one == "highlight")),
     };
-    reply(&hs.rooms().notifications(&client_format(hs, requester), &asked)?)
+    let page = hs.rooms().notifications(&client_format(hs, requester), &asked)?;
+    reply_with_page(hs, (request, requester), &page)
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::delayed_events;
 use crate::error::{Error, Result};
-use crate::http::client_server::client_format;
+use crate::http::client_server::{client_format, reply_by_size};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::events::build::Draft;
@@ -78,7 +78,8 @@ pub fn upgrade(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`.
 pub fn state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::raw_json(hs.rooms().room_state(&client_format(hs, requester), &request.room_id()?)?))
+    let (format, room) = (client_format(hs, requester), request.room_id()?);
+    reply_by_size(hs, (request, requester), |most| hs.rooms().room_state(&format, &room, most))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
@@ -101,7 +102,8 @@ pub fn state_entry(hs: &Arc<Homeserver>, request: &Request, requester: &Requeste
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`.
 pub fn joined_members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::raw_json(hs.rooms().joined_members(&requester.user_id, &request.room_id()?)?))
+    let (user, room) = (&requester.user_id, request.room_id()?);
+    reply_by_size(hs, (request, requester), |most| hs.rooms().joined_members(user, &room, most))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/aliases`.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::http::client_server::{client_format, reply};
+use crate::http::client_server::sync::{reply_in_turn, turn_of};
+use crate::http::client_server::{client_format, reply, reply_by_size, reply_with_page};
 use crate::http::params::moment;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::filter::EventFilter;
@@ -31,13 +32,16 @@ pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) 
         limit: limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX)),
         filter,
     };
-    reply(&hs.rooms().messages(&client_format(hs, requester), &request.room_id()?, &asked)?)
+    let page = hs.rooms().messages(&client_format(hs, requester), &request.room_id()?, &asked)?;
+    reply_with_page(hs, (request, requester), &page)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/initialSync`.
 pub fn room_initial_sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let (format, limit) = (client_format(hs, requester), limit(request)?);
-    Ok(Reply::raw_json(hs.rooms().room_initial_sync(&format, &request.room_id()?, limit)?))
+    let turn = turn_of(hs, (request, requester))?;
+    let answer = hs.rooms().room_initial_sync(&format, &request.room_id()?, limit)?;
+    Ok(reply_in_turn(Some(turn), answer.into()))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`.
@@ -45,7 +49,11 @@ pub fn context(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
     let (room, event) = (request.room_id()?, request.event_id()?);
     let filter = filter(request)?;
     let limit = limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX));
-    reply(&hs.rooms().context(&client_format(hs, requester), &room, &event, limit, &filter)?)
+    let format = client_format(hs, requester);
+    reply_by_size(hs, (request, requester), |most| {
+        let context = hs.rooms().context(&format, &room, &event, (limit, most), &filter)?;
+        context.map(|context| serde_json::to_vec(&context).map_err(Error::internal)).transpose()
+    })
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`.
@@ -65,8 +73,11 @@ pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
         membership: membership(request, "membership")?,
         not_membership: membership(request, "not_membership")?,
     };
-    let chunk = hs.rooms().members(&client_format(hs, requester), &request.room_id()?, &asked)?;
-    Ok(Reply::raw_json([b"{\"chunk\":".as_slice(), &chunk, b"}"].concat()))
+    let (format, room) = (client_format(hs, requester), request.room_id()?);
+    reply_by_size(hs, (request, requester), |most| {
+        let chunk = hs.rooms().members(&format, &room, &asked, most)?;
+        Ok(chunk.map(|chunk| [b"{\"chunk\":".as_slice(), &chunk, b"}"].concat()))
+    })
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.

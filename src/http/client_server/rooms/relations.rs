@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::http::client_server::{client_format, reply};
+use crate::http::client_server::{client_format, reply_with_page};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::rooms::relations::RelationsRequest;
@@ -27,7 +27,8 @@ pub fn relations(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
         recurse: request.query_bool("recurse")?,
     };
     let format = client_format(hs, requester);
-    reply(&hs.rooms().relations(&format, &request.room_id()?, &request.event_id()?, &asked)?)
+    let page = hs.rooms().relations(&format, &request.room_id()?, &request.event_id()?, &asked)?;
+    reply_with_page(hs, (request, requester), &page)
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/threads`.
@@ -41,7 +42,8 @@ pub fn threads(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
         from: request.pagination_token("from")?,
         limit: limit(request)?,
     };
-    reply(&hs.rooms().threads(&client_format(hs, requester), &request.room_id()?, &asked)?)
+    let page = hs.rooms().threads(&client_format(hs, requester), &request.room_id()?, &asked)?;
+    reply_with_page(hs, (request, requester), &page)
 }
 
 /// "Must be an integer greater than zero."

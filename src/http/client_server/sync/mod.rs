@@ -19,7 +19,7 @@ use crate::service::sync::{AnswerBody, SyncAnswer, SyncRequest, parse_since};
 use crate::store::ephemeral::presence::PresenceState;
 
 /// Answers that are larger hold their turn until they are written.
-const LARGE_BYTES_MIN: usize = 256 << 10;
+pub(super) const LARGE_BYTES_MIN: usize = 256 << 10;
 
 /// What is larger than this keeps others from beginning, and has to be taken at the rate at which all of it takes so long,
 /// but for the grace that each part of it has: any client has given up by then.
@@ -48,8 +48,14 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
     }
     let may_be_large = poll == Poll::First
         && (asked.full_state || hs.syncing().may_be_long_ago(&requester.user_id, asked.since));
-    let turn = may_be_large.then(|| turn_of(hs, (request, requester))).transpose()?;
-    let answer = hs.syncing().sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
+    let mut turn = may_be_large.then(|| turn_of(hs, (request, requester))).transpose()?;
+    let mut answer = hs.syncing().sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
+    if poll == Poll::First && turn.is_none() && answer.body.len() > LARGE_BYTES_MIN {
+        // It is made anew in its turn: with all who wait for theirs memory would have to hold all of them.
+        answer.body = AnswerBody::default();
+        turn = Some(turn_of(hs, (request, requester))?);
+        answer = hs.syncing().sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
+    }
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
     let may_wait = poll != Poll::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
     if answer.is_empty && may_wait {
