@@ -9,7 +9,7 @@
 //!   hear of; `bundles`: what is told of relations with an event.
 //! - `notifications`: what users were notified of, page by page.
 //! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them, with
-//!   `search_token`, among `searched_rooms`.
+//!   `search_format` and `search_token`, among `searched_rooms`.
 //! - `user_directory`: users by name, and the rooms that two have in common. `delayed_events`: what is sent later.
 //! - `preview`: a room in one answer, for who looks in.
 //! - `reports`: what users find inappropriate.
@@ -30,6 +30,7 @@ mod relation_tests;
 pub mod relations;
 pub mod reports;
 pub mod search;
+pub mod search_format;
 mod search_token;
 mod searched_rooms;
 pub mod send;

@@ -9,7 +9,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::client_format;
@@ -17,13 +16,16 @@ use crate::error::{Error, Result};
 use crate::order::{self, Gather};
 use crate::protocol::filter::EventFilter;
 use crate::protocol::search_text::{SearchKey, SearchQuery};
-use crate::protocol::{EventId, RoomId, UserId};
+use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::limits::search_turns::SearchTurn;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::write_with_bundles;
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::pagination_token::PaginationToken;
+use crate::service::rooms::search_format::{
+    ContextWanted, Group, GroupKey, ResultContext, SearchAnswer, SearchCriteria, SearchOrder, SearchResult,
+};
 use crate::service::rooms::search_token::{GroupMember, NextBatch};
 use crate::service::rooms::searched_rooms::searched_rooms;
 use crate::service::rooms::timeline::{TimelineEvent, walk};
@@ -57,115 +59,11 @@ const PORTIONS_MAX: usize = 20;
 /// This far the index may be behind before it is brought up to date although nobody searches.
 const BEHIND_MAX: usize = 400;
 
-/// What to search for in events.
-#[derive(Debug, Deserialize)]
-pub struct SearchCriteria {
-    /// The words.
-    pub search_term: String,
-    #[serde(default)]
-    keys: Option<Vec<String>>,
-    #[serde(default)]
-    filter: EventFilter,
-    #[serde(default)]
-    order_by: SearchOrder,
-    #[serde(default)]
-    event_context: Option<ContextWanted>,
-    #[serde(default)]
-    include_state: Option<bool>,
-    #[serde(default)]
-    groupings: Option<Groupings>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SearchOrder {
-    /// "By default, this is `"rank"`."
-    #[default]
-    Rank,
-    Recent,
-}
-
-#[derive(Debug, Deserialize)]
-struct ContextWanted {
-    #[serde(default)]
-    before_limit: Option<u64>,
-    #[serde(default)]
-    after_limit: Option<u64>,
-    #[serde(default)]
-    include_profile: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Groupings {
-    #[serde(default)]
-    group_by: Vec<Grouping>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Grouping {
-    key: GroupKey,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum GroupKey {
-    RoomId,
-    Sender,
-}
-
-/// What was found.
-#[derive(Serialize)]
-pub struct SearchAnswer {
-    count: usize,
-    highlights: Vec<String>,
-    results: Vec<SearchResult>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<BTreeMap<RoomId, Vec<Json>>>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    groups: BTreeMap<GroupKey, BTreeMap<String, Group>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_batch: Option<String>,
-}
-
-#[derive(Serialize)]
-struct SearchResult {
-    rank: f64,
-    result: Json,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    context: Option<ResultContext>,
-}
-
-#[derive(Serialize)]
-struct ResultContext {
-    start: String,
-    end: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    profile_info: Option<BTreeMap<UserId, Map<String, Value>>>,
-    events_before: Vec<Json>,
-    events_after: Vec<Json>,
-}
-
-#[derive(Serialize)]
-struct Group {
-    order: usize,
-    results: Vec<EventId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_batch: Option<String>,
-}
-
 /// A match that the searcher may see and wants.
 struct Hit {
     shown: TimelineEvent,
     /// How well it fits, where that decides the order.
     rank: f64,
-}
-
-impl SearchResult {
-    fn bytes(&self) -> usize {
-        let around =
-            self.context.iter().flat_map(|around| around.events_before.iter().chain(&around.events_after));
-        around.chain([&self.result]).map(|event| event.get().len()).sum()
-    }
 }
 
 /// What a page of a search has.
@@ -191,13 +89,6 @@ impl Page {
                 left.into_iter().map(|hit| (hit.shown.event.room, hit.shown.event.pdu.sender().clone())),
             );
         }
-    }
-}
-
-impl SearchCriteria {
-    /// Whether the answer has the state of rooms, which may be large.
-    pub fn wants_state(&self) -> bool {
-        self.include_state == Some(true)
     }
 }
 

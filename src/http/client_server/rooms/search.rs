@@ -9,7 +9,7 @@ use crate::http::client_server::sync::{reply_in_turn, turn_of};
 use crate::http::client_server::{client_format, reply_with_page};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::rooms::search::{SearchAnswer, SearchCriteria};
+use crate::service::rooms::search_format::{SearchAnswer, SearchCriteria};
 
 #[derive(Deserialize)]
 struct SearchRequest {
