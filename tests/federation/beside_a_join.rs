@@ -169,3 +169,23 @@ fn a_knock_that_was_taken_while_another_user_was_coming_in_is_shown_and_can_be_w
     carol.leave(room.id.as_str());
     assert_eq!(bob.membership_of(room.id.as_str(), carol.id()).as_deref(), Some("leave"));
 }
+
+#[test]
+fn an_invite_that_was_signed_before_we_knew_that_our_last_user_was_put_out_is_shown_when_we_do() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let [alice, bob] = ["alice", "bob"].map(|name| server.user(name));
+    let mut room = FakeRoom::new(&peer, "11", "public");
+    peer.let_in(&room, alice.id());
+    alice.join_via(room.id.as_str(), &[peer.name().as_str()]);
+    let join = room.read(&peer.wait_for("send_join").body);
+    room.take(join.clone());
+    let kick = member(&room, &peer, alice.id(), (&room.creator.clone(), "leave"), &[&join]);
+    room.take(kick.clone());
+    shut_out(&peer);
+    room.invite(&peer, server.name(), bob.id());
+    assert_eq!(section(&bob, &room), None, "the room that we are in knows of no invite");
+    let (status, said) = peer.send_transaction(server.name(), "1", &[&kick]);
+    assert_eq!(status, 200, "{said}");
+    bob.wait_for_room("invite", room.id.as_str());
+    assert_eq!(section(&alice, &room), None);
+}

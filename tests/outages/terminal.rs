@@ -268,9 +268,9 @@ fn what_cannot_be_done_is_told_with_the_cause_once_and_what_to_do_and_status_1()
         let complaint = stderr.lines().find(|line| line.starts_with("doorstep: ")).unwrap_or_default();
         told.iter()
             .for_each(|told| assert!(complaint.contains(told), "{args:?} should tell {told:?}: {stderr}"));
-        NOISE
-            .iter()
-            .for_each(|noise| assert!(!complaint.contains(noise), "{args:?} tells {noise:?}: {stderr}"));
+        // A port may have any digits.
+        let words = complaint.replace(&in_use, "");
+        NOISE.iter().for_each(|noise| assert!(!words.contains(noise), "{args:?} tells {noise:?}: {stderr}"));
         let once = complaint.matches("No such file").count() + complaint.matches("File exists").count();
         assert!(once <= 1, "the cause is told more than once: {complaint}");
     }

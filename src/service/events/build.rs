@@ -27,7 +27,7 @@ use crate::random;
 use crate::service::events::Events;
 use crate::service::events::accept::Sent;
 use crate::service::events::authorise::{AuthContext, RoomExtremities};
-use crate::service::events::entry::check_entry;
+use crate::service::events::entry::{check_entry, check_puts_nobody_out};
 use crate::service::events::extremities::may_be_late;
 use crate::service::events::resolve::{ResolutionBudget, StateSet};
 use crate::service::events::state_view::StateView;
@@ -167,6 +167,7 @@ fn build<T>(
     object.insert("depth".into(), depth.saturating_add(1).min(room.version.max_depth()).into());
     let (event, pdu) = write(object, room.version)?;
     authorise_draft(db, &room, &pdu, &view, &state)?;
+    check_puts_nobody_out(db, &room, draft)?;
     drop(view);
     Ok(Some(BuiltEvent { room, event, extremities, kept, state }))
 }

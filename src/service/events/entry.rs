@@ -23,10 +23,15 @@ pub(super) fn check_entry(db: &Db<'_>, room: &Room, draft: &Draft) -> Result<()>
     if db.is_local(member) {
         check_not_closed(db, member)?;
     }
-    if membership == Some("invite") {
-        check_not_in(db, room, member)?;
-    }
     check_not_shut(db, room, member)
+}
+
+/// Of what the room's rules allow: whoever they do not let speak learns nothing of who is in the room. Errors: 403
+/// `M_FORBIDDEN` for an invite of somebody who is in.
+pub(super) fn check_puts_nobody_out(db: &Db<'_>, room: &Room, draft: &Draft) -> Result<()> {
+    let is_invite = draft.event_type == "m.room.member"
+        && draft.content.get("membership").and_then(Value::as_str) == Some("invite");
+    draft.state_key.as_ref().filter(|_| is_invite).map_or(Ok(()), |member| check_not_in(db, room, member))
 }
 
 /// An event that was handed in, and let in when the handshake began: whether it still is. Errors: 403 `M_FORBIDDEN`.

@@ -26,7 +26,13 @@ use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
 use crate::service::membership::Memberships;
+use crate::store::rooms::pending_events::NewPendingEvent;
 use crate::store::{Db, Room, Tx};
+
+/// An invite to a room that this server is in has come as an event of the room within so long. None is awaited where more than
+/// so many of its server's events are pending there: it would have come.
+const AWAITED_MS: i64 = 10_000;
+const AWAITED_BESIDE_MAX: usize = 50;
 
 /// How often an invite is repeated that something else overtook.
 const INVITE_ATTEMPTS_MAX: usize = 3;
@@ -470,8 +476,8 @@ impl Memberships<'_> {
     }
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
-    /// this server is in nothing is written: the event comes again in a transaction, once the inviting server has it
-    /// back. `origin`: who offers it; none if the room tells us of one that we signed. Errors: 403 `M_FORBIDDEN` if
+    /// this server is in the event comes again in a transaction, once the inviting server has it back, and until then is only
+    /// awaited. `origin`: who offers it; none if the room tells us of one that we signed. Errors: 403 `M_FORBIDDEN` if
     /// the user has left since it was made, 429 `M_LIMIT_EXCEEDED`.
     fn write_invite(
         &self,
@@ -485,7 +491,8 @@ impl Memberships<'_> {
         let (stripped, now) = (stripped.to_vec(), self.clock.now_ms());
         self.store.write(move |tx| {
             if let Some(room) = tx.resident_room(invite.room_id())? {
-                return check_invite_as_resident(tx, &room, &origin, &invitee).map(|()| InviteOutcome::Done);
+                check_invite_as_resident(tx, &room, &origin, &invitee)?;
+                return await_invite(tx, &room, &invite, &origin, now).map(|()| InviteOutcome::Done);
             }
             let old = remote_membership_or_state(tx, invite.room_id(), &invitee)?;
             if old.as_ref().is_some_and(|row| row.has_seen(&invite)) {
@@ -561,6 +568,23 @@ enum InviteOutcome {
     Done,
     /// Nothing yet: a leave is being handed in.
     LeaveUnderWay,
+}
+
+/// The inviting server may know already that our last user is out of the room, when this server does not: then it tells us
+/// nothing more of the room, and this was all that we hear of the invite. It is looked at again once we are out.
+fn await_invite(
+    tx: &mut Tx<'_>,
+    room: &Room,
+    invite: &VerifiedPdu,
+    origin: &ServerName,
+    now: Millis,
+) -> Result<()> {
+    let waiting = tx.pending_counts(room.key, origin)?.of_origin_in_room;
+    if waiting >= AWAITED_BESIDE_MAX || tx.event(invite.event_id())?.is_some() {
+        return Ok(());
+    }
+    let event = (invite.event_id().clone(), invite.json());
+    tx.add_pending(&NewPendingEvent::for_keys(room.key, event, &[], (0, now + AWAITED_MS)), origin, now)
 }
 
 /// A room that this server is in knows who may not be invited. Errors: 403 `M_FORBIDDEN`.
