@@ -148,12 +148,17 @@ pub(super) fn support_contact(config: &mut Config, text: &str) -> Result<(), Str
 }
 
 pub(super) fn support_page(config: &mut Config, text: &str) -> Result<(), String> {
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    if rest.is_none_or(|rest| rest.trim_matches('/').is_empty()) {
-        return Err("should be an http or https URL, such as https://example.org/help".into());
-    }
-    config.support_page = Some(text.to_owned());
+    config.support_page = Some(http_url(text, "https://example.org/help")?);
     Ok(())
+}
+
+/// An address of the web, as it was written.
+fn http_url(text: &str, such_as: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match rest.is_some_and(|rest| !rest.trim_matches('/').is_empty()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("should be an http or https URL, such as {such_as}")),
+    }
 }
 
 pub(super) fn trust_proxy(config: &mut Config, text: &str) -> Result<(), String> {
@@ -171,11 +176,7 @@ pub(super) fn user_directory(config: &mut Config, text: &str) -> Result<(), Stri
 }
 
 pub(super) fn livekit_service_url(config: &mut Config, text: &str) -> Result<(), String> {
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    if rest.is_none_or(|rest| rest.trim_matches('/').is_empty()) {
-        return Err("should be an http or https URL, such as https://livekit.example.org".into());
-    }
-    config.livekit_service_url = Some(text.to_owned());
+    config.livekit_service_url = Some(http_url(text, "https://livekit.example.org")?);
     Ok(())
 }
 

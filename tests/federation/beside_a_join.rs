@@ -189,3 +189,25 @@ fn an_invite_that_was_signed_before_we_knew_that_our_last_user_was_put_out_is_sh
     bob.wait_for_room("invite", room.id.as_str());
     assert_eq!(section(&alice, &room), None);
 }
+
+#[test]
+fn what_a_server_offers_that_is_not_in_the_room_is_not_awaited() {
+    let (server, peer, stranger) = (TestServer::start(), Peer::start(), Peer::start());
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| server.user(name));
+    let mut room = FakeRoom::new(&peer, "11", "public");
+    peer.let_in(&room, alice.id());
+    alice.join_via(room.id.as_str(), &[peer.name().as_str()]);
+    let join = room.read(&peer.wait_for("send_join").body);
+    room.take(join.clone());
+    let by_stranger = member(&room, &stranger, bob.id(), (&stranger.user("eve"), "invite"), &[&join]);
+    let body = room.invite_body(&by_stranger);
+    stranger.put_event(server.name(), "v2/invite", &room.id, &by_stranger, &body);
+    let kick = member(&room, &peer, alice.id(), (&room.creator.clone(), "leave"), &[&join]);
+    room.take(kick.clone());
+    shut_out(&peer);
+    room.invite(&peer, server.name(), carol.id());
+    let (status, said) = peer.send_transaction(server.name(), "1", &[&kick]);
+    assert_eq!(status, 200, "{said}");
+    carol.wait_for_room("invite", room.id.as_str());
+    assert_eq!(section(&bob, &room), None);
+}

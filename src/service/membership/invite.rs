@@ -8,7 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::guard::{HandshakeRequest, check_open};
-use super::invite_place::check_place;
+use super::invite_place::{await_invite, check_place};
 use super::knock::stripped_state_for_servers;
 use super::rows::{check_version, note, remote_membership_or_state};
 use super::template::member_draft;
@@ -26,13 +26,7 @@ use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
 use crate::service::membership::Memberships;
-use crate::store::rooms::pending_events::NewPendingEvent;
 use crate::store::{Db, Room, Tx};
-
-/// An invite to a room that this server is in has come as an event of the room within so long. None is awaited where more than
-/// so many of its server's events are pending there: it would have come.
-const AWAITED_MS: i64 = 10_000;
-const AWAITED_BESIDE_MAX: usize = 50;
 
 /// How often an invite is repeated that something else overtook.
 const INVITE_ATTEMPTS_MAX: usize = 3;
@@ -568,23 +562,6 @@ enum InviteOutcome {
     Done,
     /// Nothing yet: a leave is being handed in.
     LeaveUnderWay,
-}
-
-/// The inviting server may know already that our last user is out of the room, when this server does not: then it tells us
-/// nothing more of the room, and this was all that we hear of the invite. It is looked at again once we are out.
-fn await_invite(
-    tx: &mut Tx<'_>,
-    room: &Room,
-    invite: &VerifiedPdu,
-    origin: &ServerName,
-    now: Millis,
-) -> Result<()> {
-    let waiting = tx.pending_counts(room.key, origin)?.of_origin_in_room;
-    if waiting >= AWAITED_BESIDE_MAX || tx.event(invite.event_id())?.is_some() {
-        return Ok(());
-    }
-    let event = (invite.event_id().clone(), invite.json());
-    tx.add_pending(&NewPendingEvent::for_keys(room.key, event, &[], (0, now + AWAITED_MS)), origin, now)
 }
 
 /// A room that this server is in knows who may not be invited. Errors: 403 `M_FORBIDDEN`.

@@ -1,12 +1,13 @@
 //! What invites from elsewhere a local user has to bear: how many wait for their answer, and how many one server sends them
-//! in an hour.
+//! in an hour; and how many are awaited as events of rooms that this server is in.
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::limits::fair_share::{self, ServerStanding};
 use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
-use crate::protocol::{Pdu, ServerName, UserId};
+use crate::protocol::{Millis, Pdu, ServerName, UserId, VerifiedPdu};
 use crate::service::membership::Memberships;
-use crate::store::Db;
+use crate::store::rooms::pending_events::NewPendingEvent;
+use crate::store::{Db, Room, Tx};
 
 /// How many invites to rooms that this server is not in wait for one user's answer at most.
 const OPEN_INVITES_MAX: usize = 200;
@@ -14,6 +15,11 @@ const OPEN_INVITES_MAX: usize = 200;
 const OPEN_INVITES_OF_ONE_MAX: usize = 10;
 /// When an invite that is one too many may be tried again.
 const RETRY_AFTER_MS: i64 = 3_600_000;
+
+/// An invite to a room that this server is in has come as an event of the room within so long. None is awaited where more than
+/// so many of its server's events are pending: it would have come.
+const AWAITED_MS: i64 = 10_000;
+const AWAITED_BESIDE_MAX: usize = 50;
 
 impl Memberships<'_> {
     /// Counts an invite that comes in: not one that was seen before, nor the answer to a knock, which is asked for. Errors: 429
@@ -61,4 +67,23 @@ pub(super) fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result
         .with_field("retry_after_ms", RETRY_AFTER_MS));
     }
     Ok(())
+}
+
+/// The inviting server may know before us that our last user is out of the room, and then tells us nothing more of it: the
+/// invite is looked at again once we are out.
+pub(super) fn await_invite(
+    tx: &mut Tx<'_>,
+    room: &Room,
+    invite: &VerifiedPdu,
+    origin: &ServerName,
+    now: Millis,
+) -> Result<()> {
+    // Who is not in the room has invited nobody to it, and there is no end of those.
+    let may_be_true = tx.is_resident(room.key, origin)?
+        && tx.pending_counts(room.key, origin)?.of_origin < AWAITED_BESIDE_MAX;
+    if !may_be_true || tx.event_key(invite.event_id())?.is_some() {
+        return Ok(());
+    }
+    let event = (invite.event_id().clone(), invite.json());
+    tx.add_pending(&NewPendingEvent::for_keys(room.key, event, &[], (0, now + AWAITED_MS)), origin, now)
 }
