@@ -33,10 +33,12 @@ VERBS = {
 BY_THE_HOST = {"invite", "kick", "ban"}
 
 # Seen of Synapse 1.163: who is banned while invited elsewhere is not told, unlike who is kicked; nor does it believe
-# another server's ban of its invited user. And it takes a join that was overtaken by a ban, which the room then has not.
+# another server's ban of its invited user. And it takes a join that was overtaken by a ban, which the room then has not;
+# also by the leave of that very user: once the join is granted elsewhere, the leave is no end of the room to it any more.
 TELLS_OF_BANS = "tells the invited user's server of a ban"
 TAKES_IN_BANS = "takes in the ban of its invited user"
-flows.LACKS["synapse"] |= {TELLS_OF_BANS, TAKES_IN_BANS}
+KEEPS_LEAVES = "keeps its user's leave beside a join that another server grants"
+flows.LACKS["synapse"] |= {TELLS_OF_BANS, TAKES_IN_BANS, KEEPS_LEAVES}
 
 AGREE_SECONDS = 30
 LOOKS = 3
@@ -108,6 +110,8 @@ class Meeting:
             told = can(self.stage.host_server, TELLS_OF_BANS)
             heard = shown == "join" or can(self.stage.guest_server, TAKES_IN_BANS)
             return "ban" in by_the_host and not (told and heard)
+        if said == "leave" and shown == "join":
+            return set(self.verbs) == {"leave", "join"} and not can(self.stage.guest_server, KEEPS_LEAVES)
         return False
 
     def run(self):

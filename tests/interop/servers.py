@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 from cryptography import x509
@@ -26,24 +25,24 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 SHARED_SECRET = "a secret for throw-away servers"
 START_SECONDS = 180  # a cold Synapse on a busy two-core machine takes most of a minute
 
-_given_ports = set()
-_ports_lock = threading.Lock()
+_kept_ports = []
 
 
 def free_port():
-    """A port nobody listens on, below the range that outgoing connections take theirs from."""
-    with _ports_lock:
-        while True:
-            port = random.randint(20000, 32000)
-            if port in _given_ports:
-                continue
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-            _given_ports.add(port)
-            return port
+    """A port nobody listens on, kept for this run until it ends: bound here, without listening, so that no outgoing
+    connection takes it, whatever range the machine gives those. Who listens on it with `SO_REUSEADDR`, as servers do,
+    may, again and again."""
+    while True:
+        keeper = socket.socket()
+        try:
+            # Without the option, so that nobody else has it; then with it, so that the server may.
+            keeper.bind(("127.0.0.1", random.randint(20000, 32000)))
+        except OSError:
+            keeper.close()
+            continue
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _kept_ports.append(keeper)
+        return keeper.getsockname()[1]
 
 
 class Authority:
