@@ -94,35 +94,39 @@ fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
 /// should be. Spaces and comments do not matter. Until the first release the schema changes without a new version, and a database of
 /// another state of it would fail where its tables are asked.
 pub(super) fn difference(connection: &Connection) -> rusqlite::Result<Option<String>> {
-    // The tables of the index of words are SQLite's own.
-    let sql = "SELECT name, sql FROM sqlite_schema
-               WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' AND name NOT GLOB 'event_texts_*'";
-    let mut statement = connection.prepare(sql)?;
-    let (mut rows, mut at, mut found) = (statement.query([])?, 0, 0);
+    if is_as_written(connection)? { Ok(None) } else { different_definition(connection) }
+}
+
+/// What a database consists of; the tables of the index of words are SQLite's own.
+const DEFINITIONS: &str = "SELECT name, sql FROM sqlite_schema
+    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' AND name NOT GLOB 'event_texts_*'";
+
+/// Whether a database is the schema to the letter and in its order, as one is that this program laid out: no start has to wait for
+/// more than that.
+fn is_as_written(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare(DEFINITIONS)?;
+    let (mut rows, mut to_come) = (statement.query([])?, next_definition(SCHEMA));
     while let Some(row) = rows.next()? {
-        match place_in_schema(row.get_ref(1)?.as_str()?, at) {
-            Some(end) => (at, found) = (end, found + 1),
-            // It may differ in what does not matter.
-            None => return different_definition(connection, sql),
+        match to_come.strip_prefix(row.get_ref(1)?.as_str()?).and_then(|rest| rest.strip_prefix(';')) {
+            Some(rest) => to_come = next_definition(rest),
+            None => return Ok(false),
         }
     }
-    let wanted = SCHEMA.lines().filter(|line| line.starts_with("CREATE ")).count();
-    if found == wanted { Ok(None) } else { different_definition(connection, sql) }
+    Ok(to_come.is_empty())
 }
 
-/// Where a definition ends in the schema as it is written, which is looked for from this place on first: they come in order,
-/// mostly.
-fn place_in_schema(sql: &str, from: usize) -> Option<usize> {
-    let search = |from: usize| {
-        let end = SCHEMA[from..].find(sql)? + from + sql.len();
-        SCHEMA[end..].starts_with(';').then_some(end)
-    };
-    search(from).or_else(|| search(0))
+/// The schema from its next definition on.
+fn next_definition(schema: &str) -> &str {
+    let mut rest = schema.trim_start();
+    while rest.starts_with("--") || rest.starts_with("INSERT ") {
+        rest = rest.split_once('\n').map_or("", |(_, after)| after.trim_start());
+    }
+    rest
 }
 
-fn different_definition(connection: &Connection, sql: &str) -> rusqlite::Result<Option<String>> {
+fn different_definition(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let mut wanted = definitions(SCHEMA);
-    let mut statement = connection.prepare(sql)?;
+    let mut statement = connection.prepare(DEFINITIONS)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let name = row.get_ref(0)?.as_str()?;
@@ -226,7 +230,7 @@ mod tests {
             fresh.execute_batch(SCHEMA).unwrap();
             fresh
         };
-        assert_eq!(difference(&made()).unwrap(), None);
+        assert!(is_as_written(&made()).unwrap());
         assert_eq!(
             definitions(SCHEMA).len(),
             SCHEMA.lines().filter(|line| line.starts_with("CREATE ")).count()
