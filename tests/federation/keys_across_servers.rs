@@ -1,5 +1,6 @@
 //! End-to-end keys across servers: who is asked for them, what is believed of the answers, and what is answered from here.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::common::peer::{FakeRoom, Peer};
@@ -216,6 +217,50 @@ fn what_was_fetched_as_it_was_answered_is_no_news() {
     wait_until("the list is fetched", || is_current(&server, &creator));
     let answer = bob.get(&format!("/_matrix/client/v3/sync?since={since}"));
     assert_eq!(answer.get("device_lists"), None);
+}
+
+/// While the whole list of the room's creator cannot be had yet, bob asks for it and is told what his client knows then; after
+/// that another user asks, and the creator's server answers something else, which is what the list has, too. Whether
+/// bob is told that there is something new.
+fn hears_of_what_another_asked_for(first: (&[&str], char), then: (&[&str], char)) -> bool {
+    let peer = Peer::start();
+    let (server, bob, room) = bob_at(&peer);
+    let creator = room.creator.clone();
+    let answer_query = |(devices, of): (&[&str], char)| {
+        let keys: BTreeMap<&str, Value> = devices.iter().map(|id| (*id, identity(&creator, id))).collect();
+        let master = cross_signing(&creator, "master", of);
+        let user = creator.as_str();
+        peer.answer_json(
+            QUERY,
+            200,
+            json!({ "device_keys": { user: keys }, "master_keys": { user: master } }),
+        );
+    };
+    let (devices, of) = then;
+    let list: Vec<Value> =
+        devices.iter().map(|id| json!({ "device_id": id, "keys": identity(&creator, id) })).collect();
+    let gate = Gate::default();
+    let list = json!({
+        "user_id": creator, "stream_id": 6, "devices": list, "master_key": cross_signing(&creator, "master", of),
+    });
+    peer.answer_behind(&gate, DEVICES, 200, list);
+    answer_query(first);
+    assert_eq!(devices_in(&query_all(&bob, &creator), &creator), first.0);
+    let since = bob.initial_sync()["next_batch"].as_str().expect("a token").to_owned();
+    answer_query(then);
+    let alice = server.user("alice");
+    assert_eq!(devices_in(&query_all(&alice, &creator), &creator), then.0);
+    gate.open();
+    wait_until("the list is fetched", || is_current(&server, &creator));
+    let answer = bob.get(&format!("/_matrix/client/v3/sync?since={since}"));
+    answer["device_lists"]["changed"].as_array().is_some_and(|changed| changed.contains(&json!(creator)))
+}
+
+#[test]
+fn what_one_user_was_told_of_somebodys_devices_before_the_list_came_is_news_to_whoever_was_told_otherwise() {
+    assert!(hears_of_what_another_asked_for((&["A"], 'n'), (&["A", "B"], 'n')), "another device");
+    assert!(hears_of_what_another_asked_for((&["A"], 'n'), (&["A"], 'm')), "another identity");
+    assert!(!hears_of_what_another_asked_for((&["A"], 'n'), (&["A"], 'n')), "the same");
 }
 
 #[test]
@@ -443,10 +488,6 @@ fn ask(peer: &Peer, server: &TestServer, call: &str, body: Value) -> (u16, Value
 fn claimed_by(peer: &Peer, server: &TestServer, user: &TestUser, device: &str) -> Option<String> {
     let wanted = json!({ "one_time_keys": { user.id(): { device: "signed_curve25519" } } });
     let (status, answer) = ask(peer, server, "claim", wanted);
-    if status == 429 {
-        assert!(answer["retry_after_ms"].as_i64().is_some_and(|ms| ms > 0), "{answer}");
-        return None;
-    }
     assert_eq!(status, 200, "{answer}");
     Some(answer["one_time_keys"][user.id()][device].as_object()?.keys().next()?.clone())
 }
@@ -537,7 +578,7 @@ fn a_stranger_takes_a_few_one_time_keys_and_then_gets_the_fallback_key() {
 }
 
 #[test]
-fn where_there_is_no_fallback_key_a_stranger_who_took_too_many_is_told_to_come_later() {
+fn where_there_is_no_fallback_key_a_stranger_who_took_too_many_is_given_none() {
     let stranger = Peer::start();
     let server = TestServer::start();
     let bob = server.user("bob");
@@ -547,6 +588,27 @@ fn where_there_is_no_fallback_key_a_stranger_who_took_too_many_is_told_to_come_l
     assert_eq!(given, [true, true, true, true, true, false, false]);
     let alice = server.user("alice");
     assert!(alice.claim_key(bob.id(), keys.device_id()).is_some(), "the others are there for others");
+}
+
+#[test]
+fn where_there_is_no_fallback_key_a_neighbour_is_given_one_time_keys_as_long_as_there_are_many() {
+    let friend = Peer::start();
+    let (server, bob, _room) = bob_at(&friend);
+    let ids: Vec<String> = (0..100).map(|n| format!("K{n:02}")).collect();
+    let keys = bob.upload_keys(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+    let device = keys.device_id();
+    let given = (0..100).take_while(|_| claimed_by(&friend, &server, &bob, device).is_some()).count();
+    assert_eq!(given, 80, "some are kept for others");
+    let alice = server.user("alice");
+    assert!(alice.claim_key(bob.id(), device).is_some());
+    // Whose share fills again has of those too.
+    server.advance(Duration::from_secs(60));
+    assert!(claimed_by(&friend, &server, &bob, device).is_some());
+    assert_eq!(claimed_by(&friend, &server, &bob, device), None);
+    // Where there is a fallback key, that is what a share ends at.
+    bob.post("/_matrix/client/v3/keys/upload", json!({ "fallback_keys": keys.fallback_key("FALL") }));
+    let fall = Some("signed_curve25519:FALL".to_owned());
+    assert_eq!(claimed_by(&friend, &server, &bob, device), fall);
 }
 
 /// Two of different servers who share a room.

@@ -22,6 +22,8 @@ pub(super) const USERS_AT_ONCE_MAX: usize = 200;
 const CLAIMS_AT_ONCE_MAX: usize = 200;
 /// Devices of which one request may claim keys.
 const CLAIMS_MAX: usize = 10_000;
+/// So many one-time keys are left to those who have not had their share yet.
+const CLAIM_RESERVE: i64 = 20;
 /// What the keys of all users that one request asks for may come to, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -66,11 +68,6 @@ impl Members {
         self.0.insert(0, '{');
         self.0.push('}');
         self.0
-    }
-
-    /// Whether there is no member.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 
     fn len(&self) -> usize {
@@ -202,15 +199,15 @@ impl Devices<'_> {
     ///
     /// Errors: 413 `M_TOO_LARGE` for too many devices.
     pub fn claim_here(&self, wanted: &WantedKeys) -> Result<Members> {
-        Ok(self.claim_within(wanted, |_, _, _| Ok(true))?.0)
+        Ok(self.claim_within(wanted, |_, _, _| Ok(ClaimTerms::OneTimeKey))?.0)
     }
 
-    /// [`Self::claim_here`], where of devices that have a key to give `may_take` says whether it may be a one-time key, and
-    /// not the fallback key alone. Also how many keys were not given for that reason.
+    /// [`Self::claim_here`], where of devices that have a key to give `terms` says which it may be. Also how many keys were
+    /// not given for that reason.
     pub(super) fn claim_within(
         &self,
         wanted: &WantedKeys,
-        mut may_take: impl FnMut(&Db<'_>, &UserId, &str) -> Result<bool>,
+        mut terms: impl FnMut(&Db<'_>, &UserId, &str) -> Result<ClaimTerms>,
     ) -> Result<(Members, usize)> {
         let wanted: Vec<(&UserId, &String, &String)> = wanted
             .iter()
@@ -237,7 +234,7 @@ impl Devices<'_> {
                         device: (*device).clone(),
                         algorithm: (*algorithm).clone(),
                         pool,
-                        fallback_only: !may_take(db, user, device)?,
+                        terms: terms(db, user, device)?,
                     });
                 }
                 Ok(there)
@@ -248,17 +245,9 @@ impl Devices<'_> {
             let (some, without) = self.store.write(move |tx| {
                 let (mut claimed, mut without) = (Vec::with_capacity(there.len()), 0);
                 for claim in there {
-                    let Claim { user, device, algorithm, pool, fallback_only } = &claim;
-                    let mut key = None;
-                    if let Some(pool) = pool.filter(|_| !fallback_only) {
-                        key = tx.claim_one_time_key(user, pool)?;
-                    }
-                    if key.is_none() {
-                        key = tx.give_fallback_key(user, device, algorithm)?;
-                    }
-                    match key {
+                    match give_key(tx, &claim)? {
                         Some((key_id, key)) => claimed.push((claim, key_id, key)),
-                        None => without += usize::from(*fallback_only),
+                        None => without += usize::from(claim.terms != ClaimTerms::OneTimeKey),
                     }
                 }
                 Ok((claimed, without))
@@ -300,6 +289,35 @@ fn by_server<T>(wanted: BTreeMap<UserId, T>) -> BTreeMap<ServerName, BTreeMap<Us
     by_server
 }
 
+/// Gives out a key, if there is one to be had on these terms: its id and the key.
+fn give_key(tx: &mut Tx<'_>, claim: &Claim) -> Result<Option<(String, String)>> {
+    let Claim { user, device, algorithm, pool, terms } = claim;
+    if let (Some(pool), ClaimTerms::OneTimeKey) = (pool, terms)
+        && let Some(key) = tx.claim_one_time_key(user, *pool, 0)?
+    {
+        return Ok(Some(key));
+    }
+    let fallback = tx.give_fallback_key(user, device, algorithm)?;
+    match (pool, terms) {
+        (Some(pool), ClaimTerms::FallbackKeyOrOneOfMany) if fallback.is_none() => {
+            tx.claim_one_time_key(user, *pool, CLAIM_RESERVE)
+        }
+        _ => Ok(fallback),
+    }
+}
+
+/// Which key of a device somebody may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClaimTerms {
+    /// A one-time key, or failing those the fallback key.
+    OneTimeKey,
+    /// The fallback key. Of a device that has none (some clients make none) a one-time key, as long as there are many: nobody
+    /// could write to it otherwise, and its client makes new ones.
+    FallbackKeyOrOneOfMany,
+    /// The fallback key.
+    FallbackKey,
+}
+
 /// A key of a device that is asked for.
 struct Claim {
     user: UserId,
@@ -307,8 +325,8 @@ struct Claim {
     algorithm: String,
     /// Where its one-time keys are, if any were left.
     pool: Option<PoolKey>,
-    /// Whether no one-time key may be given, but the fallback key.
-    fallback_only: bool,
+    /// Which key it may be.
+    terms: ClaimTerms,
 }
 
 /// The signature of the user's self-signing key among those that came with identity keys, and that key.

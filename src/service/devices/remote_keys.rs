@@ -25,7 +25,7 @@ use crate::protocol::keys::remote::{REMOTE_DEVICES_BYTES_MAX, REMOTE_DEVICES_MAX
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::Devices;
 use crate::service::devices::device_lists::UPDATES_AT_ONCE_MAX;
-use crate::service::devices::keys::{KeysAsker, Members, QueriedKeys, USERS_AT_ONCE_MAX};
+use crate::service::devices::keys::{ClaimTerms, KeysAsker, Members, QueriedKeys, USERS_AT_ONCE_MAX};
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::store::devices::cross_signing::SignatureOfKey;
 use crate::store::devices::device_lists::RemoteDeviceList;
@@ -44,8 +44,6 @@ const OUT_OF_REACH_MS: Millis = 5 * 60_000;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// When a list is fetched first whose server did not answer.
 const MISSED_PAUSE_MS: Millis = 20_000;
-/// When a server that took too many one-time keys should come again.
-const CLAIM_RETRY_AFTER_MS: Millis = 5 * 60_000;
 /// Pauses after calls for keys that were not answered.
 const UNANSWERED_PAUSES: Backoff = Backoff::doubling(15_000, 10 * 60_000);
 /// Servers of which this is remembered.
@@ -213,7 +211,8 @@ impl Devices<'_> {
 
     /// Keeps what servers answered of users with whom one of us shares a room, unless something else was heard of them
     /// meanwhile. Where in the chain of their updates that is they did not say, so that their lists are fetched after it:
-    /// until then what is kept is only there to be compared with what comes.
+    /// until then what is kept is only there to be compared with what comes. Whoever was told otherwise before, or is now,
+    /// hears that there is news, since what is fetched may be no news to what is kept.
     fn keep_queried(&self, mut kept: Vec<(UserId, Option<RemoteDeviceList>, RemoteKeys)>) -> Result<()> {
         let due = !kept.is_empty();
         while !kept.is_empty() {
@@ -230,11 +229,18 @@ impl Devices<'_> {
             let (some, now) = (std::mem::replace(&mut kept, later), self.clock.now_ms());
             self.store.write_lightly(move |tx| {
                 for (user, before, keys) in &some {
-                    if tx.remote_device_list(user)? != *before || !tx.is_of_interest(user)? {
+                    if !tx.is_of_interest(user)? {
+                        continue;
+                    }
+                    let known = tx.remote_device_list(user)?;
+                    if known.is_some() && tx.remote_keys(user)? != *keys {
+                        tx.devices_changed(user, None)?;
+                    }
+                    if known != *before {
                         continue;
                     }
                     tx.replace_remote_keys(user, keys)?;
-                    let list = before.clone().unwrap_or_default();
+                    let list = known.unwrap_or_default();
                     // What is to be fetched anyway is fetched when that is due.
                     let due_ms = list.due_ms.or(Some(now));
                     tx.set_remote_device_list(user, &RemoteDeviceList { due_ms, ..list })?;
@@ -312,7 +318,8 @@ impl Devices<'_> {
     }
 
     /// Gives another server a key of each of these devices of our users, for an algorithm each: JSON. Errors: 413
-    /// `M_TOO_LARGE` for too many devices; 429 `M_LIMIT_EXCEEDED` if it is given none because it took too many before.
+    /// `M_TOO_LARGE` for too many devices. Of which it took too many before, and gets none, are left out: an error would have
+    /// who asks there keep away from this server altogether.
     pub fn give_keys_to_server(
         &self,
         origin: &ServerName,
@@ -321,13 +328,14 @@ impl Devices<'_> {
         let (wanted, now) = (self.known_here(wanted)?, self.clock.now_ms());
         let (claimed, refused) = self.claim_within(&wanted, |db, user, device| {
             let is_neighbour = db.shares_a_room_with_server(user, origin)?;
-            Ok(self.claim_budget.take(origin, (user, device), is_neighbour, now))
+            Ok(match self.claim_budget.take(origin, (user, device), is_neighbour, now) {
+                true => ClaimTerms::OneTimeKey,
+                false if is_neighbour => ClaimTerms::FallbackKeyOrOneOfMany,
+                false => ClaimTerms::FallbackKey,
+            })
         })?;
-        if claimed.is_empty() && refused > 0 {
-            log::info!("{origin} has taken too many one-time keys, and there is no fallback key");
-            let error =
-                Error::new(ErrCode::LimitExceeded, "You took too many one-time keys of these devices");
-            return Err(error.with_field("retry_after_ms", CLAIM_RETRY_AFTER_MS));
+        if refused > 0 {
+            log::info!("{origin} took too many one-time keys of {refused} devices without a fallback key");
         }
         let mut answer = Members::default();
         answer.push("one_time_keys", |out| claimed.write(out));

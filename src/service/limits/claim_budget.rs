@@ -1,7 +1,8 @@
 //! How many one-time keys other servers may take of a device. Each is given out once, and whoever takes them all leaves the
 //! device to its fallback key, with which conversations are less well protected. So each server has a share, and those
 //! that share no room with the device's user a small one, of a common one: names have no end. Whoever has used theirs up
-//! gets the fallback key.
+//! gets the fallback key; of devices that have none, a server that shares a room goes on being given what is not needed
+//! for others' shares.
 
 use std::sync::Mutex;
 

@@ -243,14 +243,20 @@ impl Tx<'_> {
     }
 
     /// Gives out the oldest one-time key of a pool, which nobody gets again. Id and key (a JSON object); none if there is none
-    /// any more.
-    pub fn claim_one_time_key(&mut self, user: &UserId, pool: PoolKey) -> Result<Option<(String, String)>> {
+    /// any more beside those that are to be `left`.
+    pub fn claim_one_time_key(
+        &mut self,
+        user: &UserId,
+        pool: PoolKey,
+        left: i64,
+    ) -> Result<Option<(String, String)>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT number, key_id, key FROM one_time_key_pools p JOIN one_time_keys k USING (pool)
-             WHERE p.pool = ?1 AND number = issued + 1",
+             WHERE p.pool = ?1 AND number = issued + 1 AND last - issued > ?2",
         )?;
-        let claimed: Option<(i64, String, String)> =
-            statement.query_row([pool], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
+        let claimed: Option<(i64, String, String)> = statement
+            .query_row([pool, left], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
         let Some((number, key_id, key)) = claimed else { return Ok(None) };
         drop(statement);
         self.execute("UPDATE one_time_key_pools SET issued = ?2 WHERE pool = ?1", params![pool, number])?;
@@ -342,7 +348,7 @@ mod tests {
         algorithm: &str,
     ) -> Result<Option<(String, String)>> {
         match tx.key_to_claim(user, device, algorithm)? {
-            Some(KeyToClaim::OneTime(pool)) => tx.claim_one_time_key(user, pool),
+            Some(KeyToClaim::OneTime(pool)) => tx.claim_one_time_key(user, pool, 0),
             Some(KeyToClaim::Fallback) => tx.give_fallback_key(user, device, algorithm),
             None => Ok(None),
         }
