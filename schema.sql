@@ -252,7 +252,8 @@ CREATE TABLE room_activity (
 CREATE INDEX room_activity_by_stream ON room_activity (stream);
 
 -- How the current state of each room came about: at `stream`, the tuple's event changed from `previous` to `event_key`
--- (NULL: none). The state at an earlier position is the current one with the later changes taken back.
+-- (NULL: none; the same: it was redacted). The state at an earlier position is the current one with the later changes taken
+-- back.
 CREATE TABLE state_changes (
   room_key INTEGER NOT NULL,
   tuple_id INTEGER NOT NULL,
@@ -1092,7 +1093,7 @@ CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
 
 -- Up to where each local user has read, in each room and thread ('' is all of them, 'main', or the root's event id): the
 -- furthest of their receipts, public and private, and of what they sent. `stream`: everything up to there is read.
--- `moved`: when a receipt last made it so; 0: none did.
+-- `moved`: when a receipt last made it so, or what is unread became less in another way; 0: never.
 CREATE TABLE read_positions (
   user_id TEXT NOT NULL,
   room_key INTEGER NOT NULL,

@@ -291,9 +291,11 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
         return Ok(left_at(db, room, user)?.map_or(Access::Outsider, |at| Access::Left { at }));
     }
     let changes = db.state_tuple_changes(room.key, "m.room.member", user.as_str())?;
-    // Back through changes of the profile to the join. Giving up early only costs the short cut of `look`.
+    // Back through changes of the profile (that it was redacted is none) to the join. Giving up early only costs the short cut
+    // of `look`.
     let mut since = member.stream;
-    for change in changes.iter().take(PROFILE_CHANGES_MAX) {
+    let changes = changes.iter().filter(|change| change.event != change.previous);
+    for change in changes.take(PROFILE_CHANGES_MAX) {
         since = change.stream;
         let Some(previous) = change.previous else { break };
         let previous = db.event_by_key(previous)?;

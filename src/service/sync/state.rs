@@ -157,8 +157,17 @@ fn changes(
     since: i64,
     (keys, members): (&mut BTreeSet<EventKey>, &mut HashSet<EventKey>),
 ) -> Result<bool> {
-    let changes = context.db.state_changes_between(room.key, since, need.end)?;
+    let mut changes = context.db.state_changes_between(room.key, since, need.end)?;
     let summary_changed = changes.iter().any(|change| OF_SUMMARY.contains(&change.event_type.as_str()));
+    // Of what was redacted those who see the redaction know.
+    for change in &mut changes {
+        if let Some(event) = change.after.filter(|_| change.before == change.after)
+            && let Some(redaction) = context.db.event_by_key(event)?.redacted_by
+            && need.timeline.contains(&redaction)
+        {
+            change.after = None;
+        }
+    }
     if need.members.is_some() {
         let changed = changes.iter().filter(|change| change.event_type == "m.room.member");
         members.extend(changed.filter_map(|change| change.after).filter(|key| !need.timeline.contains(key)));

@@ -358,6 +358,7 @@ impl Tx<'_> {
         if target.redacted_by.is_none() {
             self.redact_event(target.key, redaction, &target.pdu.redacted()?)?;
             self.forget_notifications(&target)?;
+            self.note_redacted_state(target.room, target.key, &target.pdu)?;
         }
         Ok(())
     }

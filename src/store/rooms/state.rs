@@ -40,7 +40,7 @@ pub struct StateChange {
     pub state_key: String,
     /// The event at the start of the range.
     pub before: Option<EventKey>,
-    /// The event at its end.
+    /// The event at its end. The same: it was redacted in between.
     pub after: Option<EventKey>,
 }
 
@@ -259,7 +259,8 @@ impl Db<'_> {
         Ok(state)
     }
 
-    /// What changed in the room's current state at positions in `(after, upto]`, one entry for each type and state key.
+    /// What changed in the room's current state at positions in `(after, upto]`, one entry for each type and state key. That
+    /// an event in it was redacted is a change, too.
     pub fn state_changes_between(&self, room: RoomKey, after: i64, upto: i64) -> Result<Vec<StateChange>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT tuple_id, event_key, previous FROM state_changes
@@ -267,18 +268,21 @@ impl Db<'_> {
         )?;
         let mut rows = statement.query([room, after, upto])?;
         let mut net: BTreeMap<StateTupleId, (Option<EventKey>, Option<EventKey>)> = BTreeMap::new();
-        let mut order = Vec::new();
+        let (mut order, mut redacted) = (Vec::new(), HashSet::new());
         while let Some(row) = rows.next()? {
             let (tuple_id, event, previous) = (row.get(0)?, row.get(1)?, row.get(2)?);
             net.entry(tuple_id).and_modify(|(_, last)| *last = event).or_insert_with(|| {
                 order.push(tuple_id);
                 (previous, event)
             });
+            if event == previous {
+                redacted.extend(event);
+            }
         }
         let mut changes = Vec::new();
         for tuple_id in order {
             let Some((before, after)) = net.remove(&tuple_id) else { continue };
-            if before != after {
+            if before != after || after.is_some_and(|after| redacted.contains(&after)) {
                 let (event_type, state_key) = self.state_tuple(tuple_id)?;
                 let (event_type, state_key) = (event_type.to_string(), state_key.to_string());
                 changes.push(StateChange { event_type, state_key, before, after });
@@ -428,6 +432,23 @@ impl Tx<'_> {
             }
         }
         Ok(ours)
+    }
+
+    /// An event was redacted: if it is in the room's current state, that is another one now to whoever has it from there, also
+    /// if they are not told of the redaction.
+    pub(crate) fn note_redacted_state(&mut self, room: RoomKey, event: EventKey, pdu: &Pdu) -> Result<()> {
+        let Some(state_key) = pdu.state_key() else { return Ok(()) };
+        if self.state_event_key(room, pdu.event_type(), state_key)? != Some(event) {
+            return Ok(());
+        }
+        let tuple_id = self.make_state_tuple(pdu.event_type(), state_key)?;
+        let at = self.next_stream();
+        self.execute(
+            "INSERT INTO state_changes (room_key, tuple_id, stream, event_key, previous) VALUES (?1, ?2, ?3, ?4, ?4)",
+            params![room, tuple_id, at, event],
+        )?;
+        self.note_activity(room, at, None)?;
+        self.room_changed(room)
     }
 
     /// A difference given by names and ids, as row ids. All its events must be stored.

@@ -115,6 +115,40 @@ fn rule_12_state_that_changed_is_in_required_state_and_not_only_in_the_timeline(
 }
 
 #[test]
+fn rule_12_state_that_was_redacted_is_told_again_also_where_the_redaction_is_not() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    bob.put(&format!("{V3}/profile/{}/displayname", bob.id()), json!({ "displayname": "bad word" }));
+    let members = alice.get(&room_path(&room, "members"));
+    let mut members = members["chunk"].as_array().expect("members").iter();
+    let of_bob = members.find(|event| event["state_key"] == bob.id()).expect("bob's")["event_id"].clone();
+    let name = alice.set_state(&room, "m.room.name", "", json!({ "name": "bad word" }));
+    let avatar = alice.set_state(&room, "m.room.avatar", "", json!({ "url": "mxc://bad/word" }));
+    let body = one_list(20, 1, &json!([["m.room.name", ""], ["m.room.member", "*"]]));
+    let first = slide(&alice, None, &body);
+    let told = &first["rooms"][&room];
+    assert_eq!((&told["name"], &told["avatar"]), (&json!("bad word"), &json!("mxc://bad/word")));
+    for event in [name.as_str(), avatar.as_str(), of_bob.as_str().expect("an id")] {
+        alice.put(&room_path(&room, &format!("redact/{}/{}", segment(event), &event[1..])), json!({}));
+    }
+    alice.send(&room, "one");
+    let second = slide(&alice, Some(&first), &body);
+    let told = &second["rooms"][&room];
+    assert_eq!(bodies(told), ["one"], "the timeline has no redaction");
+    let member = "m.room.member".to_owned();
+    assert_eq!(tuples(told), [(member, bob.id().to_owned()), ("m.room.name".to_owned(), String::new())]);
+    assert!(!second.to_string().contains("word"), "{second}");
+    assert_eq!(told["heroes"], json!([{ "user_id": bob.id() }]));
+    assert_eq!((told.get("name"), told.get("avatar")), (None, None));
+    // Once.
+    alice.send(&room, "two");
+    let third = slide(&alice, Some(&second), &body);
+    assert_eq!(tuples(&third["rooms"][&room]), []);
+}
+
+#[test]
 fn all_state_may_be_wanted_with_members_only_as_they_are_needed() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
