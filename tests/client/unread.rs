@@ -278,8 +278,25 @@ fn whom_one_ignores_from_now_on_leaves_nothing_behind_that_cannot_be_read() {
     reply_in(&alice, &room, &root, "three");
     let latest = mention(&carol, &room, &bob);
     assert_eq!(unread(&bob, &room), (5, 2));
+    let quiet = alice.create_room();
+    bob.join(&quiet);
+    alice.send(&quiet, "hello");
+    let body = one_list(10, 1, &json!([]));
+    let (before, first) = (sync(&bob, ""), slide(&bob, None, &body));
+    assert_eq!(counts(&first["rooms"][&room]), (5, 2));
     let path = format!("{V3}/user/{}/account_data/m.ignored_user_list", segment(bob.id()));
     bob.put(&path, json!({ "ignored_users": { carol.id(): {} } }));
+    // The clients that know of more are told so, once, and of no other room.
+    let since = |answer: &Value| format!("since={}", answer["next_batch"].as_str().expect("a token"));
+    let (after, second) = (sync(&bob, &since(&before)), slide(&bob, Some(&first), &body));
+    let told = after["rooms"]["join"].as_object().expect("rooms");
+    assert_eq!(told.keys().collect::<Vec<_>>(), [&room]);
+    assert_eq!(of_room(&told[&room]), (2, 0));
+    let told = second["rooms"].as_object().expect("rooms");
+    assert_eq!(told.keys().collect::<Vec<_>>(), [&room]);
+    assert_eq!(counts(&told[&room]), (2, 0));
+    assert_eq!(sync(&bob, &since(&after)).get("rooms"), None);
+    assert_eq!(slide(&bob, Some(&second), &body)["rooms"], json!({}));
     assert_eq!(by_thread(&bob, &room), ((1, 0), vec![(root, (1, 0))]));
     assert_eq!(unread(&alice, &room), (2, 0), "for the others it is what it was");
     // Taken back for everybody, it is not taken off once more.

@@ -14,8 +14,9 @@ use crate::store::{Db, Room};
 /// Receipts of others in one room and one answer. In a room with more, who has read up to where is of no interest.
 pub(super) const RECEIPTS_MAX: usize = 1000;
 
-/// What is fleeting in a room and changed after a position; 0 for all that there is.
-pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<EventList> {
+/// What is fleeting in a room and changed after a position; 0 for all that there is. `newly_joined`: the user was not in it
+/// when the client looked last.
+pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64, newly_joined: bool) -> Result<EventList> {
     let mut events = EventList::default();
     let filter = &context.request.filter.room.ephemeral;
     let Some((changed, typing)) = context.ephemeral_change(room.key)? else { return Ok(events) };
@@ -26,8 +27,8 @@ pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<Eve
         let mut users = context.db.typing_users(room.key)?;
         users.retain(|user| !context.ignored.has(user));
         // A list that is empty is news only to who may have another one: who has looked before it became so, also if
-        // they want all of the room again.
-        let may_have_another = context.request.since.is_some_and(|looked| typing > looked);
+        // they want all of the room again; and who was in the room before.
+        let may_have_another = newly_joined || context.request.since.is_some_and(|looked| typing > looked);
         if may_have_another || !users.is_empty() {
             events.push(&event("m.typing", &json!({ "user_ids": users }))?);
         }

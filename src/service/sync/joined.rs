@@ -257,7 +257,7 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
         }
         false => context.room_account_data(&room.room_id, data)?,
     };
-    let ephemeral = ephemeral::of_room(context, room, if whole { 0 } else { context.since() })?;
+    let ephemeral = ephemeral::of_room(context, room, if whole { 0 } else { context.since() }, newly_joined)?;
     let nothing =
         page.events.is_empty() && state.is_empty() && account_data.is_empty() && ephemeral.is_empty();
     // Counts that went down are news too, also where the filter wants nothing of what made them.

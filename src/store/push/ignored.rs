@@ -28,7 +28,8 @@ fn unread_of(row: &Row<'_>) -> rusqlite::Result<(i64, UnreadRow)> {
 }
 
 impl Tx<'_> {
-    /// Has what users said whom a user ignores from now on count as nothing to that user.
+    /// Has what users said whom a user ignores from now on count as nothing to that user. Clients are told where that makes a
+    /// difference.
     pub(in crate::store) fn forget_unread_of_ignored(
         &mut self,
         user: &UserId,
@@ -39,6 +40,7 @@ impl Tx<'_> {
         for room in rooms.iter().rev().filter(|room| room.membership == Membership::Join) {
             let unread = self.unread_rows(user, room.room, left)?;
             left = left.saturating_sub(unread.len());
+            let before = if unread.is_empty() { None } else { Some(self.unread_counts(user, room.room)?) };
             for (stream, row) in unread {
                 if ignored.has(self.pdu_by_key(row.event)?.sender().as_str()) {
                     let new = NewNotification {
@@ -51,6 +53,11 @@ impl Tx<'_> {
                     let (actions, instead_of) = (&Actions::default(), Outcome::of_code(row.usual));
                     self.add_own_notification(&new, &OwnNotification { user, actions, instead_of })?;
                 }
+            }
+            if let Some(before) = before
+                && before != self.unread_counts(user, room.room)?
+            {
+                self.note_recounted(user, room.room)?;
             }
             if left == 0 {
                 break;

@@ -226,7 +226,7 @@ impl Db<'_> {
         Ok(Some(ReadPositions { base, threads }))
     }
 
-    /// The rooms of which a user has read more after a position, other than by speaking there.
+    /// The rooms of which a user has read more after a position, other than by speaking there, or has less to read.
     pub fn rooms_read_since(&self, user: &UserId, after: i64) -> Result<Vec<RoomKey>> {
         self.rows(
             "SELECT DISTINCT room_key FROM read_positions WHERE user_id = ?1 AND moved > ?2 AND moved > 0",
@@ -406,6 +406,19 @@ impl Tx<'_> {
              ON CONFLICT DO UPDATE SET stream = excluded.stream WHERE excluded.stream > stream",
             params![user.as_str(), room, thread, stream],
         )?;
+        Ok(())
+    }
+
+    /// What a local user has not read of a room is less than it was, other than by reading: their clients are told as if by that.
+    pub(in crate::store) fn note_recounted(&mut self, user: &UserId, room: RoomKey) -> Result<()> {
+        let now = self.next_stream();
+        self.execute(
+            "INSERT INTO read_positions (user_id, room_key, thread, stream, moved) VALUES (?1, ?2, '', 0, ?3)
+             ON CONFLICT DO UPDATE SET moved = excluded.moved",
+            params![user.as_str(), room, now],
+        )?;
+        self.changes.reads.insert((room, user.clone()));
+        self.wake_user(user);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
 use crate::store::rooms::snapshots::LAST_OTHER_TUPLE_ID;
 use crate::store::{Db, EventKey, RoomKey};
 
@@ -15,12 +16,14 @@ pub struct StateTupleChange {
     pub stream: i64,
     /// The event after the change; none if there is none any more.
     pub event: Option<EventKey>,
-    /// The event before it.
+    /// The event before it. The same: it was redacted.
     pub previous: Option<EventKey>,
 }
 
 /// No more than this many changes of one entry are looked through.
 const STATE_TUPLE_CHANGES_MAX: i64 = 1000;
+/// No more than this many changes after a position are looked through for who changed.
+const CHANGES_LOOKED_AT_MAX: i64 = 1000;
 
 impl Db<'_> {
     /// The stream position of this snapshot: everything up to here is in it, and nothing behind.
@@ -131,20 +134,27 @@ impl Db<'_> {
     }
 
     /// Whom a room without a name is called by, with their member events: joined users in the order in which they came,
-    /// then invited ones; failing those the ones that left or are banned. One user is not among them.
-    pub fn hero_events(&self, room: RoomKey, but: &UserId, limit: i64) -> Result<Vec<(UserId, EventKey)>> {
+    /// then invited ones; failing those the ones that left or are banned. One user is not among them. `end`: as of which
+    /// position; `i64::MAX` for the present.
+    pub fn hero_events(
+        &self,
+        room: RoomKey,
+        but: &UserId,
+        end: i64,
+        limit: i64,
+    ) -> Result<Vec<(UserId, EventKey)>> {
+        let others = if end == i64::MAX { Vec::new() } else { self.members_changed_after(room, but, end)? };
         let mut heroes = Vec::new();
         for memberships in ["'join'", "'invite'", "'leave', 'ban'"] {
-            let others = memberships.starts_with("'leave'");
-            if others && !heroes.is_empty() || heroes.len() as i64 >= limit {
+            if memberships.starts_with("'leave'") && !heroes.is_empty() || heroes.len() as i64 >= limit {
                 break;
             }
             let mut statement = self.conn().prepare_cached(&format!(
                 "SELECT user_id, event_key FROM memberships WHERE room_key = ?1 AND user_id <> ?2
-                 AND membership IN ({memberships}) ORDER BY stream, user_id LIMIT ?3"
+                 AND membership IN ({memberships}) AND stream <= ?4 ORDER BY stream, user_id LIMIT ?3"
             ))?;
             let left = limit - heroes.len() as i64;
-            let rows = statement.query_map(params![room, but.as_str(), left], |row| {
+            let rows = statement.query_map(params![room, but.as_str(), left, end], |row| {
                 Ok((row.get::<_, String>(0)?, row.get(1)?))
             })?;
             for row in rows {
@@ -152,8 +162,37 @@ impl Db<'_> {
                 // A member event's state key need not be a user id that we would accept today.
                 heroes.extend(UserId::parse(&user).ok().map(|user| (user, event)));
             }
+            let of_these = others.iter().filter(|(membership, ..)| memberships.contains(membership.as_str()));
+            let left = usize::try_from(limit).unwrap_or(0).saturating_sub(heroes.len());
+            heroes.extend(of_these.take(left).map(|(_, user, event)| (user.clone(), *event)));
         }
         Ok(heroes)
+    }
+
+    /// Of users whose membership or profile changed first after a position, what they were at it; but for one user.
+    fn members_changed_after(
+        &self,
+        room: RoomKey,
+        but: &UserId,
+        position: i64,
+    ) -> Result<Vec<(Membership, UserId, EventKey)>> {
+        let first: Vec<(String, Option<EventKey>, i64)> = self.rows(
+            "SELECT s.state_key, c.previous, min(c.stream) AS first
+             FROM (SELECT tuple_id, previous, stream FROM state_changes
+                   WHERE room_key = ?1 AND stream > ?2 ORDER BY stream LIMIT ?4) c
+               JOIN state_tuples s ON s.tuple_id = c.tuple_id
+             WHERE s.type = 'm.room.member' AND s.state_key <> ?3 GROUP BY c.tuple_id ORDER BY first",
+            params![room, position, but.as_str(), CHANGES_LOOKED_AT_MAX],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )?;
+        let mut members = Vec::new();
+        for (user, event, _) in first {
+            if let (Ok(user), Some(event)) = (UserId::parse(&user), event) {
+                let membership = self.pdu_by_key(event)?.membership();
+                members.extend(membership.map(|membership| (membership, user, event)));
+            }
+        }
+        Ok(members)
     }
 
     /// The first members of a room in stream order, but for one user: joined and invited ones, or failing those the

@@ -269,6 +269,42 @@ fn who_is_typing_is_told_as_a_whole_list_also_when_it_is_empty_and_never_at_firs
 }
 
 #[test]
+fn who_comes_back_is_told_who_is_typing_also_if_it_is_nobody_any_more() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let typing = |types: bool| {
+        let path = room_path(&room, &format!("typing/{}", bob.id()));
+        bob.put(&path, json!({ "typing": types, "timeout": 30_000 }));
+    };
+    let body = with(json!({ "typing": { "enabled": true } }));
+    let list = |answer: &Value| answer["extensions"]["typing"]["rooms"][&room]["content"]["user_ids"].clone();
+    let mut last = slide(&alice, None, &body);
+    typing(true);
+    last = slide(&alice, Some(&last), &body);
+    assert_eq!(list(&last), json!([bob.id()]));
+    for back_at_once in [false, true] {
+        alice.leave(&room);
+        typing(false);
+        if !back_at_once {
+            last = slide(&alice, Some(&last), &body);
+        }
+        alice.join(&room);
+        last = slide(&alice, Some(&last), &body);
+        assert_eq!(list(&last), json!([]), "{back_at_once}");
+        typing(true);
+        last = slide(&alice, Some(&last), &body);
+        assert_eq!(list(&last), json!([bob.id()]));
+    }
+    // Who types when one comes in is told as well.
+    alice.leave(&room);
+    last = slide(&alice, Some(&last), &body);
+    alice.join(&room);
+    assert_eq!(list(&slide(&alice, Some(&last), &body)), json!([bob.id()]));
+}
+
+#[test]
 fn an_extension_is_about_the_lists_and_rooms_that_it_names() {
     let server = TestServer::start();
     let alice = server.user("alice");

@@ -166,6 +166,72 @@ fn rule_11_and_14_who_is_kicked_or_banned_is_told_so_always_and_nothing_behind_i
 }
 
 #[test]
+fn rule_9_a_room_that_the_user_was_put_out_of_is_called_as_it_was_then() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let (named, nameless) = (alice.create_room(), alice.create_room());
+    alice.set_state(&named, "m.room.name", "", json!({ "name": "then" }));
+    alice.set_state(&named, "m.room.avatar", "", json!({ "url": "mxc://then/then" }));
+    let call_carol = |name: &str| {
+        carol.put(&format!("{V3}/profile/{}/displayname", carol.id()), json!({ "displayname": name }));
+    };
+    call_carol("Carol");
+    carol.join(&nameless);
+    for room in [&named, &nameless] {
+        bob.join(room);
+        alice.act_on("kick", room, bob.id());
+    }
+    alice.set_state(&named, "m.room.name", "", json!({ "name": "after" }));
+    alice.set_state(&named, "m.room.avatar", "", json!({ "url": "mxc://after/after" }));
+    alice.set_state(&nameless, "m.room.name", "", json!({ "name": "after" }));
+    call_carol("after");
+    server.user("dora").join(&nameless);
+    let body = one_list(20, 1, &json!([]));
+    let first = slide(&bob, None, &body);
+    assert!(!first.to_string().contains("after"), "{first}");
+    let told = &first["rooms"][&named];
+    assert_eq!((&told["name"], &told["avatar"]), (&json!("then"), &json!("mxc://then/then")));
+    let told = &first["rooms"][&nameless];
+    assert_eq!(told.get("name"), None);
+    let heroes = told["heroes"].as_array().expect("heroes").iter();
+    let heroes: Vec<_> = heroes.map(|hero| hero["user_id"].as_str().expect("a user")).collect();
+    assert_eq!(heroes, [alice.id(), carol.id()]);
+    assert_eq!(told["heroes"][1]["displayname"], "Carol");
+}
+
+#[test]
+fn rule_15_whether_a_room_that_the_user_is_not_in_is_encrypted_is_what_they_could_know() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let [invited, kicked] = [bob.create_room(), bob.create_room()];
+    bob.act_on("invite", &invited, alice.id());
+    alice.join(&kicked);
+    bob.act_on("kick", &kicked, alice.id());
+    let mut body = one_list(20, 1, &json!([]));
+    body["lists"]["secret"] = body["lists"]["all"].clone();
+    body["lists"]["secret"]["filters"] = json!({ "is_encrypted": true });
+    let count = |answer: &Value| answer["lists"]["secret"]["count"].as_u64().expect("a count");
+    let first = slide(&alice, None, &body);
+    assert_eq!((count(&first), room_ids(&first).len()), (0, 2));
+    for room in [&invited, &kicked] {
+        bob.set_state(room, "m.room.encryption", "", json!({ "algorithm": "m.megolm.v1.aes-sha2" }));
+    }
+    let second = slide(&alice, Some(&first), &body);
+    assert_eq!(count(&second), 0);
+    // The same where the rooms are read anew.
+    alice.put(
+        &format!("{V3}/user/{}/account_data/m.ignored_user_list", alice.id()),
+        json!({ "ignored_users": {} }),
+    );
+    let third = slide(&alice, Some(&second), &body);
+    assert_eq!((count(&third), room_ids(&third).len()), (0, 0));
+    // Another invite shows the room as it is now.
+    bob.act_on("kick", &invited, alice.id());
+    bob.act_on("invite", &invited, alice.id());
+    assert_eq!(count(&slide(&alice, Some(&third), &body)), 1);
+}
+
+#[test]
 fn rule_11_a_room_that_was_left_and_forgotten_is_told_to_the_clients_that_have_it() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

@@ -226,6 +226,60 @@ fn a_redacted_event_comes_redacted() {
 }
 
 #[test]
+fn state_that_was_redacted_is_told_again_where_the_gap_has_swallowed_the_redaction() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let name = alice.set_state(&room, "m.room.name", "", json!({"name": "secret"}));
+    let before = sync(&bob, "");
+    alice.put(&room_path(&room, &format!("redact/{}/t", segment(&name))), json!({}));
+    // Who sees the redaction need not be told.
+    for after in ["", "&use_state_after=true"] {
+        let answer = sync(&bob, &format!("{}{after}", next(&before)));
+        let joined = &answer["rooms"]["join"][&room];
+        assert_eq!(types(&joined["timeline"]), ["m.room.redaction"]);
+        let section = if after.is_empty() { &joined["state"] } else { &joined["state_after"] };
+        assert_eq!(section["events"].as_array().map_or(0, Vec::len), 0, "{answer}");
+    }
+    alice.send(&room, "one");
+    let last = filter(&json!({"room": {"timeline": {"limit": 1}}}));
+    for (after, section) in [("", "state"), ("&use_state_after=true", "state_after")] {
+        let answer = sync(&bob, &format!("{last}&{}{after}", next(&before)));
+        let joined = &answer["rooms"]["join"][&room];
+        assert_eq!(bodies(&joined["timeline"]), ["one"]);
+        assert_eq!(types(&joined[section]), ["m.room.name"]);
+        assert_eq!(joined[section]["events"][0]["content"], json!({}));
+    }
+}
+
+#[test]
+fn who_comes_back_hears_that_nobody_types_any_more() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let typing = |types: bool| {
+        let body = json!({"typing": types, "timeout": 30_000});
+        alice.put(&room_path(&room, &format!("typing/{}", segment(alice.id()))), body);
+    };
+    let list = |answer: &Value| {
+        let told = answer["rooms"]["join"][&room]["ephemeral"]["events"].as_array().cloned();
+        let mut told = told.unwrap_or_default().into_iter();
+        told.find(|event| event["type"] == "m.typing").map(|event| event["content"]["user_ids"].clone())
+    };
+    typing(true);
+    let mut last = sync(&bob, "");
+    assert_eq!(list(&last), Some(json!([alice.id()])));
+    bob.leave(&room);
+    typing(false);
+    last = sync(&bob, &next(&last));
+    assert_eq!(rooms(&last, "leave"), std::slice::from_ref(&room));
+    bob.join(&room);
+    assert_eq!(list(&sync(&bob, &next(&last))), Some(json!([])));
+}
+
+#[test]
 fn a_nameless_room_is_called_by_its_heroes() {
     let server = TestServer::start();
     let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));

@@ -214,14 +214,15 @@ impl RoomScope<'_> {
             return Ok(());
         }
         let (changed, typing_changed) = context.db.ephemeral_change(key)?.unwrap_or((0, 0));
-        if typing && first.is_none() && typing_changed > told.typing {
-            self.add_typing(context, key, told, answer)?;
+        let newly_joined = first.is_some_and(|answer| answer.newly_joined);
+        if typing && (newly_joined || first.is_none() && typing_changed > told.typing) {
+            self.add_typing((context, key, newly_joined), told, answer)?;
         }
         if receipts && changed > told.receipts {
             self.add_receipts(context, key, first, told, answer)?;
         }
         if first.is_some() {
-            // Who types is "never" told "on initial".
+            // Who types is "never" told "on initial", but to who comes in: they may have a list of when they were there before.
             told.typing = if typing { context.position } else { told.typing };
             told.receipts = if receipts { context.position } else { told.receipts };
         }
@@ -256,14 +257,13 @@ impl RoomScope<'_> {
     /// "Full list each time, the empty list too when the last one stops": to who may have another one.
     fn add_typing(
         &self,
-        context: &SyncContext<'_>,
-        key: RoomKey,
+        (context, key, newly_joined): (&SyncContext<'_>, RoomKey, bool),
         told: &mut Told,
         answer: &mut ExtensionsAnswer,
     ) -> Result<()> {
         let mut users = context.db.typing_users(key)?;
         users.retain(|user| !context.ignored.has(user));
-        if told.typing > 0 || !users.is_empty() {
+        if newly_joined || told.typing > 0 || !users.is_empty() {
             let list = event("m.typing", &json!({ "user_ids": users }))?;
             answer.typing.get_or_insert_default().insert(self.selected.room_id.clone(), list);
         }

@@ -517,7 +517,8 @@ fn matches(
 }
 
 /// A room of this server as it stands in a user's lists, if it does: not one that they left by themselves, or were kept
-/// out of without having been in.
+/// out of without having been in. Whether those who are not in it take it to be encrypted is what they could know: what it was
+/// when they were invited, knocked or were put out.
 fn listed_room(
     context: &SyncContext<'_>,
     of_user: &RoomOfUser,
@@ -525,16 +526,26 @@ fn listed_room(
     (encrypted, room_type): (Option<bool>, Option<Option<String>>),
 ) -> Result<Option<ListedRoom>> {
     let own = || context.db.pdu_by_key(of_user.event);
-    let listed = match of_user.membership {
-        Membership::Join => Listed::Joined,
-        Membership::Invite if context.shows_invites_of(own()?.sender()) => Listed::Invited,
-        Membership::Knock => Listed::Knocking,
-        Membership::Leave | Membership::Ban
-            if !of_user.forgotten && was_removed(context, of_user, &own()?)? =>
-        {
-            Listed::Removed
+    let (listed, until) = match of_user.membership {
+        Membership::Join => (Listed::Joined, None),
+        Membership::Invite if context.shows_invites_of(own()?.sender()) => {
+            (Listed::Invited, Some(of_user.stream))
+        }
+        Membership::Knock => (Listed::Knocking, Some(of_user.stream)),
+        Membership::Leave | Membership::Ban if !of_user.forgotten => {
+            match removed_at(context, of_user, &own()?)? {
+                None => return Ok(None),
+                at => (Listed::Removed, at),
+            }
         }
         _ => return Ok(None),
+    };
+    let encrypted = match until {
+        None => encrypted,
+        Some(until) => {
+            let event = context.db.state_event_as_of(of_user.room, "m.room.encryption", "", until)?;
+            Some(event.is_some())
+        }
     };
     let activity = match listed {
         Listed::Joined => activity.stream.max(of_user.stream),
@@ -543,14 +554,17 @@ fn listed_room(
     Ok(Some(ListedRoom { key: Some(of_user.room), listed, activity, encrypted, room_type }))
 }
 
-/// Whether somebody else took the user out of a room that they were in.
-fn was_removed(context: &SyncContext<'_>, of_user: &RoomOfUser, own: &Pdu) -> Result<bool> {
+/// Up to where somebody saw a room whom somebody else took out of it; none if nobody did, or they were not in it.
+fn removed_at(context: &SyncContext<'_>, of_user: &RoomOfUser, own: &Pdu) -> Result<Option<i64>> {
     if own.sender() == context.user {
-        return Ok(false);
+        return Ok(None);
     }
     let room = context.db.room_by_key(of_user.room)?;
     let view = RoomView::ignoring(context.db, &room, context.user, context.ignored.clone())?;
-    Ok(matches!(view.access, Access::Left { .. }))
+    Ok(match view.access {
+        Access::Left { at } => Some(at),
+        _ => None,
+    })
 }
 
 /// The type in a create event.

@@ -28,6 +28,8 @@ const HEROES_MAX: i64 = 5;
 pub struct RoomAnswer {
     /// Whether this is all that the client is to know of the room, whatever it knew (rule 6).
     pub initial: bool,
+    /// Whether the user came in after the client's last answer. It may know of when they were there before.
+    pub newly_joined: bool,
     /// What the user is to it.
     pub membership: Option<Membership>,
     /// The lists that show it, by their numbers in the request.
@@ -182,7 +184,9 @@ impl RoomTeller<'_> {
         let mut answer = self.of_room(&view, &page, &state, known.is_none())?;
         answer.expanded_timeline = expanded;
         answer.is_dm = is_dm_news(selected, known);
-        self.add_members(&mut answer, &view, &state)?;
+        answer.newly_joined =
+            answer.initial && !self.connection.is_new() && joined_at > self.connection.since;
+        self.add_members(&mut answer, &view, &state, i64::MAX)?;
         let activity = context.db.room_activity(room.key)?;
         let read = context.db.last_read(room.key, context.user)?;
         answer.bump_stamp = match known {
@@ -250,11 +254,22 @@ impl RoomTeller<'_> {
         })
     }
 
-    /// Name, avatar, heroes and counts, as far as they may have changed (rules 9 and 10).
-    fn add_members(&self, answer: &mut RoomAnswer, view: &RoomView<'_>, state: &StateNews) -> Result<()> {
+    /// Name, avatar, heroes and counts, as far as they may have changed (rules 9 and 10). `end`: up to which position;
+    /// `i64::MAX` for the present. How many are there is told of the present only.
+    fn add_members(
+        &self,
+        answer: &mut RoomAnswer,
+        view: &RoomView<'_>,
+        state: &StateNews,
+        end: i64,
+    ) -> Result<()> {
         let db = self.context.db;
         let text = |event_type: &str, field: &str| -> Result<Option<String>> {
-            let event = db.state_event(view.room.key, event_type, "")?;
+            let key = match end {
+                i64::MAX => db.state_event_key(view.room.key, event_type, "")?,
+                _ => db.state_event_as_of(view.room.key, event_type, "", end)?,
+            };
+            let event = key.map(|key| db.pdu_by_key(key)).transpose()?;
             Ok(event.and_then(|event| text_of(&event, field)))
         };
         if state.avatar_changed {
@@ -264,23 +279,23 @@ impl RoomTeller<'_> {
         if state.name_changed || state.members_changed {
             let name = text("m.room.name", "name")?.filter(|name| !name.is_empty());
             if name.is_none() {
-                answer.heroes = self.heroes(view.room)?;
+                answer.heroes = self.heroes(view.room, end)?;
             }
             if state.name_changed {
                 answer.name = Some(name).filter(|name| name.is_some() || !answer.initial);
             }
         }
-        if state.members_changed {
+        if state.members_changed && end == i64::MAX {
             answer.joined_count = Some(view.room.joined);
             answer.invited_count = Some(view.room.invited);
         }
         Ok(())
     }
 
-    fn heroes(&self, room: &Room) -> Result<Vec<Hero>> {
-        let mut heroes = Vec::new();
-        for (user_id, event) in self.context.db.hero_events(room.key, self.context.user, HEROES_MAX)? {
-            let member = self.context.db.pdu_by_key(event)?;
+    fn heroes(&self, room: &Room, end: i64) -> Result<Vec<Hero>> {
+        let (db, mut heroes) = (self.context.db, Vec::new());
+        for (user_id, event) in db.hero_events(room.key, self.context.user, end, HEROES_MAX)? {
+            let member = db.pdu_by_key(event)?;
             let (displayname, avatar_url) = (text_of(&member, "displayname"), text_of(&member, "avatar_url"));
             heroes.push(Hero { user_id, displayname, avatar_url });
         }
@@ -426,7 +441,7 @@ impl RoomTeller<'_> {
         let view = context.view(&room)?;
         let known = told.filter(|told| told.listed == ToldAs::Joined && told.seen > 0);
         let (mut page, mut state) = (Page::default(), StateNews::default());
-        let mut own_before = None;
+        let (mut own_before, mut end) = (None, None);
         if let Access::Left { at } = view.access
             && (known.is_some() || config.is_some())
         {
@@ -446,10 +461,14 @@ impl RoomTeller<'_> {
                     end: at,
                 };
                 state = StateNews::of(context, &view, &wanted, &page)?;
+                end = Some(at);
             }
         }
         state.put_own(own.event, own_before);
         let mut answer = self.of_room(&view, &page, &state, known.is_none() && config.is_some())?;
+        if let Some(end) = end {
+            self.add_members(&mut answer, &view, &state, end)?;
+        }
         answer.membership = Some(own.membership);
         answer.bump_stamp = Some(own.stream);
         Ok(Some(answer))
