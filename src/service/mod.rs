@@ -208,8 +208,8 @@ impl Homeserver {
                 }
                 outgoing.committed(changes);
                 pushes.committed(changes);
-                if changes.due || !changes.forked.is_empty() {
-                    timer.committed(changes);
+                if changes.due.is_some() || !changes.forked.is_empty() {
+                    timer.committed(changes, clock.now_ms());
                 }
                 if !changes.behind.is_empty() {
                     behind.committed(changes);

@@ -42,6 +42,7 @@ use std::time::Instant;
 
 use rusqlite::Connection;
 
+use crate::clock::Millis;
 use crate::error::Result;
 use crate::metrics::WriterCounts;
 use crate::protocol::event_auth::AuthChecker;
@@ -401,7 +402,13 @@ impl Tx<'_> {
 
     /// After the commit, tells the timer that something is due now.
     pub(crate) fn wake_timer(&mut self) {
-        self.changes.due = true;
+        self.is_due(Millis::MIN);
+    }
+
+    /// After the commit, tells the timer that something is due at this time. Said by whatever writes such a time: what is due
+    /// before the timer next looks by itself would wait for that. Debug builds see to it (`engine/due_rows.rs`).
+    pub(crate) fn is_due(&mut self, at: Millis) {
+        self.changes.due = Some(self.changes.due.map_or(at, |known| known.min(at)));
     }
 
     /// After the commit, has the forks of the room merged.

@@ -87,6 +87,22 @@ fn a_delayed_message_is_sent_once_when_it_is_due() {
 }
 
 #[test]
+fn a_delayed_event_is_sent_in_time_by_a_clock_that_nobody_moves() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    // Each is due before anything that the timer knows of: it has to be told.
+    for delay in ["3600000", "1500", "100", "0"] {
+        let content = json!({ "msgtype": "m.text", "body": delay });
+        id(delayed(&alice, &message_path(&room, delay), delay, content));
+        if delay != "3600000" {
+            wait_until("it is sent", || said(&alice, &room).first().is_some_and(|body| body == delay));
+        }
+    }
+    assert_eq!((said(&alice, &room), ids(&alice).len()), (["0", "100", "1500"].map(str::to_owned).into(), 1));
+}
+
+#[test]
 fn a_delayed_event_is_restarted_cancelled_or_sent_with_and_without_a_token_by_path_and_by_body() {
     let server = TestServer::start();
     let alice = server.user("alice");

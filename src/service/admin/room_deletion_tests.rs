@@ -110,6 +110,7 @@ fn fill(here: &TestServer, room: &str, users: [&TestUser; 4]) -> String {
         let owe = "INSERT INTO owed_bans (room_id, old_room_id, sender, stream, user_id, attempts, due_ms)
              VALUES (?1, ?1, ?2, 1, ?2, 0, 4102444800000)";
         tx.conn().execute(owe, [&id, &format!("@lost:{lost}")])?;
+        tx.is_due(4_102_444_800_000);
         Ok(tx.conn().execute(note, [&id, &format!("@lost:{lost}")])?)
     });
     assert_eq!(noted.unwrap(), 1);

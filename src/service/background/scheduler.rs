@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use self::failures::Lease;
 use crate::bounded::BoundedMap;
-use crate::clock::Millis;
+use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::locks::{lock, wait_timeout, wait_until};
 use crate::protocol::{RoomId, ServerName, UserId};
@@ -47,8 +47,9 @@ const AFTER_FAILURE_MS: Millis = 60_000;
 const UNWRITTEN_REST: Duration = Duration::from_secs(5);
 /// When the database is looked at again that could not be read.
 const AFTER_FAILED_LOOK_MS: Millis = 5_000;
-/// How often the clock is looked at. Nothing else happens then, unless something is due.
-const CLOCK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the clock is looked at, if nothing is due before. Nothing else happens then, unless something is due.
+const CLOCK_INTERVAL_MS: Millis = 250;
+const CLOCK_INTERVAL: Duration = Duration::from_millis(CLOCK_INTERVAL_MS.unsigned_abs());
 /// How long until the database is looked at again although nothing is known to be due.
 const LOOK_INTERVAL_MS: Millis = 60_000;
 
@@ -185,10 +186,10 @@ impl Scheduler {
                 tx.hasten_owed_bans(now)
             })?;
         }
-        let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
+        let (shared, weak, clock) = (self.shared.clone(), Arc::downgrade(hs), hs.clock.clone());
         lock(&shared.state).ticking = true;
         thread::Builder::new().name("timer".to_owned()).spawn(move || {
-            run(&shared, &weak);
+            run(&shared, &weak, &clock);
             lock(&shared.state).ticking = false;
             shared.moved.notify_all();
         })?;
@@ -223,9 +224,15 @@ impl Scheduler {
     }
 
     /// Takes in what a commit changed. Never blocks for long: it is called on the thread that tells of commits.
-    pub fn committed(&self, changes: &Changes) {
+    pub fn committed(&self, changes: &Changes, now: Millis) {
         lock(&self.shared.state).forked.extend(&changes.forked);
-        self.wake();
+        match changes.due {
+            // The timer sleeps at its next look at the clock what is left of it.
+            Some(due) if due > now + CLOCK_INTERVAL_MS && changes.forked.is_empty() => {
+                self.no_later_than(due)
+            }
+            _ => self.wake(),
+        }
     }
 
     /// Remembers that a job could not be done because these servers could not be reached.
@@ -310,7 +317,15 @@ impl Scheduler {
     }
 }
 
-fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
+/// How long the timer sleeps before it looks at the clock. What is overdue waits for threads, and is no reason to hurry.
+fn nap(now: Millis, due: Option<Millis>) -> Duration {
+    match u64::try_from(due.map_or(0, |due| due.saturating_sub(now))) {
+        Ok(left @ 1..) => CLOCK_INTERVAL.min(Duration::from_millis(left)),
+        _ => CLOCK_INTERVAL,
+    }
+}
+
+fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
     let mut next = Some(Millis::MIN);
     loop {
         {
@@ -319,7 +334,8 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
                 return;
             }
             if !state.look {
-                state = wait_timeout(&shared.moved, state, CLOCK_INTERVAL);
+                let due = next.into_iter().chain(state.look_by).min();
+                state = wait_timeout(&shared.moved, state, nap(clock.now_ms(), due));
             }
             if state.stop {
                 return;

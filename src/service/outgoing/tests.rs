@@ -295,7 +295,9 @@ fn those_that_take_long_hold_some_threads_and_none_of_those_for_others() {
         lock(&house.hs().outgoing.0.state).busy[Lane::Slow as usize] == SLOW_THREADS_MAX
     });
     good.wait_for(SEND, 2);
-    assert_eq!(slow.iter().filter(|p| p.asked().len() > 1).count(), SLOW_THREADS_MAX);
+    let asked = || slow.iter().filter(|p| p.asked().len() > 1).count();
+    until("they are asked", || asked() >= SLOW_THREADS_MAX);
+    assert_eq!(asked(), SLOW_THREADS_MAX);
 }
 
 #[test]

@@ -214,6 +214,8 @@ impl PushSender {
         }
         lock(&self.0.state).alive -= 1;
         self.0.ended.notify_all();
+        // Who is left sleeps for as long as was right when it lay down; this one may have known better.
+        self.0.work.notify_one();
     }
 
     /// Waits for something to do.

@@ -157,6 +157,7 @@ impl Tx<'_> {
     /// Puts off the removal of a room's guests.
     pub fn put_off_guest_removal(&mut self, room: RoomKey, due: Millis) -> Result<()> {
         self.execute("UPDATE guest_removals SET due_ms = ?2 WHERE room_key = ?1", params![room, due])?;
+        self.is_due(due);
         Ok(())
     }
 

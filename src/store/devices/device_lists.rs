@@ -300,6 +300,9 @@ impl Tx<'_> {
                 list.fetched_ms,
             ],
         )?;
+        if let Some(due) = list.due_ms {
+            self.is_due(due);
+        }
         Ok(())
     }
 
@@ -309,12 +312,14 @@ impl Tx<'_> {
             "UPDATE remote_device_lists SET due_ms = ?2 WHERE server = ?1 AND due_ms > ?2",
             params![server.as_str(), now],
         )?;
+        self.is_due(now);
         Ok(())
     }
 
     /// Lets all lists that are to be fetched be fetched now.
     pub fn hasten_all_device_lists(&mut self, now: Millis) -> Result<()> {
         self.execute("UPDATE remote_device_lists SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
+        self.is_due(now);
         Ok(())
     }
 
@@ -408,7 +413,6 @@ impl Tx<'_> {
                 let unknown = RemoteDeviceList { due_ms: Some(0), ..RemoteDeviceList::default() };
                 self.set_remote_device_list(&user, &unknown)?;
                 self.note_device_change(&user, None)?;
-                self.wake_timer();
             }
         }
         Ok(())

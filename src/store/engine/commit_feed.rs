@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+use crate::clock::Millis;
 use crate::protocol::{ServerName, UserId};
 use crate::store::RoomKey;
 use crate::store::cache::presences::PresenceChange;
@@ -32,8 +33,8 @@ pub struct Changes {
     pub(in crate::store) recounted: HashSet<RoomKey>,
     /// Whose presence changed, the latest last.
     pub(in crate::store) presences: Vec<Arc<PresenceChange>>,
-    /// Whether something is due now that the timer looks after.
-    pub due: bool,
+    /// When something is due that the timer looks after, if it may not know that yet.
+    pub due: Option<Millis>,
     /// Rooms with more forward extremities than is good.
     pub forked: HashSet<RoomKey>,
     /// Rooms whose current state does not know of all that came.
@@ -70,7 +71,7 @@ impl Changes {
             && self.rooms.is_empty()
             && self.forked.is_empty()
             && self.behind.is_empty()
-            && !self.due
+            && self.due.is_none()
     }
 
     /// Adds what changed later.
@@ -87,7 +88,7 @@ impl Changes {
         self.rooms.extend(other.rooms);
         self.reads.extend(other.reads);
         self.recounted.extend(other.recounted);
-        self.due |= other.due;
+        self.due = self.due.into_iter().chain(other.due).min();
         self.forked.extend(other.forked);
         self.behind.extend(other.behind);
         self.sessions |= other.sessions;

@@ -3,6 +3,7 @@
 //! - `open`: opening it, in a `folder` with its lock, or in a `scratch` folder; `connection`: what every connection is told;
 //!   `migrate`: its schema;
 //! - `writer`: the thread that writes, and its group commit; `commit_feed`: who is told of commits;
+//! - `due_rows`: what debug builds hold every write against: the timer is told of what is due;
 //! - `readers`: the connections that read; `gate`: what keeps new ones out now and then;
 //! - `statements`: how most statements are run;
 //! - `backlogs`: how much there is still to be done;
@@ -19,6 +20,7 @@ pub(super) mod checkpoint;
 pub(super) mod commit_feed;
 pub(super) mod connection;
 pub(super) mod copy;
+mod due_rows;
 pub(super) mod folder;
 pub(super) mod gate;
 pub(crate) mod inspect;

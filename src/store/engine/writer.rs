@@ -16,6 +16,7 @@ use crate::store::cache::WriterCache;
 use crate::store::engine::checkpoint::Checkpointer;
 use crate::store::engine::commit_feed::{Changes, CommitFeed, OnCommit};
 use crate::store::engine::copy::{CopyOrder, CopyStep};
+use crate::store::engine::due_rows::FirstDue;
 use crate::store::{Db, StoreState, Tx};
 
 /// How many closures share a commit at most. More than there are threads that could wait for one.
@@ -132,6 +133,7 @@ impl Writer {
                 disk_failed,
                 lost: 0,
                 is_copied: false,
+                first_due: None,
             }
             .work(&queue);
         };
@@ -214,6 +216,8 @@ struct WriterThread<'c> {
     lost: u64,
     /// Whether the database is being copied.
     is_copied: bool,
+    /// In debug builds, when the first row of each table is due; none: it is not known.
+    first_due: Option<FirstDue>,
 }
 
 impl WriterThread<'_> {
@@ -359,6 +363,9 @@ impl WriterThread<'_> {
         changes: &mut Changes,
     ) -> Result<()> {
         execute(self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
+        if cfg!(debug_assertions) && self.first_due.is_none() {
+            self.first_due = Some(FirstDue::read(self.connection)?);
+        }
         let begun = Instant::now();
         let mut ended = begun;
         // A copy begins anew when a transaction is rolled back, and would never be done if some are always.
@@ -391,6 +398,7 @@ impl WriterThread<'_> {
                 self.stream = stream;
                 if cfg!(debug_assertions) {
                     self.check_cache(&own)?;
+                    self.check_due_rows(&own, queued.asked_at)?;
                 }
                 changes.absorb(own);
             } else {
@@ -429,6 +437,17 @@ impl WriterThread<'_> {
         Ok(())
     }
 
+    fn check_due_rows(&mut self, changes: &Changes, asked_at: &Location<'_>) -> Result<()> {
+        let after = FirstDue::read(self.connection)?;
+        let sooner = self.first_due.take().and_then(|before| before.sooner_in(&after));
+        self.first_due = Some(after);
+        if let Some((table, due)) = sooner {
+            let told = changes.due.is_some_and(|told| told <= due);
+            assert!(told, "the timer is not told of what is due sooner in {table}, by {asked_at}");
+        }
+        Ok(())
+    }
+
     fn commit(&mut self) -> Result<()> {
         if self.stream != self.shared.position.load(Ordering::Relaxed) {
             self.connection.prepare_cached("UPDATE server SET stream = ?1")?.execute([self.stream])?;
@@ -459,6 +478,7 @@ impl WriterThread<'_> {
         }
         self.stream = self.shared.position.load(Ordering::Relaxed);
         self.cache.forget_all();
+        self.first_due = None;
     }
 }
 

@@ -30,6 +30,7 @@ impl Tx<'_> {
              SELECT room_key, ?1, 0 FROM rooms WHERE resident = 1",
             [now],
         )?;
+        self.is_due(now);
         Ok(())
     }
 
@@ -38,12 +39,14 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("UPDATE rooms_behind_backup SET due_ms = ?2, attempts = ?3 WHERE room_key = ?1")?
             .execute((room, due, attempts))?;
+        self.is_due(due);
         Ok(())
     }
 
     /// After a start, those that were being tried when the last process ended are due.
     pub fn hasten_rooms_behind_backup(&mut self, now: Millis) -> Result<()> {
         self.conn().execute("UPDATE rooms_behind_backup SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
+        self.is_due(now);
         Ok(())
     }
 

@@ -141,6 +141,7 @@ impl Tx<'_> {
                 event.due_ms,
             ],
         )?;
+        self.is_due(event.due_ms);
         Ok(Some(event.delay_id.clone()))
     }
 
@@ -159,6 +160,7 @@ impl Tx<'_> {
             "UPDATE delayed_events SET due_ms = ?3 WHERE delay_id = ?1 AND due_ms = ?2",
             params![delay_id, due, later],
         )?;
+        self.is_due(later);
         Ok(())
     }
 

@@ -129,7 +129,7 @@ impl Tx<'_> {
                 due,
             ],
         )?;
-        self.wake_timer();
+        self.is_due(due);
         Ok(true)
     }
 
@@ -150,12 +150,14 @@ impl Tx<'_> {
             "UPDATE room_deletions SET due_ms = ?2 WHERE delete_id = ?1 AND due_ms IS NOT NULL",
             params![delete_id, due],
         )?;
+        self.is_due(due);
         Ok(())
     }
 
     /// Has all that have not ended be taken up now: nobody is at them after a start.
     pub fn hasten_room_deletions(&mut self, now: Millis) -> Result<()> {
         self.execute("UPDATE room_deletions SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
+        self.is_due(now);
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl Tx<'_> {
             &format!("UPDATE {} SET attempts = ?3, due_ms = ?4 {which}", jobs.table),
             params![room, user, attempts, now + backoff_ms(attempts)],
         )?;
-        self.wake_timer();
+        self.is_due(now + backoff_ms(attempts));
         Ok(())
     }
 }

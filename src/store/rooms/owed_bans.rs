@@ -94,7 +94,7 @@ impl Tx<'_> {
                 owed.user_id,
                 now
             ])?;
-        self.wake_timer();
+        self.is_due(now);
         Ok(())
     }
 
@@ -113,6 +113,7 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("UPDATE owed_bans SET due_ms = ?2, attempts = attempts + ?3 WHERE room_id = ?1")?
             .execute(params![room.as_str(), due, tried])?;
+        self.is_due(due);
         Ok(())
     }
 
@@ -125,6 +126,7 @@ impl Tx<'_> {
     /// After a start nobody is at them.
     pub fn hasten_owed_bans(&mut self, now: Millis) -> Result<()> {
         self.conn().prepare_cached("UPDATE owed_bans SET due_ms = ?1 WHERE due_ms > ?1")?.execute([now])?;
+        self.is_due(now);
         Ok(())
     }
 }

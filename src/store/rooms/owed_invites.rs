@@ -127,7 +127,7 @@ impl Tx<'_> {
                 now,
             ],
         )?;
-        self.wake_timer();
+        self.is_due(now);
         Ok(())
     }
 
@@ -153,6 +153,7 @@ impl Tx<'_> {
              WHERE room_id = ?1 AND invitee = ?2",
             params![room.as_str(), invitee.as_str(), until, tried],
         )?;
+        self.is_due(until);
         Ok(())
     }
 
@@ -163,6 +164,7 @@ impl Tx<'_> {
              WHERE server = ?1 AND due_ms <= ?2",
             params![server.as_str(), now, until],
         )?;
+        self.is_due(until);
         Ok(())
     }
 
@@ -172,12 +174,14 @@ impl Tx<'_> {
             "UPDATE owed_invites SET due_ms = ?3 WHERE room_id = ?1 AND invitee = ?2 AND due_ms > ?3",
             params![room.as_str(), invitee.as_str(), now],
         )?;
+        self.is_due(now);
         Ok(())
     }
 
     /// After a start, everything is tried again.
     pub fn hasten_owed_invites(&mut self, now: Millis) -> Result<()> {
         self.conn().execute("UPDATE owed_invites SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
+        self.is_due(now);
         Ok(())
     }
 }

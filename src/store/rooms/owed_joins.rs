@@ -140,6 +140,7 @@ impl Tx<'_> {
              WHERE room_id = ?1 AND user_id = ?2",
             params![room.as_str(), user.as_str(), until, tried],
         )?;
+        self.is_due(until);
         Ok(())
     }
 
@@ -149,12 +150,14 @@ impl Tx<'_> {
             "UPDATE owed_joins SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2 AND due_ms > ?3",
             params![room.as_str(), user.as_str(), now],
         )?;
+        self.is_due(now);
         Ok(())
     }
 
     /// After a start, everything is tried again.
     pub fn hasten_owed_joins(&mut self, now: Millis) -> Result<()> {
         self.conn().execute("UPDATE owed_joins SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
+        self.is_due(now);
         Ok(())
     }
 }

@@ -336,6 +336,7 @@ impl Tx<'_> {
             "UPDATE pending_events SET verified = 1, json = ?2, bytes = ?3, due_ms = 0 WHERE pending = ?1",
             params![key, json, i64::try_from(json.len()).unwrap_or(i64::MAX)],
         )?;
+        self.wake_timer();
         Ok(())
     }
 
@@ -346,6 +347,7 @@ impl Tx<'_> {
             "UPDATE pending_events SET attempts = ?2, retry_ms = ?3, due_ms = ?4 WHERE pending = ?1",
             params![event.key, event.attempts, event.retry_ms, due],
         )?;
+        self.is_due(due);
         self.set_needs(event.key, &event.event_id, needs)
     }
 
@@ -362,6 +364,7 @@ impl Tx<'_> {
              WHERE room_key = ?1 AND retry_ms < ?3 AND (?2 IS NULL OR origin = ?2)",
             params![room, origin.map(ServerName::as_str), until],
         )?;
+        self.is_due(until);
         Ok(())
     }
 
@@ -394,6 +397,7 @@ impl Tx<'_> {
     /// After a start, everything is tried again.
     pub fn hasten_all_pending(&mut self, now: Millis) -> Result<()> {
         self.execute("UPDATE pending_events SET retry_ms = ?1, due_ms = ?1 WHERE due_ms > ?1", params![now])?;
+        self.wake_timer();
         Ok(())
     }
 

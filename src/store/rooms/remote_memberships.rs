@@ -313,6 +313,9 @@ impl Tx<'_> {
             stream,
         ])?;
         drop(statement);
+        if let Some(due) = row.due_ms {
+            self.is_due(due);
+        }
         row.ended_ms.map_or(Ok(()), |now| self.sweep_ended(&row.user_id, now))
     }
 
@@ -340,6 +343,8 @@ impl Tx<'_> {
              WHERE room_id = ?1 AND user_id = ?2 AND due_ms IS NOT NULL",
         )?;
         statement.execute(params![room.as_str(), user.as_str(), until])?;
+        drop(statement);
+        self.is_due(until);
         Ok(())
     }
 
@@ -349,12 +354,15 @@ impl Tx<'_> {
             "UPDATE remote_memberships SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2 AND due_ms > ?3",
         )?;
         statement.execute(params![room.as_str(), user.as_str(), now])?;
+        drop(statement);
+        self.is_due(now);
         Ok(())
     }
 
     /// Makes everything due that is due some day: after a start nothing is under way.
     pub fn hasten_remote_memberships(&mut self, now: Millis) -> Result<()> {
         self.conn().execute("UPDATE remote_memberships SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
+        self.is_due(now);
         Ok(())
     }
 

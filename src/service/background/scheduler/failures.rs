@@ -91,6 +91,7 @@ mod tests {
         let hs = Homeserver::open(config, clock.clone()).expect("a server");
         hs.store
             .write(|tx| {
+                tx.wake_timer();
                 let id = "'!a:there.example', '@bob:here.example'";
                 Ok(tx.conn().execute_batch(&format!(
                     "INSERT INTO owed_joins VALUES ({id}, 'no event id', 0, 0);

@@ -139,7 +139,11 @@ mod tests {
         // A room of which the database has nothing but that.
         let lost: RoomKey = 7777;
         let row = "INSERT INTO rooms_behind_backup (room_key, due_ms, attempts) VALUES (?1, 0, 0)";
-        hs.store.write(move |tx| Ok(tx.conn().execute(row, [lost])?)).expect("written");
+        let put = move |tx: &mut crate::store::Tx<'_>| {
+            tx.wake_timer();
+            Ok(tx.conn().execute(row, [lost])?)
+        };
+        hs.store.write(put).expect("written");
         let due = |at: Millis| hs.store.read(|db| db.due_room_behind_backup(at)).expect("read");
         let (mut now, mut pauses) = (hs.clock.now_ms(), Vec::new());
         for attempts in 0..ATTEMPTS_MAX {
