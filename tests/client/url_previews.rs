@@ -120,6 +120,37 @@ fn a_page_has_a_preview_with_its_picture_as_media_of_this_server() {
 }
 
 #[test]
+fn a_page_that_names_nothing_has_what_it_shows_and_the_first_picture_that_can_be_had() {
+    let server = server();
+    let alice = server.user("alice");
+    let web = Web::start(|path, stream| match path {
+        "/plain" => html(stream, "<body><h1>Head</h1><p>Text</p><img src=pic.jpg><img src=other.jpg>"),
+        "/many" => html(
+            stream,
+            "<title>T</title><meta property=og:image content=/gone><meta property=og:image content=/text>
+             <meta property=og:image content=/pic.jpg><meta property=og:image content=/other.jpg>
+             <meta property=og:url content='javascript:alert(1)'><meta property=og:video content=/video>",
+        ),
+        "/cyrillic" => write(
+            stream,
+            "200 OK\r\nContent-Type: text/html; charset=windows-1251",
+            b"<title>\xcf\xf0\xe8\xe2\xe5\xf2</title>",
+        ),
+        "/text" => write(stream, "200 OK\r\nContent-Type: image/png", b"no picture"),
+        "/pic.jpg" => write(stream, "200 OK\r\nContent-Type: image/jpeg", PICTURE),
+        _ => write(stream, "404 Not Found", b""),
+    });
+    let (status, shown) = preview(&alice, &web.url("/plain"));
+    assert_eq!((status, &shown["og:title"], &shown["og:description"]), (200, &json!("Head"), &json!("Text")));
+    assert_eq!(shown["og:image:width"], 64, "{shown}");
+    let (status, shown) = preview(&alice, &web.url("/many"));
+    assert_eq!((status, &shown["og:image:width"], shown.get("og:url")), (200, &json!(64), None), "{shown}");
+    assert_eq!(shown["og:video"], web.url("/video"));
+    assert_eq!(preview(&alice, &web.url("/cyrillic")), (200, json!({ "og:title": "Привет" })));
+    assert_eq!(web.paths(), ["/plain", "/pic.jpg", "/many", "/gone", "/text", "/pic.jpg", "/cyrillic"]);
+}
+
+#[test]
 fn previews_are_off_unless_they_are_switched_on_and_capabilities_say_which() {
     let enabled = |user: &TestUser| {
         user.get(&format!("{V3}/capabilities"))["capabilities"]["io.element.msc4452.preview_url"]["enabled"]

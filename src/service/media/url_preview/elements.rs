@@ -8,8 +8,13 @@ use html5gum::{Emitter, Error, Readable, Reader, State, StringReader, Tokenizer,
 
 /// Elements that are looked at.
 const METAS_MAX: usize = 1000;
-/// So much of a title is kept, and its last piece.
-const TITLE_BYTES_MAX: usize = 8000;
+/// So much of a text is kept, and its last piece.
+const TEXT_BYTES_MAX: usize = 8000;
+/// Pictures that are remembered, and how long their addresses may be together. Those that are not larger than this in either direction are
+/// there to count or to separate.
+const PICTURES_MAX: usize = 8;
+const PICTURES_BYTES_MAX: usize = 16 << 10;
+const DOT_PIXELS_MAX: u32 = 10;
 
 /// What a preview is made of.
 #[derive(Default)]
@@ -18,22 +23,114 @@ pub(super) struct Elements {
     pub metas: Vec<BTreeMap<String, String>>,
     /// The text of the first `title` that is not part of a picture.
     pub title: Option<String>,
+    /// The text of the first heading of the first rank, and of the first paragraph, that have any.
+    pub heading: Option<String>,
+    pub paragraph: Option<String>,
+    /// Where the first pictures are, as it stands in the page.
+    pub pictures: Vec<String>,
 }
 
 /// The elements of this page.
 pub(super) fn elements(html: &str) -> Elements {
-    let (mut metas, mut title) = (Vec::new(), None);
+    let (mut metas, mut title, mut body) = (Vec::new(), None, Body::default());
     let tag = Tag::default();
     let listener = Listener {
         metas: &mut metas,
         title: &mut title,
+        body: &mut body,
         in_title: false,
         in_svg: 0,
         tag,
         last_start: Vec::new(),
     };
     let Ok(()) = Tokenizer::new_with_emitter(PageText(html.to_reader()), listener).finish();
-    Elements { metas, title: title.as_deref().map(text) }
+    body.end_text();
+    let [heading, paragraph] = [body.heading, body.paragraph].map(|kept| kept.as_deref().map(text));
+    Elements { metas, title: title.as_deref().map(text), heading, paragraph, pictures: body.pictures }
+}
+
+/// What is shown of a page: its first heading, paragraph and pictures.
+#[derive(Default)]
+struct Body {
+    heading: Option<Vec<u8>>,
+    paragraph: Option<Vec<u8>>,
+    pictures: Vec<String>,
+    /// The text that is being read, and whether it is the heading's.
+    reads: Option<(bool, Vec<u8>)>,
+    /// Within what is not shown: a script, a style sheet.
+    is_hidden: bool,
+}
+
+/// Elements whose text is not shown, or not here.
+const HIDDEN: [&[u8]; 7] = [b"script", b"style", b"template", b"noscript", b"textarea", b"title", b"iframe"];
+
+impl Body {
+    fn begins(&mut self, tag: &Tag) {
+        match &tag.name[..] {
+            name if HIDDEN.contains(&name) => self.is_hidden = true,
+            b"h1" => self.begin_text(true),
+            b"p" => self.begin_text(false),
+            // Nothing of these is within a heading or a paragraph.
+            b"h2" | b"h3" | b"h4" | b"h5" | b"h6" | b"div" | b"ul" | b"ol" | b"table" | b"section"
+            | b"article" => {
+                self.end_text();
+            }
+            // What comes apart by a line does not grow into one word.
+            b"br" => self.read(b" "),
+            b"img" => self.add_picture(tag),
+            _ => {}
+        }
+    }
+
+    fn ends(&mut self, name: &[u8]) {
+        match name {
+            name if HIDDEN.contains(&name) => self.is_hidden = false,
+            b"h1" | b"p" => self.end_text(),
+            _ => {}
+        }
+    }
+
+    fn begin_text(&mut self, is_heading: bool) {
+        self.end_text();
+        let found = if is_heading { &self.heading } else { &self.paragraph };
+        if found.is_none() {
+            self.reads = Some((is_heading, Vec::new()));
+        }
+    }
+
+    fn end_text(&mut self) {
+        let Some((is_heading, text)) = self.reads.take() else { return };
+        if text.iter().any(|byte| !byte.is_ascii_whitespace()) {
+            *(if is_heading { &mut self.heading } else { &mut self.paragraph }) = Some(text);
+        }
+    }
+
+    fn read(&mut self, piece: &[u8]) {
+        if let Some((_, text)) = self.reads.as_mut().filter(|(_, text)| text.len() < TEXT_BYTES_MAX)
+            && !self.is_hidden
+        {
+            text.extend_from_slice(piece);
+        }
+    }
+
+    fn add_picture(&mut self, tag: &Tag) {
+        let value =
+            |wanted: &[u8]| tag.attributes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        let is_dot = [&b"width"[..], b"height"]
+            .into_iter()
+            .filter_map(value)
+            .any(|size| text(size).trim().parse().is_ok_and(|pixels: u32| pixels <= DOT_PIXELS_MAX));
+        let Some(link) = value(b"src").map(|link| text(link)) else { return };
+        let kept: usize = self.pictures.iter().map(String::len).sum();
+        let is_elsewhere = !link.trim_start().is_empty() && !link.trim_start().starts_with("data:");
+        if is_elsewhere
+            && !is_dot
+            && self.pictures.len() < PICTURES_MAX
+            && kept + link.len() <= PICTURES_BYTES_MAX
+        {
+            self.pictures.push(link);
+        }
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -69,7 +166,7 @@ impl Reader for PageText<'_> {
 #[derive(Default)]
 struct Tag {
     name: Vec<u8>,
-    /// Of a `meta`: nobody asks for others.
+    /// Of a `meta` and an `img`: nobody asks for others.
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
     is_end: bool,
     self_closing: bool,
@@ -78,6 +175,7 @@ struct Tag {
 struct Listener<'p> {
     metas: &'p mut Vec<BTreeMap<String, String>>,
     title: &'p mut Option<Vec<u8>>,
+    body: &'p mut Body,
     in_title: bool,
     in_svg: usize,
     tag: Tag,
@@ -87,6 +185,9 @@ struct Listener<'p> {
 
 impl Listener<'_> {
     fn begins(&mut self) {
+        if self.in_svg == 0 {
+            self.body.begins(&self.tag);
+        }
         match &self.tag.name[..] {
             b"meta" if self.metas.len() < METAS_MAX => {
                 let mut meta = BTreeMap::new();
@@ -106,6 +207,9 @@ impl Listener<'_> {
     }
 
     fn ends(&mut self) {
+        if self.in_svg == 0 {
+            self.body.ends(&self.tag.name);
+        }
         match &self.tag.name[..] {
             b"title" => self.in_title = false,
             b"svg" => self.in_svg = self.in_svg.saturating_sub(1),
@@ -128,9 +232,12 @@ impl Emitter for Listener<'_> {
     #[inline(never)]
     fn emit_string(&mut self, piece: &[u8]) {
         if self.in_title
-            && let Some(title) = self.title.as_mut().filter(|title| title.len() < TITLE_BYTES_MAX)
+            && let Some(title) = self.title.as_mut().filter(|title| title.len() < TEXT_BYTES_MAX)
         {
             title.extend_from_slice(piece);
+        }
+        if self.in_svg == 0 {
+            self.body.read(piece);
         }
     }
 
@@ -168,7 +275,7 @@ impl Emitter for Listener<'_> {
 
     #[inline(never)]
     fn init_attribute(&mut self) {
-        if self.tag.name == b"meta" {
+        if matches!(&self.tag.name[..], b"meta" | b"img") {
             self.tag.attributes.push(Default::default());
         }
     }
@@ -250,7 +357,32 @@ mod tests {
                 _ => {}
             }
         }
-        Elements { metas, title: title.as_deref().map(text) }
+        Elements { metas, title: title.as_deref().map(text), ..Elements::default() }
+    }
+
+    #[test]
+    fn the_first_heading_paragraph_and_pictures_are_those_that_are_shown() {
+        let page = elements(
+            "<script>'<h1>S</h1>'</script><h1> </h1><svg><p>V</p></svg><p><img src=dot.gif width=1 height=1></p>
+             <style><p>S</p></style><p>One<br>two <b>three<script>var x</script></b><p>four<h1>Head <i>line</i></h1><h1>2</h1>
+             <img src=' data:image/png;base64,x'><IMG SRC='a.png' WIDTH=100%><img src=b.png src=c.png><img><img src=''>",
+        );
+        assert_eq!(page.heading.as_deref(), Some("Head line"));
+        assert_eq!(page.paragraph.as_deref(), Some("One two three"));
+        assert_eq!(page.pictures, ["a.png", "b.png"]);
+        let page = elements("<p>not closed <div>another");
+        assert_eq!((page.paragraph.as_deref(), page.heading), (Some("not closed "), None));
+        assert_eq!(elements("<h1>cut o").heading.as_deref(), Some("cut o"));
+    }
+
+    #[test]
+    fn what_is_kept_of_a_page_is_bounded() {
+        let long = "x".repeat(5000);
+        let page = format!("<h1>{}<p>{}", "t&amp;".repeat(90_000), "&amp;".repeat(90_000));
+        let heard = elements(&format!("{page}{}", format!("<img src='{long}'>").repeat(50)));
+        let lengths = [heard.heading, heard.paragraph].map(|text| text.map_or(0, |text| text.len()));
+        assert!(lengths.iter().all(|length| (1000..10_000).contains(length)), "{lengths:?}");
+        assert_eq!(heard.pictures.len(), 3);
     }
 
     #[test]

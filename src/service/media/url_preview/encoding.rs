@@ -1,5 +1,5 @@
-//! From a page's bytes to text. Nearly all of the web is UTF-8; of the rest the most part is what its authors called Latin-1. Others (Shift_JIS,
-//! GBK, Big5, EUC-KR, the Cyrillic ones) are not read: of such pages only what is ASCII is shown.
+//! From a page's bytes to text. Nearly all of the web is UTF-8; of the rest the most part is what its authors called Latin-1, and what is
+//! Cyrillic. Others (Shift_JIS, GBK, Big5, EUC-JP, EUC-KR) are not read: of such pages only what is ASCII is shown.
 
 /// How a page is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +10,8 @@ enum Encoding {
     },
     /// Also what is called ISO-8859-1 or ASCII: browsers read all three like this (Encoding Standard, 4.2).
     Windows1252,
+    /// A byte for each letter, by a table of what is not ASCII.
+    OfBytes(&'static [char; 128]),
     /// Something else: its letters are not known, but its ASCII is.
     Unknown,
 }
@@ -20,6 +22,26 @@ const DECLARED_WITHIN_BYTES: usize = 4 << 10;
 const WINDOWS_1252: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}',
     '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
+];
+
+/// Two that are used for Russian and its neighbours (Encoding Standard, index-windows-1251 and index-koi8-r).
+const WINDOWS_1251: [char; 128] = [
+    'Ђ', 'Ѓ', '‚', 'ѓ', '„', '…', '†', '‡', '€', '‰', 'Љ', '‹', 'Њ', 'Ќ', 'Ћ', 'Џ', 'ђ', '‘', '’', '“', '”',
+    '•', '–', '—', '\u{98}', '™', 'љ', '›', 'њ', 'ќ', 'ћ', 'џ', '\u{a0}', 'Ў', 'ў', 'Ј', '¤', 'Ґ', '¦', '§',
+    'Ё', '©', 'Є', '«', '¬', '\u{ad}', '®', 'Ї', '°', '±', 'І', 'і', 'ґ', 'µ', '¶', '·', 'ё', '№', 'є', '»',
+    'ј', 'Ѕ', 'ѕ', 'ї', 'А', 'Б', 'В', 'Г', 'Д', 'Е', 'Ж', 'З', 'И', 'Й', 'К', 'Л', 'М', 'Н', 'О', 'П', 'Р',
+    'С', 'Т', 'У', 'Ф', 'Х', 'Ц', 'Ч', 'Ш', 'Щ', 'Ъ', 'Ы', 'Ь', 'Э', 'Ю', 'Я', 'а', 'б', 'в', 'г', 'д', 'е',
+    'ж', 'з', 'и', 'й', 'к', 'л', 'м', 'н', 'о', 'п', 'р', 'с', 'т', 'у', 'ф', 'х', 'ц', 'ч', 'ш', 'щ', 'ъ',
+    'ы', 'ь', 'э', 'ю', 'я',
+];
+const KOI8_R: [char; 128] = [
+    '─', '│', '┌', '┐', '└', '┘', '├', '┤', '┬', '┴', '┼', '▀', '▄', '█', '▌', '▐', '░', '▒', '▓', '⌠', '■',
+    '∙', '√', '≈', '≤', '≥', '\u{a0}', '⌡', '°', '²', '·', '÷', '═', '║', '╒', 'ё', '╓', '╔', '╕', '╖', '╗',
+    '╘', '╙', '╚', '╛', '╜', '╝', '╞', '╟', '╠', '╡', 'Ё', '╢', '╣', '╤', '╥', '╦', '╧', '╨', '╩', '╪', '╫',
+    '╬', '©', 'ю', 'а', 'б', 'ц', 'д', 'е', 'ф', 'г', 'х', 'и', 'й', 'к', 'л', 'м', 'н', 'о', 'п', 'я', 'р',
+    'с', 'т', 'у', 'ж', 'в', 'ь', 'ы', 'з', 'ш', 'э', 'щ', 'ч', 'ъ', 'Ю', 'А', 'Б', 'Ц', 'Д', 'Е', 'Ф', 'Г',
+    'Х', 'И', 'Й', 'К', 'Л', 'М', 'Н', 'О', 'П', 'Я', 'Р', 'С', 'Т', 'У', 'Ж', 'В', 'Ь', 'Ы', 'З', 'Ш', 'Э',
+    'Щ', 'Ч', 'Ъ',
 ];
 
 /// The text of a page. A letter that cannot be told is U+FFFD. By its first bytes, by what the `Content-Type` said, by
@@ -48,6 +70,8 @@ fn by_name(name: &str) -> Encoding {
         "utf-8" | "utf8" | "unicode-1-1-utf-8" | "x-unicode20utf8" => Encoding::Utf8,
         "windows-1252" | "cp1252" | "x-cp1252" | "iso-8859-1" | "iso8859-1" | "iso_8859-1" | "iso88591"
         | "latin1" | "l1" | "ascii" | "us-ascii" | "ansi_x3.4-1968" => Encoding::Windows1252,
+        "windows-1251" | "cp1251" | "x-cp1251" => Encoding::OfBytes(&WINDOWS_1251),
+        "koi8-r" | "koi8_r" | "koi8" | "koi" | "cskoi8r" => Encoding::OfBytes(&KOI8_R),
         "utf-16" | "utf-16le" => Encoding::Utf16 { big_endian: false },
         "utf-16be" => Encoding::Utf16 { big_endian: true },
         _ => Encoding::Unknown,
@@ -70,6 +94,10 @@ fn text_of(bytes: &[u8], encoding: Encoding) -> String {
             let high =
                 |byte: u8| WINDOWS_1252.get(usize::from(byte) - 0x80).copied().unwrap_or(char::from(byte));
             bytes.iter().map(|byte| single(byte, high)).collect()
+        }
+        Encoding::OfBytes(table) => {
+            let high = |byte: &u8| table.get(usize::from(*byte).wrapping_sub(0x80)).copied();
+            bytes.iter().map(|byte| high(byte).unwrap_or(char::from(*byte))).collect()
         }
         Encoding::Unknown => bytes.iter().map(|byte| single(byte, |_| '\u{fffd}')).collect(),
     }
@@ -101,6 +129,16 @@ pub fn charset_of(content_type: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_cyrillic_is_read_in_both_of_its_old_encodings() {
+        let windows =
+            b"<meta charset=windows-1251><title>\xcf\xf0\xe8\xe2\xe5\xf2, \xa8\xe6\xb8\xa0\x80\xff</title>";
+        assert!(decode(windows, None).ends_with("<title>Привет, Ёжё\u{a0}Ђя</title>"));
+        let koi = b"\xf0\xd2\xc9\xd7\xc5\xd4, \xb3\xd6\xa3\x80\xff";
+        assert_eq!(decode(koi, Some("KOI8-R")), "Привет, Ёжё─Ъ");
+        assert_eq!(decode(b"plain\x7f", Some("koi8-r")), "plain\x7f");
+    }
 
     #[test]
     fn a_page_is_read_as_it_says_it_is_written() {

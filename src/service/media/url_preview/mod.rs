@@ -12,6 +12,8 @@ mod elements;
 mod encoding;
 mod page;
 
+pub use self::page::PagePreview;
+
 use std::io::Read;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -148,17 +150,15 @@ impl Media<'_> {
         }
         let page_url = answer.url.clone();
         drop(answer);
-        let mut preview = read_page(&bytes, &content_type);
+        let PagePreview { said: mut preview, pictures } = read_page(&bytes, &content_type, &page_url);
         drop(bytes);
-        let image = preview.get("og:image").and_then(Value::as_str).and_then(|link| page_url.join(link));
-        preview
-            .retain(|key, _| key != "og:image" && (!key.starts_with("og:image:") || key == "og:image:alt"));
-        if let Some(image) = image {
+        for picture in pictures {
             let put = self
-                .get(&image, "image/*", until)
+                .get(&picture, "image/*", until)
                 .and_then(|answer| self.put_image(&mut preview, answer, came));
-            if let Err(e) = put {
-                log::debug!("no picture for the preview of {url}: {e}");
+            match put {
+                Ok(()) => break,
+                Err(e) => log::debug!("a picture for the preview of {url} is none: {e}"),
             }
         }
         Ok(preview)
@@ -183,10 +183,11 @@ impl Media<'_> {
             return Err(Error::bad_gateway("The picture is too large"));
         }
         // All of it, until it is known how much that was.
-        *came = IMAGE_BYTES_MAX;
+        let before = *came;
+        *came = before + IMAGE_BYTES_MAX;
         let stored = self.store_stream(&mut answer, IMAGE_BYTES_MAX)?;
         let bytes = stored.bytes;
-        *came = bytes;
+        *came = before + bytes;
         let mut file = self.seekable(&stored.hash)?;
         // What it really is: nothing else is shown to anybody as a picture.
         let picture =
@@ -204,9 +205,9 @@ impl Media<'_> {
     }
 }
 
-/// What a page says of itself, its `og:image` as it stands there.
-pub fn read_page(bytes: &[u8], content_type: &str) -> Map<String, Value> {
-    page::preview(&encoding::decode(bytes, encoding::charset_of(content_type).as_deref()))
+/// What a page from this address is shown as, without its picture.
+pub fn read_page(bytes: &[u8], content_type: &str, from: &WebUrl) -> PagePreview {
+    page::preview(&encoding::decode(bytes, encoding::charset_of(content_type).as_deref()), from)
 }
 
 /// The same whatever it was: else the answer would tell what there is in our own network.

@@ -1,4 +1,5 @@
-//! What a page says of itself, for a preview: Open Graph, else what Twitter's cards have, else its title and description. The page is read by a
+//! What a page says of itself, for a preview: Open Graph, else what Twitter's cards have, else its title and description, else its first heading and
+//! paragraph; the same of pictures. The page is read by a
 //! tokenizer of HTML and by nothing that builds a tree, so that nesting costs nothing.
 
 use std::collections::BTreeMap;
@@ -7,27 +8,56 @@ use serde_json::{Map, Value};
 
 use super::elements::elements;
 use crate::order::Gather;
+use crate::protocol::media::web_url::WebUrl;
 
 /// Most keys of a preview, and how long they and their values may be, in characters.
 const KEYS_MAX: usize = 50;
 const KEY_CHARACTERS_MAX: usize = 50;
 const VALUE_CHARACTERS_MAX: usize = 1000;
 
+/// Pictures that are tried, one after the other, until one can be had.
+const PICTURES_MAX: usize = 3;
+
+const IMAGE: &str = "og:image";
+
 /// What twitter calls otherwise than Open Graph.
 const TWITTER: [(&str, &str); 5] = [
     ("twitter:title", "og:title"),
     ("twitter:description", "og:description"),
-    ("twitter:image", "og:image"),
-    ("twitter:image:src", "og:image"),
+    ("twitter:image", IMAGE),
+    ("twitter:image:src", IMAGE),
     ("twitter:site", "og:site_name"),
 ];
 
-/// The preview of a page: `og:` keys with text. Its `og:image` is a link as it stands in the page.
-pub fn preview(html: &str) -> Map<String, Value> {
+/// What a page is shown as.
+#[derive(Debug, Default)]
+pub struct PagePreview {
+    /// `og:` keys with text. What is a link in it leads to the web.
+    pub said: Map<String, Value>,
+    /// Where its picture may be had: the first that can be had is it.
+    pub pictures: Vec<WebUrl>,
+}
+
+/// The preview of a page that came from this address.
+pub fn preview(html: &str, from: &WebUrl) -> PagePreview {
     let page = elements(html);
     let mut found: BTreeMap<String, String> = BTreeMap::new();
+    let mut pictures: Vec<WebUrl> = Vec::new();
     let mut put = |key: &str, value: &str| {
-        let value = tidy(value);
+        let mut value = tidy(value);
+        if key == IMAGE {
+            let picture =
+                from.join(&value).filter(|picture| !value.is_empty() && !pictures.contains(picture));
+            return pictures.extend(picture.filter(|_| pictures.len() < PICTURES_MAX));
+        }
+        if is_of_picture(key) {
+            return;
+        }
+        if is_link(key) && !value.is_empty() {
+            // Clients lead there: `javascript:` is nowhere to be led to.
+            let link = from.join(&value).map(|link| link.to_string()).unwrap_or_default();
+            value = if link.len() <= VALUE_CHARACTERS_MAX { link } else { String::new() };
+        }
         let is_short = key.chars().count() <= KEY_CHARACTERS_MAX;
         // What was written in an encoding that is not read says nothing.
         if is_short && !value.is_empty() && !value.contains('\u{fffd}') && found.len() < KEYS_MAX {
@@ -49,7 +79,27 @@ pub fn preview(html: &str) -> Map<String, Value> {
     for (_, value) in named("description").filter(|(key, _)| key == "description") {
         put("og:description", value);
     }
-    found.into_iter().map(|(key, value)| (key, Value::String(value))).gather()
+    // What is shown of the page, where it says nothing of itself.
+    for (key, shown) in [("og:title", &page.heading), ("og:description", &page.paragraph)] {
+        shown.iter().for_each(|shown| put(key, shown));
+    }
+    if pictures.is_empty() {
+        pictures.extend(page.pictures.iter().find_map(|link| from.join(link)));
+    }
+    let said = found.into_iter().map(|(key, value)| (key, Value::String(value))).gather();
+    PagePreview { said, pictures }
+}
+
+/// What a page says of its picture: that is known once it is there.
+fn is_of_picture(key: &str) -> bool {
+    key.starts_with("og:image:") && key != "og:image:alt"
+}
+
+/// Whether what stands under this key is a link.
+fn is_link(key: &str) -> bool {
+    matches!(key, "og:url" | "og:video" | "og:audio" | "og:see_also" | "og:logo")
+        || key.ends_with(":url")
+        || key.ends_with(":secure_url")
 }
 
 /// The name of an element that begins like this, and what it says.
@@ -81,8 +131,62 @@ mod tests {
 
     use super::*;
 
+    fn seen(html: &str) -> PagePreview {
+        preview(html, &WebUrl::parse("http://a.example/b/c").expect("an address"))
+    }
+
     fn shown(html: &str) -> Value {
-        Value::Object(preview(html))
+        Value::Object(seen(html).said)
+    }
+
+    #[track_caller]
+    fn has_pictures(html: &str, pictures: &[&str]) {
+        let found: Vec<_> = seen(html).pictures.iter().map(WebUrl::to_string).collect();
+        assert_eq!(found, pictures, "{html}");
+    }
+
+    #[test]
+    fn the_pictures_that_are_named_are_tried_and_else_the_first_that_is_shown() {
+        has_pictures(
+            "<meta property=og:image content=/1><meta property=og:image content='javascript:x'><img src=0>
+             <meta property=og:image content=/1><meta property=og:image content=2><meta property=og:image content=''>
+             <meta name=twitter:image content=//c.example/3><meta property=og:image content=/4><meta property=og:image content=/5>",
+            &["http://a.example/1", "http://a.example/b/2", "http://a.example/4"],
+        );
+        has_pictures("<meta name=twitter:image content=//c.example/3><img src=0>", &["http://c.example/3"]);
+        has_pictures("<img src='ftp://x/1'><img src=2><img src=3>", &["http://a.example/b/2"]);
+        has_pictures("<img alt=x>", &[]);
+    }
+
+    #[test]
+    fn a_page_that_says_nothing_of_itself_is_known_by_what_it_shows() {
+        let page = "<body><p>Hello</p><script>var x</script><h1>Head</h1>";
+        assert_eq!(shown(page), json!({ "og:title": "Head", "og:description": "Hello" }));
+        let page = format!("<title>T</title><meta name=description content=D>{page}");
+        assert_eq!(shown(&page), json!({ "og:title": "T", "og:description": "D" }));
+    }
+
+    #[test]
+    fn links_lead_to_the_web_or_are_left_out() {
+        for key in ["og:url", "og:video", "og:audio", "og:video:url", "og:audio:secure_url", "og:x:url"] {
+            for (link, told) in [
+                ("https://b.example/x?y", Some("https://b.example/x?y")),
+                ("/x", Some("http://a.example/x")),
+                ("javascript:x", None),
+                (" JavaScript:x", None),
+                // To whom it is one line it is a page beside this one.
+                ("java\nscript:x", Some("http://a.example/b/java%20script:x")),
+                ("data:text/html,x", None),
+                ("file:///etc/passwd", None),
+                ("", None),
+            ] {
+                let shown = shown(&format!("<meta property='{key}' content='{link}'>"));
+                assert_eq!(shown.get(key).and_then(Value::as_str), told, "{key} {link:?}");
+            }
+        }
+        let video =
+            "<meta property=og:video:width content=640><meta property=og:video:type content=video/mp4>";
+        assert_eq!(shown(video), json!({ "og:video:width": "640", "og:video:type": "video/mp4" }));
     }
 
     #[test]
@@ -90,12 +194,14 @@ mod tests {
         let whole = r#"<!DOCTYPE html><html><head><title>T</title><meta name="description" content="D">
             <meta name="twitter:title" content="Twitter T"><meta property="og:title" content="Graph &amp; T">
             <meta property=og:type content=article><META PROPERTY="OG:IMAGE" CONTENT="/a.png"></head><body>"#;
-        let wanted = json!({ "og:title": "Graph & T", "og:type": "article", "og:image": "/a.png", "og:description": "D" });
+        let wanted = json!({ "og:title": "Graph & T", "og:type": "article", "og:description": "D" });
         assert_eq!(shown(whole), wanted);
+        has_pictures(whole, &["http://a.example/a.png"]);
         let twitter = r#"<title>T</title><meta name="twitter:image:src" content="b.png"><meta content="X" name="twitter:title">"#;
-        assert_eq!(shown(twitter), json!({ "og:title": "X", "og:image": "b.png" }));
+        assert_eq!(shown(twitter), json!({ "og:title": "X" }));
+        has_pictures(twitter, &["http://a.example/b/b.png"]);
         assert_eq!(shown("<title>\n  Only \t a\n title </title>"), json!({ "og:title": "Only a title" }));
-        assert_eq!(shown("<p>nothing</p>"), json!({}));
+        assert_eq!(shown("<b>nothing</b>"), json!({}));
         assert_eq!(shown(""), json!({}));
     }
 
@@ -115,7 +221,7 @@ mod tests {
             page.push_str(&format!("<meta property='og:x{n}' content='{}'>", "ä".repeat(5000)));
         }
         page.push_str(&format!("<meta property='og:{}' content='x'>", "y".repeat(100)));
-        let found = preview(&page);
+        let found = seen(&page).said;
         assert_eq!(found.len(), KEYS_MAX);
         assert!(
             found.values().all(|value| value.as_str().expect("text").chars().count() == VALUE_CHARACTERS_MAX)
@@ -126,7 +232,7 @@ mod tests {
         assert_eq!(shown(&attributes), json!({}));
         let unclosed = format!("<title>{}", "t ".repeat(400_000));
         assert_eq!(
-            preview(&unclosed)["og:title"].as_str().expect("text").chars().count(),
+            seen(&unclosed).said["og:title"].as_str().expect("text").chars().count(),
             VALUE_CHARACTERS_MAX
         );
     }
