@@ -72,15 +72,21 @@ pub fn of_everybody(db: &Db<'_>, room: &Room, (from, upto): (i64, i64)) -> Resul
 pub(super) fn by_thread(receipts: Vec<Receipt>) -> Vec<Map<String, Value>> {
     let mut threads: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for receipt in receipts {
-        let mut told = json!({ "ts": receipt.ts });
-        if !receipt.thread.is_empty() {
-            told["thread_id"] = json!(receipt.thread);
-        }
+        let told = told_of(&receipt);
         let of_event = threads.entry(receipt.thread).or_default().entry(receipt.event_id);
         let of_event = of_event.or_insert_with(|| json!({}));
         of_event[receipt.receipt_type][receipt.user_id] = told;
     }
     threads.into_values().collect()
+}
+
+/// What is told of a receipt under its event, its type and its user.
+pub(super) fn told_of(receipt: &Receipt) -> Value {
+    let mut told = json!({ "ts": receipt.ts });
+    if !receipt.thread.is_empty() {
+        told["thread_id"] = json!(receipt.thread);
+    }
+    told
 }
 
 /// An event of the sections that have neither ids nor senders.

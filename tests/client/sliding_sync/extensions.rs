@@ -222,6 +222,32 @@ fn receipts_of_a_new_room_are_those_of_its_timeline_and_the_own_ones() {
 }
 
 #[test]
+fn of_two_receipts_of_a_user_at_one_event_that_is_told_which_covers_more() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let root = alice.send(&room, "root");
+    let body = with(json!({ "receipts": { "enabled": true } }));
+    let mut last = slide(&alice, None, &body);
+    for threads in [["", &root], [&root, ""], ["main", ""], ["", "main"]] {
+        let mut content = json!({ "msgtype": "m.text", "body": "x" });
+        if threads.contains(&root.as_str()) {
+            content["m.relates_to"] = json!({ "rel_type": "m.thread", "event_id": root });
+        }
+        let event = alice.send_event(&room, "m.room.message", content);
+        for thread in threads {
+            let thread = if thread.is_empty() { json!({}) } else { json!({ "thread_id": thread }) };
+            bob.post(&room_path(&room, &format!("receipt/m.read/{}", segment(&event))), thread);
+        }
+        last = slide(&alice, Some(&last), &body);
+        let content = &last["extensions"]["receipts"]["rooms"][&room]["content"];
+        let receipt = &content[&event]["m.read"][bob.id()];
+        assert!(receipt["ts"].is_i64() && receipt.get("thread_id").is_none(), "{threads:?}: {content}");
+    }
+}
+
+#[test]
 fn the_first_receipt_in_a_room_is_told_to_those_who_know_the_room() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

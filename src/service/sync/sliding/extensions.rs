@@ -13,7 +13,7 @@ use crate::protocol::RoomId;
 use crate::service::rooms::client_format::{Json, written};
 use crate::service::rooms::thread_subscriptions::SubscriptionChanges;
 use crate::service::sync::devices::{self, DeviceLists};
-use crate::service::sync::ephemeral::{RECEIPTS_MAX, by_thread, event};
+use crate::service::sync::ephemeral::{RECEIPTS_MAX, event, told_of};
 use crate::service::sync::{SyncContext, basic_event, global_account_data};
 use crate::store::RoomKey;
 use crate::store::ephemeral::receipts::Receipt;
@@ -306,25 +306,29 @@ impl RoomScope<'_> {
             answer
                 .receipts
                 .get_or_insert_default()
-                .insert(self.selected.room_id.clone(), receipt_event(new)?);
+                .insert(self.selected.room_id.clone(), receipt_event(&new)?);
         }
         told.receipts = context.position;
         Ok(())
     }
 }
 
-/// One event for a room: other than `/v3/sync` the extension has no place for one of each thread.
-fn receipt_event(receipts: Vec<Receipt>) -> Result<Json> {
+/// One event for a room: other than `/v3/sync` the extension has no place for one of each thread. Of several receipts of one
+/// user at one event there is room for one: that which covers most, the whole room before its main timeline, and that before a
+/// thread.
+fn receipt_event(receipts: &[Receipt]) -> Result<Json> {
     let mut all = serde_json::Map::new();
-    for thread in by_thread(receipts) {
-        for (event_id, types) in thread {
-            let Value::Object(types) = types else { continue };
-            let of_event = all.entry(event_id).or_insert_with(|| json!({}));
-            for (receipt_type, users) in types {
-                let Value::Object(users) = users else { continue };
-                for (user, receipt) in users {
-                    of_event[&receipt_type][user] = receipt;
-                }
+    let scope = |receipt: &Receipt| match receipt.thread.as_str() {
+        "" => 0,
+        "main" => 1,
+        _ => 2,
+    };
+    for wanted in 0..=2 {
+        for receipt in receipts.iter().filter(|receipt| scope(receipt) == wanted) {
+            let of_event = all.entry(&receipt.event_id).or_insert_with(|| json!({}));
+            let told = &mut of_event[&receipt.receipt_type][&receipt.user_id];
+            if told.is_null() {
+                *told = told_of(receipt);
             }
         }
     }
