@@ -527,6 +527,10 @@ fn a_profile_is_kept_by_field_and_told_to_rooms() {
     let path = |field: &str| format!("{V3}/profile/{}/{field}", segment(bob.id()));
     bob.put(&path("displayname"), json!({"displayname": "Bobby"}));
     bob.put(&path("avatar_url"), json!({"avatar_url": "mxc://example.org/cat"}));
+    for wrong in [json!(1), json!(["Europe/Vienna"]), json!({}), json!(null), json!(true)] {
+        let (status, refused) = bob.request("PUT", &path("m.tz"), Some(json!({ "m.tz": wrong })));
+        assert_eq!((status, &refused["errcode"]), (400, &json!("M_BAD_JSON")), "{wrong}");
+    }
     bob.put(&path("m.tz"), json!({"m.tz": "Europe/Vienna"}));
     bob.put(&path("org.example.likes"), json!({"org.example.likes": ["tea", 7, null]}));
     let member = alice.state(&room, "m.room.member", bob.id()).unwrap();

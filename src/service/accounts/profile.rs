@@ -79,6 +79,8 @@ impl Accounts<'_> {
             if text.is_empty() {
                 return self.delete_profile_field(user, field);
             }
+        } else if field == TIME_ZONE && !value.is_string() {
+            return Err(Error::bad_json(format!("{field} must be a string")));
         }
         let (owner, name) = (user.clone(), field.to_owned());
         let changed = self.store.write(move |tx| put_profile_field(tx, &owner, &name, value))?;
@@ -215,6 +217,10 @@ fn check_length(field: &str, text: &str, max: usize) -> Result<()> {
         false => Err(Error::invalid_param(format!("{field} may have at most {max} characters"))),
     }
 }
+
+/// The field of the user's time zone, a string as the other two that the specification defines. Whether there is such a zone is not
+/// asked: "Requesting servers MUST tolerate invalid or unknown values."
+const TIME_ZONE: &str = "m.tz";
 
 /// The two fields that rooms are told of, with the most characters that they may have.
 fn text_chars_max(field: &str) -> Option<usize> {
