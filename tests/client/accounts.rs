@@ -596,7 +596,11 @@ fn errors_of_the_router_are_matrix_errors_with_cors() {
     assert_eq!(answer.status().as_u16(), 200);
     for (name, value) in [
         ("access-control-allow-origin", "*"),
-        ("access-control-allow-headers", "X-Requested-With, Content-Type, Authorization, Date"),
+        (
+            "access-control-allow-headers",
+            // Also those by which a part of a file is asked for, and whether it is the one that is there.
+            "X-Requested-With, Content-Type, Authorization, Date, Range, If-Range, If-None-Match",
+        ),
     ] {
         assert_eq!(answer.headers()[name], value);
     }

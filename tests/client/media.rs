@@ -136,6 +136,11 @@ fn a_part_of_a_file_is_a_part_and_what_is_no_range_is_ignored() {
         let answer = download(&alice, &uri, &format!("Range: {range}\r\n"));
         assert_eq!((answer.status, answer.header("content-range")), (416, "bytes */10"), "{range}");
         assert_eq!(answer.header("content-type"), "application/json");
+        assert_eq!(
+            (answer.header("cache-control"), answer.header("etag")),
+            ("", ""),
+            "an error is not the file"
+        );
     }
     for range in ["bytes=5-3", "bytes=0-1,3-4", "lines=0-1", "bytes=x", "0-1"] {
         is_whole(&download(&alice, &uri, &format!("Range: {range}\r\n")), b"0123456789");

@@ -12,7 +12,8 @@ use crate::protocol::certificates::calendar::as_http_date;
 /// What lets a page in a browser read any reply.
 const FOR_BROWSERS: &[u8] = b"Access-Control-Allow-Origin: *\r\n\
     Access-Control-Allow-Methods: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n\
-    Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization, Date\r\n\
+    Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization, Date, \
+    Range, If-Range, If-None-Match\r\n\
     Access-Control-Max-Age: 86400\r\n";
 /// Room for a head that has no more than most.
 const HEAD_BYTES_USUAL: usize = 512;

@@ -70,7 +70,11 @@ impl Reply {
         let reply = Self::json_status(error.status(), &error.to_json());
         match error.field("retry_after_ms").and_then(Value::as_u64) {
             Some(ms) if error.errcode() == ErrCode::LimitExceeded => {
-                reply.with_header("Retry-After", &ms.div_ceil(1000).max(1).to_string())
+                let seconds = ms.div_ceil(1000).max(1).to_string();
+                // Clients in browsers are told of a few headers only, unless they are named.
+                reply
+                    .with_header("Retry-After", &seconds)
+                    .with_header("Access-Control-Expose-Headers", "Retry-After")
             }
             _ => reply,
         }
@@ -201,6 +205,7 @@ mod tests {
         let (status, headers, _) = Reply::error(&error).into_parts();
         assert_eq!(status, 429);
         assert!(headers.contains(&("Retry-After", "2".to_owned())));
+        assert!(headers.contains(&("Access-Control-Expose-Headers", "Retry-After".to_owned())));
     }
 
     #[test]

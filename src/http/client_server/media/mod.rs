@@ -23,7 +23,7 @@ use crate::service::media::{FoundMedia, MediaFile, no_such_media, not_yet_upload
 
 /// What keeps a browser from running anything in a file (as the specification recommends), from telling others where it
 /// is, and search engines from listing it.
-const SECURITY_HEADERS: [(&str, &str); 7] = [
+const SECURITY_HEADERS: [(&str, &str); 6] = [
     (
         "Content-Security-Policy",
         "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; style-src 'unsafe-inline'; \
@@ -33,13 +33,14 @@ const SECURITY_HEADERS: [(&str, &str); 7] = [
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
     ("X-Robots-Tag", "noindex, nofollow, noarchive, noimageindex"),
-    // A URI never has another file, but who may have it is asked anew every day, and no cache in between is to give it.
-    ("Cache-Control", "private, max-age=86400, s-maxage=0, proxy-revalidate, immutable"),
     (
         "Access-Control-Expose-Headers",
         "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag",
     ),
 ];
+
+/// A URI never has another file, but who may have it is asked anew every day, and no cache in between is to give it.
+const KEPT_BY_BROWSERS: &str = "private, max-age=86400, s-maxage=0, proxy-revalidate, immutable";
 
 /// `GET /_matrix/client/v1/media/config`, and `GET /_matrix/media/v3/config`
 pub fn config(hs: &Arc<Homeserver>, _request: &Request, _requester: &Requester) -> Result<Reply> {
@@ -118,11 +119,12 @@ pub(super) fn file_reply(request: &Request, found: MediaFile) -> Result<Reply> {
     let name = asked_name.as_deref().or(row.upload_name.as_deref());
     let size = file.size();
     let etag = row.hash.map(|hash| format!("\"{hash}\"")).unwrap_or_default();
-    let with_headers = |reply: Reply| {
-        let reply =
-            SECURITY_HEADERS.iter().fold(reply, |reply, (name, value)| reply.with_header(name, value));
-        reply.with_header("ETag", &etag).with_header("Accept-Ranges", "bytes")
+    let secured = |reply: Reply| {
+        let with_header = |reply: Reply, (name, value): &(&'static str, &str)| reply.with_header(name, value);
+        SECURITY_HEADERS.iter().fold(reply, with_header).with_header("Accept-Ranges", "bytes")
     };
+    let with_headers =
+        |reply| secured(reply).with_header("Cache-Control", KEPT_BY_BROWSERS).with_header("ETag", &etag);
     if request.header("if-none-match").is_some_and(|header| none_match_names(header, &etag)) {
         // Nothing of the file is sent with a 304, but how long it is.
         let reply = Reply::stream(content_type, size, Box::new(std::io::empty())).with_status(304);
@@ -141,7 +143,8 @@ pub(super) fn file_reply(request: &Request, found: MediaFile) -> Result<Reply> {
         }
         ByteRange::Unsatisfiable => {
             let error = Error::invalid_param("The file has no such range").with_status(416);
-            return Ok(with_headers(
+            // This is not the file, and nobody is to keep it as that.
+            return Ok(secured(
                 Reply::error(&error).with_header("Content-Range", &format!("bytes */{size}")),
             ));
         }
