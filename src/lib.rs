@@ -66,7 +66,7 @@
 //! | how it is started | [`launch`]; the commands of the binary: `src/commands/`; servers for tests in other languages: `src/commands/fixture/` |
 //! | numbers for who watches it | `src/metrics/`; their page: `http/metrics.rs` |
 //! | whether others find it, and it is well | [`check`]; what is looked at: `federation/inspect.rs`, `store/engine/inspect.rs` |
-//! | the page at `/` for people in a browser | `http/page/`: written by plain functions; who stands before it: `http/page/visit.rs` |
+//! | the page at `/` for people in a browser, and those that clients open | `http/page/`: written by plain functions; who stands before it: `http/page/visit.rs` |
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
 //! | the certificate that HTTPS is served with, got by itself (ACME) | `service/acme/`, `federation/acme.rs`; replaced under those who serve it: `src/served_certificate.rs` |
 //! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |

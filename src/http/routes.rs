@@ -63,6 +63,15 @@ pub const ROUTES: &[Route] = &[
     get("/page/tokens", AdminPage(page::tokens::show)),
     post("/page/tokens", AdminPage(page::tokens::change)).body(FORM_BYTES_MAX),
     get("/page/server", AdminPage(page::server::show)).rate(Rate::Write),
+    // ----- what clients have done in a browser -----
+    get("/_matrix/client/v3/auth/{authType}/fallback/web", Page(page::fallback::stage)).rate(Rate::Write),
+    post("/_matrix/client/v3/auth/{authType}/fallback/web", Page(page::fallback::complete_stage))
+        .rate(Rate::Login)
+        .body(FORM_BYTES_MAX),
+    get("/_matrix/static/client/login/", Page(page::fallback::login_page)).rate(Rate::Write),
+    post("/_matrix/static/client/login/", Page(page::fallback::log_in))
+        .rate(Rate::Login)
+        .body(FORM_BYTES_MAX),
     // ----- client-server: server, accounts, devices -----
     get("/.well-known/matrix/client", Anyone(discovery::well_known_client)),
     get("/.well-known/matrix/server", Anyone(discovery::well_known_server)),

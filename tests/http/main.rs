@@ -3,6 +3,7 @@
 //!
 //! - `acme`: certificates from an authority; `authority`: one that a test holds in its hand.
 //! - `crowds`: servers with hardly any room for connections still let each other in.
+//! - `fallback`: pages that clients open for what they cannot do themselves.
 //! - `hostile`: hostile bytes, slowness and floods on the connection layer alone.
 //! - `tls`: HTTPS listeners, certificates that change, strangers who speak no TLS.
 //! - `page`: the page at `/` before those who mean no good.
@@ -17,6 +18,7 @@ pub mod common;
 mod acme;
 mod authority;
 mod crowds;
+mod fallback;
 mod hostile;
 mod metrics;
 mod page;

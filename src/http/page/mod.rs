@@ -1,14 +1,17 @@
 //! The page at `/`: what people do in a browser, without a client. Plain HTML that the server writes, with one style
-//! sheet in it, without scripts, frames or anything from elsewhere.
+//! sheet in it, without frames or anything from elsewhere, and nearly without scripts.
 //!
 //! - `visit`: who stands before it, by which cookie and with which form; `html`: how it is written.
 //! - here: what every page has around it, and what a browser is told of each.
 //! - `start`: the first account, logging in and out; `clients` to go on with; `door`: rooms, knocks and invites; `sessions`: one's own.
 //! - `accounts`, `rooms`, `tokens`, `server` with `storage`: for administrators.
+//! - `fallback`: what clients have done in a browser that they cannot do themselves. These pages alone have scripts: the few lines
+//!   that tell the client.
 
 pub mod accounts;
 mod clients;
 pub mod door;
+pub mod fallback;
 pub mod html;
 pub mod rooms;
 pub mod server;
@@ -35,11 +38,16 @@ const STYLE: &str = include_str!("style.css");
 
 /// What a page of ours may do in a browser: be styled by that, and send forms to us.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
-    let style = STANDARD.encode(Sha256::digest(STYLE));
+    let style = hash_of(STYLE);
     format!(
-        "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        "default-src 'none'; style-src {style}; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     )
 });
+
+/// What a policy says of a style sheet or a script that is in the page itself.
+fn hash_of(text: &str) -> String {
+    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
+}
 
 /// The pages of who is logged in, in the order of the navigation; from `Accounts` on they are for administrators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,7 +78,11 @@ const TABS: [(Tab, &str, &str); 6] = [
 /// Whether a request target is one of the page, in every spelling in which the table finds it: a slash at the end is none.
 pub(super) fn is_of_page(target: &str) -> bool {
     let path = target.split('?').next().unwrap_or_default();
-    matches!(path, "" | "/" | "//") || path.starts_with("/page/")
+    let of_client = |rest: &str| rest.split('/').nth(1) == Some("auth");
+    matches!(path, "" | "/" | "//")
+        || path.starts_with("/page/")
+        || path.starts_with("/_matrix/static/")
+        || path.strip_prefix("/_matrix/client/").is_some_and(of_client)
 }
 
 /// A whole page. `main` is what it has within its frame, beginning with a heading.
@@ -95,6 +107,26 @@ pub(super) fn page(
     html.raw("</div></header><main id=\"main\">").add(main);
     html.raw("</main><footer>Doorstep ").raw(env!("CARGO_PKG_VERSION")).raw("</footer></body></html>\n");
     visitor.remembered(finished(html))
+}
+
+/// A page for who comes from a client and goes back there: nothing is around it. `script`: what the client is told by.
+fn page_of_client(
+    hs: &Homeserver,
+    visitor: &Visitor,
+    title: &'static str,
+    main: &Html,
+    script: Option<&'static str>,
+) -> Reply {
+    let mut html = Html::new();
+    begin(&mut html, title, hs.server_name().as_str());
+    html.raw("<main id=\"main\">").add(main).raw("</main>");
+    if let Some(script) = script {
+        html.raw("<script>").raw(script).raw("</script>");
+    }
+    html.raw("</body></html>\n");
+    let reply = Reply::bytes("text/html; charset=utf-8", html.into_bytes());
+    let policy = script.map(|script| format!("{}; script-src {}", *POLICY, hash_of(script)));
+    visitor.remembered(told_to_browsers_with(reply, policy.as_deref().unwrap_or(&POLICY)))
 }
 
 fn begin(html: &mut Html, title: &'static str, server: &str) {
@@ -122,8 +154,12 @@ fn finished(html: Html) -> Reply {
 }
 
 fn told_to_browsers(reply: Reply) -> Reply {
+    told_to_browsers_with(reply, &POLICY)
+}
+
+fn told_to_browsers_with(reply: Reply, policy: &str) -> Reply {
     reply
-        .with_header("Content-Security-Policy", &POLICY)
+        .with_header("Content-Security-Policy", policy)
         .with_header("X-Frame-Options", "DENY")
         .with_header("X-Content-Type-Options", "nosniff")
         // Not `no-referrer`, with which browsers hide from where a form was sent, from us too.
@@ -143,6 +179,12 @@ pub(super) fn see(path: &'static str) -> Reply {
 /// Begins a form with its token in it.
 pub(super) fn begin_form(html: &mut Html, visitor: &Visitor, action: &'static str, class: &'static str) {
     html.raw("<form method=\"post\" action=\"").raw(action).raw("\" class=\"").raw(class).raw("\">");
+    hidden(html, FORM_TOKEN, &visitor.form_token());
+}
+
+/// The same for a form that is sent to where its page is, with all that its address says.
+fn begin_form_here(html: &mut Html, visitor: &Visitor) {
+    html.raw("<form method=\"post\" class=\"card narrow\">");
     hidden(html, FORM_TOKEN, &visitor.form_token());
 }
 

@@ -54,7 +54,8 @@ impl Visitor {
         if *head.method() == Method::Post {
             check_sent_from_here(hs, head)?;
         }
-        let session = cookie(head, SESSION);
+        // To where a client leads, browsers go without the session's cookie, and send the form with it.
+        let session = cookie(head, SESSION).filter(|_| !is_for_client(head.path()));
         let (requester, refusal) = match session.as_deref().map(|t| requester_of_token(hs, head, t)) {
             None => (None, None),
             Some(Ok(requester)) => (Some(requester), None),
@@ -127,6 +128,11 @@ impl Visitor {
         let life = life_s.map(|s| format!("; Max-Age={s}")).unwrap_or_default();
         format!("{prefix}{name}={value}; Path=/; HttpOnly; SameSite=Strict{secure}{life}")
     }
+}
+
+/// Whether a page is for who comes from a client, which is another site: see [`super::fallback`].
+fn is_for_client(path: &str) -> bool {
+    path.trim_start_matches('/').starts_with("_matrix/")
 }
 
 /// A cookie of ours. Who comes by HTTPS has those only that nobody else can have set.

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
+use serde_json::{Value, json};
+
 use super::token_hash;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::UserId;
+use crate::protocol::{ServerName, UserId};
 use crate::random;
 use crate::service::accounts::Accounts;
 use crate::service::accounts::moderation::{Administrator, check_still_admin, locked};
@@ -38,6 +40,24 @@ pub struct Login {
     pub refresh_token: Option<String>,
     /// How long the access token is good; none: without end.
     pub expires_in_ms: Option<Millis>,
+}
+
+impl Login {
+    /// What the client is told.
+    pub fn for_client(&self, server: &ServerName) -> Value {
+        let mut body = json!({
+            "user_id": self.user_id,
+            "access_token": self.access_token,
+            "device_id": self.device_id,
+            // Deprecated, and still read by some clients.
+            "home_server": server,
+        });
+        if let (Some(refresh), Some(life)) = (&self.refresh_token, self.expires_in_ms) {
+            body["refresh_token"] = json!(refresh);
+            body["expires_in_ms"] = json!(life);
+        }
+        body
+    }
 }
 
 /// What a client asks for that logs in.

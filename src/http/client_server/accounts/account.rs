@@ -56,7 +56,7 @@ pub fn change_password(
         Ok(json!({}))
     };
     let params = request.json_object_or_empty()?;
-    interactively(hs, request, requester, &with_password("change password"), params, read, change)
+    interactively(hs, request, requester, &with_password("change the password"), params, read, change)
 }
 
 /// `POST /_matrix/client/v3/account/deactivate`
@@ -72,7 +72,7 @@ pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Re
         Ok(json!({ "id_server_unbind_result": "success" }))
     };
     let params = request.json_object_or_empty()?;
-    interactively(hs, request, requester, &with_password("deactivate"), params, read, close)
+    interactively(hs, request, requester, &with_password("close the account"), params, read, close)
 }
 
 fn proved_password(proof: &Proof) -> Result<&PasswordProof> {

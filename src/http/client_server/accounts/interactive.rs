@@ -11,7 +11,7 @@ use crate::service::accounts::interactive_auth::{AuthOutcome, GuardedAction, Pro
 const PASSWORD: &[&[Stage]] = &[&[Stage::Password]];
 
 /// Something that asks for the account's password.
-pub const fn with_password(name: &'static str) -> GuardedAction<'static> {
+pub const fn with_password(name: &'static str) -> GuardedAction {
     GuardedAction { name, flows: PASSWORD, incidental: &[] }
 }
 
@@ -21,7 +21,7 @@ pub fn interactively<P>(
     hs: &Homeserver,
     request: &Request,
     requester: Option<&Requester>,
-    action: &GuardedAction<'_>,
+    action: &GuardedAction,
     params: Map<String, Value>,
     check: impl FnOnce(&Map<String, Value>) -> Result<P>,
     deed: impl FnOnce(P, &Proof) -> Result<Value>,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::interactive::{interactively, with_password};
 use crate::error::{ErrCode, Error, Result};
@@ -12,7 +12,7 @@ use crate::protocol::json::shaped;
 use crate::service::Homeserver;
 use crate::service::accounts::interactive_auth::user_of_identifier;
 use crate::service::accounts::login_tokens::LOGIN_TOKEN_LIFE_MS;
-use crate::service::accounts::sessions::{Login, NewLogin};
+use crate::service::accounts::sessions::NewLogin;
 
 /// `GET /_matrix/client/v3/login`
 pub fn flows(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
@@ -60,7 +60,7 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         let proof = hs.accounts().check_password(&user, password, new.from)?;
         hs.accounts().log_in_with(proof.user(), &NewLogin { proof: Some(&proof), ..new })?
     };
-    Ok(Reply::json(&login_answer(hs, &login)))
+    Ok(Reply::json(&login.for_client(hs.server_name())))
 }
 
 /// `POST /_matrix/client/v1/login/get_token`
@@ -81,22 +81,6 @@ pub fn get_token(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
             Ok(json!({ "login_token": token, "expires_in_ms": LOGIN_TOKEN_LIFE_MS }))
         },
     )
-}
-
-/// What `login` and `register` answer.
-pub(super) fn login_answer(hs: &Homeserver, login: &Login) -> Value {
-    let mut body = json!({
-        "user_id": login.user_id,
-        "access_token": login.access_token,
-        "device_id": login.device_id,
-        // Deprecated, and still read by some clients.
-        "home_server": hs.server_name(),
-    });
-    if let (Some(refresh), Some(life)) = (&login.refresh_token, login.expires_in_ms) {
-        body["refresh_token"] = json!(refresh);
-        body["expires_in_ms"] = json!(life);
-    }
-    body
 }
 
 #[derive(Deserialize)]

@@ -7,7 +7,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::interactive::interactively;
-use super::login::login_answer;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request};
@@ -37,7 +36,7 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         Some("guest") => return register_guest(hs, request),
         Some(_) => return Err(Error::invalid_param("kind must be user or guest")),
     }
-    let flows: &[&[Stage]] = match hs.config.registration {
+    let flows: &'static [&'static [Stage]] = match hs.config.registration {
         Registration::Open => &[&[Stage::Dummy]],
         // Some libraries know only the longer one, and expect to be asked for nothing at its end.
         Registration::Token => &[&[Stage::RegistrationToken], &[Stage::RegistrationToken, Stage::Dummy]],
@@ -81,7 +80,7 @@ fn register_guest(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         from: Some(request.client_ip()),
         ..NewLogin::default()
     };
-    Ok(Reply::json(&login_answer(hs, &hs.register_guest(&login)?)))
+    Ok(Reply::json(&hs.register_guest(&login)?.for_client(hs.server_name())))
 }
 
 /// The guest whose account is to become a user's.
@@ -110,7 +109,7 @@ fn account_made(
         None => hs.accounts().create_account(new, login)?,
     };
     Ok(match login {
-        Some(login) => login_answer(hs, &login),
+        Some(login) => login.for_client(hs.server_name()),
         None => json!({ "user_id": user, "home_server": hs.server_name() }),
     })
 }

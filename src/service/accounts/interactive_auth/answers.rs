@@ -23,7 +23,7 @@ pub(super) fn is_same(
     id: &str,
     params: &Map<String, Value>,
     before: &Fingerprints,
-    action: &GuardedAction<'_>,
+    action: &GuardedAction,
 ) -> bool {
     let named = fingerprints(id, params);
     named.iter().all(|(name, hash)| {

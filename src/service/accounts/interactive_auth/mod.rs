@@ -9,10 +9,12 @@
 //! All of it lives in memory only: after a restart a client is asked again.
 //!
 //! - `stages`: what can be proved, and what is asked for still.
+//! - `fallback`: a stage that is completed in a browser, for a client that does not know it.
 //! - `sessions`: what is under way, and its bounds.
 //! - `answers`: who gets an answer again.
 
 mod answers;
+mod fallback;
 mod sessions;
 mod stages;
 
@@ -20,6 +22,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
+pub use self::fallback::AskedStage;
 pub use self::sessions::UiaSessions;
 pub use self::stages::{Stage, user_of_identifier};
 
@@ -45,11 +48,11 @@ const ANSWER_LIFE_MS: Millis = 10 * 60 * 1000;
 
 /// What may be done only by who has proved that they may.
 #[derive(Debug, Clone, Copy)]
-pub struct GuardedAction<'a> {
-    /// Any name for it: a session for one thing is none for another.
+pub struct GuardedAction {
+    /// A name for it, which people are shown as what they allow: a session for one thing is none for another.
     pub name: &'static str,
     /// What is to be proved: each flow is a list of stages to complete in order.
-    pub flows: &'a [&'a [Stage]],
+    pub flows: &'static [&'static [Stage]],
     /// Parameters that a repeated request may change and still be the same.
     pub incidental: &'static [&'static str],
 }
@@ -106,7 +109,7 @@ impl Accounts<'_> {
     /// has ended.
     pub fn interactively<P>(
         &self,
-        action: &GuardedAction<'_>,
+        action: &GuardedAction,
         client: UiaClient<'_>,
         mut params: Map<String, Value>,
         check: impl FnOnce(&Map<String, Value>) -> Result<P>,
@@ -161,7 +164,7 @@ impl Accounts<'_> {
         let again = open.clone();
         let before = proved.then(|| fingerprints(&id, &params));
         let phase = before.clone().map_or(SessionPhase::Open(open), SessionPhase::Running);
-        if !self.go_on(&id, named.is_some(), &purpose, &client, phase) {
+        if !self.go_on(&id, named.is_some(), (action, &purpose), &client, phase) {
             // Another request of the session was faster.
             return match self.uia_sessions.find(Some(&id), &purpose, &params, action, self.clock.now_ms())? {
                 FoundSession::Done(answer) => Ok(AuthOutcome::Done(answer)),
@@ -203,7 +206,7 @@ impl Accounts<'_> {
         &self,
         id: &str,
         known: bool,
-        purpose: &str,
+        (action, purpose): (&GuardedAction, &str),
         client: &UiaClient<'_>,
         mut phase: SessionPhase,
     ) -> bool {
@@ -230,8 +233,8 @@ impl Accounts<'_> {
         sessions.make_room(address, now);
         let token = client.token.zip(client.user).map(|(token, user)| (token_hash(token), user.clone()));
         let until_ms = now + SESSION_LIFE_MS;
-        let session =
-            UiaSession { purpose: purpose.to_owned(), address, began_ms: now, until_ms, token, phase };
+        let (name, flows, purpose) = (action.name, action.flows, purpose.to_owned());
+        let session = UiaSession { purpose, name, flows, address, began_ms: now, until_ms, token, phase };
         sessions.all.insert(id.to_owned(), session);
         true
     }

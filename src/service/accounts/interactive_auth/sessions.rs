@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::GuardedAction;
 use super::answers::{Fingerprints, is_same};
-use super::stages::StageProgress;
+use super::stages::{Stage, StageProgress};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{lock, wait_timeout};
@@ -44,6 +44,9 @@ pub(super) enum SessionPhase {
 pub(super) struct UiaSession {
     /// What it may do in the end, and on whose behalf.
     pub(super) purpose: String,
+    /// What that is, for people, and what is to be proved for it.
+    pub(super) name: &'static str,
+    pub(super) flows: &'static [&'static [Stage]],
     pub(super) address: IpAddr,
     pub(super) began_ms: Millis,
     /// When it is forgotten.
@@ -162,7 +165,7 @@ impl UiaSessions {
         id: Option<&str>,
         purpose: &str,
         params: &Map<String, Value>,
-        action: &GuardedAction<'_>,
+        action: &GuardedAction,
         now: Millis,
     ) -> Result<FoundSession> {
         let Some(id) = id else { return Ok(FoundSession::Nobody) };

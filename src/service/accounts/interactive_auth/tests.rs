@@ -30,7 +30,7 @@ fn client(user: Option<&UserId>) -> UiaClient<'_> {
 fn request(
     hs: &Homeserver,
     name: &'static str,
-    flows: &[&[Stage]],
+    flows: &'static [&'static [Stage]],
     user: Option<&UserId>,
     body: Value,
 ) -> Result<AuthOutcome> {
@@ -43,7 +43,12 @@ fn request(
     })
 }
 
-fn step(hs: &Homeserver, flows: &[&[Stage]], user: Option<&UserId>, auth: Value) -> AuthOutcome {
+fn step(
+    hs: &Homeserver,
+    flows: &'static [&'static [Stage]],
+    user: Option<&UserId>,
+    auth: Value,
+) -> AuthOutcome {
     request(hs, NAME, flows, user, json!({ "auth": auth })).unwrap()
 }
 
