@@ -610,8 +610,8 @@ CREATE INDEX transactions_of_strangers ON transactions (stranger) WHERE stranger
 -- ===== Accounts: users, their devices and tokens, what their clients keep here (src/store/accounts) =====
 
 -- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id
--- hash in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server. `leaving`:
--- the account was deactivated and still has rooms to leave. `erased_at`: the stream position at which they asked for
+-- hash in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server.
+-- `leaving_due_ms`: the account was deactivated and still has rooms to leave, which is gone on with then. `erased_at`: the stream position at which they asked for
 -- their messages to be erased: whoever comes into a room later is given redacted ones. `locked` and `suspended`: what an
 -- administrator has done to the account, both to be undone. `guest`: it was made without a name or a password, and its user
 -- may do little; a bounded number of such accounts are kept, and those that end are deleted. `requests_per_second` and
@@ -621,7 +621,7 @@ CREATE TABLE users (
   password TEXT,
   admin INTEGER NOT NULL DEFAULT 0,
   deactivated INTEGER NOT NULL DEFAULT 0,
-  leaving INTEGER NOT NULL DEFAULT 0,
+  leaving_due_ms INTEGER,
   locked INTEGER NOT NULL DEFAULT 0,
   suspended INTEGER NOT NULL DEFAULT 0,
   guest INTEGER NOT NULL DEFAULT 0,
@@ -632,6 +632,7 @@ CREATE TABLE users (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX users_erased ON users (erased_at) WHERE erased_at IS NOT NULL;
 CREATE INDEX users_guests ON users (created_ms) WHERE guest = 1;
+CREATE INDEX users_leaving ON users (leaving_due_ms) WHERE leaving_due_ms IS NOT NULL;
 
 -- Rooms that let no guests in any more, and have local ones: who are to leave, at `due_ms`.
 CREATE TABLE guest_removals (
@@ -720,6 +721,16 @@ CREATE TABLE profile_fields (
   value TEXT NOT NULL,
   PRIMARY KEY (user_id, field)
 ) STRICT, WITHOUT ROWID;
+
+-- Local users of whose name or avatar some of their rooms may not have been told. Written with the change, whose position is
+-- `stream`, and ended when every room has it or has refused it; taken up at `due_ms`, with pauses that grow with `attempts`.
+CREATE TABLE owed_profiles (
+  user_id TEXT PRIMARY KEY,
+  stream INTEGER NOT NULL,
+  attempts INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_profiles_due ON owed_profiles (due_ms);
 
 -- What a user's clients keep here: account data, global (room_id = '') or of a room, tags and the fully-read marker
 -- included. The content is a JSON object; `stream` is when it last changed.

@@ -1,7 +1,9 @@
-//! Deactivation (client-server API, "Account deactivation"): an account is closed, and its user leaves all rooms. It
-//! stands above `accounts` and `membership`, of which neither knows the other.
+//! Deactivation (client-server API, "Account deactivation"): an account is closed, and its user leaves all rooms. That they are
+//! to be left is written down with the closing: what cannot be left at once, or is cut short, is left by the timer. It stands above
+//! `accounts` and `membership`, of which neither knows the other.
 
 use super::Homeserver;
+use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
@@ -9,13 +11,17 @@ use crate::service::accounts::check_not_last_admin;
 use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::accounts::passwords::PasswordProof;
 
+/// When it is tried again to leave rooms that could not be left.
+const LEAVING_RETRY_MS: Millis = 60_000;
+
 impl Homeserver {
     /// Closes an account for good, and leaves its rooms. Its name stays taken; of a guest's there is nothing else left. With
     /// `erase`, what it sent is shown redacted to those who come later (see `service/events/erasure.rs`), and what else there
     /// is of it is deleted.
     pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
         self.accounts().close(user, erase, |_, _| Ok(()))?;
-        self.leave_all_rooms(user)
+        self.leave_all_rooms(user);
+        Ok(())
     }
 
     /// The same for who has proved that the account is theirs. Errors: 403 `M_FORBIDDEN` if the password is theirs no more.
@@ -28,7 +34,8 @@ impl Homeserver {
         }
         let proved = proof.clone();
         self.accounts().close(user, erase, move |db, _| proved.check(db))?;
-        self.leave_all_rooms(user)
+        self.leave_all_rooms(user);
+        Ok(())
     }
 
     /// The same for an administrator. Errors: 403 `M_FORBIDDEN` for the only administrator there is, and
@@ -39,33 +46,46 @@ impl Homeserver {
             check_still_admin(db, &by)?;
             check_not_last_admin(db, user)
         })?;
-        self.leave_all_rooms(user)
+        self.leave_all_rooms(user);
+        Ok(())
     }
 
-    /// Finishes the deactivations that the last stop cut short.
-    pub(super) fn finish_deactivations(&self) -> Result<()> {
-        let users = self.store.read(|db| db.unfinished_deactivations())?;
-        users.iter().try_for_each(|user| self.leave_all_rooms(user))
+    /// What is left to do once the account is closed. It is, whatever becomes of this: who asked could not even ask again.
+    pub(super) fn leave_all_rooms(&self, user: &UserId) {
+        if let Err(error) = self.pursue_deactivation(user) {
+            log::log!(
+                error.level(log::Level::Error),
+                "{user} was deactivated, and leaves rooms later: {error}"
+            );
+        }
     }
 
-    /// What is left to do once the account is closed.
-    pub(super) fn leave_all_rooms(&self, user: &UserId) -> Result<()> {
+    /// Has a user whose account is closed leave all rooms. What cannot be left for a reason that passes is left later. Errors: 500,
+    /// 507.
+    pub(super) fn pursue_deactivation(&self, user: &UserId) -> Result<()> {
         let present = |m: Membership| matches!(m, Membership::Join | Membership::Invite | Membership::Knock);
         let rooms = self.store.read(|db| {
             let here = db.rooms_of(user)?.into_iter().filter(|room| present(room.membership));
             let elsewhere = db.rooms_dealt_with_from_outside(user)?;
             Ok(here.map(|room| room.room_id).chain(elsewhere).collect::<Vec<_>>())
         })?;
+        let mut done = true;
         for room in rooms {
-            if let Err(e) = self.membership().leave(user, &room, None) {
-                // One odd room must not keep the user in all the others.
-                log::log!(e.level(log::Level::Warn), "{user} was deactivated and cannot leave {room}: {e}");
+            if self.scheduler.is_stopping() {
+                return Ok(());
             }
+            // One odd room must not keep the user in all the others.
+            let Err(e) = self.membership().leave(user, &room, None) else { continue };
+            log::log!(e.level(log::Level::Warn), "{user} was deactivated and cannot leave {room}: {e}");
+            done &= e.status() < 500 && e.status() != 429;
         }
-        let user = user.clone();
+        let (user, again) = (user.clone(), self.clock.now_ms() + LEAVING_RETRY_MS);
         self.store.write(move |tx| {
             tx.delete_pending_media_of(&user)?;
-            tx.deactivated_user_left(&user)
+            match done {
+                true => tx.deactivated_user_left(&user),
+                false => tx.put_off_deactivation(&user, again),
+            }
         })
     }
 }
@@ -121,13 +141,17 @@ mod tests {
         let has_left = left.to_string();
         hs.store
             .write(move |tx| {
-                Ok(tx.conn().execute("UPDATE users SET leaving = 0 WHERE user_id = ?1", [has_left])?)
+                Ok(tx
+                    .conn()
+                    .execute("UPDATE users SET leaving_due_ms = NULL WHERE user_id = ?1", [has_left])?)
             })
             .unwrap();
         hs.accounts().close(&erased, true, |_, _| Ok(())).unwrap();
         let again = Homeserver::open_after(Some(&hs), config, Clock::new(), crate::federation::Client::new);
         let hs = again.unwrap();
-        hs.finish_deactivations().unwrap();
+        for user in hs.store.read(|db| db.unfinished_deactivations()).unwrap() {
+            hs.pursue_deactivation(&user).unwrap();
+        }
         let account = |user: &UserId| hs.store.read(|db| db.account(user)).unwrap();
         for gone in [&closed, &left] {
             assert!(account(gone).is_none(), "{gone}");

@@ -55,7 +55,8 @@ impl Homeserver {
             true => Ok(()),
             false => Err(too_many_guests()),
         })?;
-        self.leave_all_rooms(guest)
+        self.leave_all_rooms(guest);
+        Ok(())
     }
 
     /// The guest who shows this access token. Errors: 403 `M_FORBIDDEN` if it is no guest's.

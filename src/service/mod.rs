@@ -27,6 +27,8 @@ pub mod limits;
 pub mod media;
 pub mod membership;
 pub mod outgoing;
+#[cfg(test)]
+mod owed_tests;
 pub mod push;
 pub mod rooms;
 pub mod sync;
@@ -292,8 +294,7 @@ impl Homeserver {
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
         self.acme.start(self)?;
-        self.regular_backups.start(self)?;
-        self.finish_deactivations()
+        self.regular_backups.start(self)
     }
 
     /// Ends those threads and every wait. What they had left to do is in the database.

@@ -328,6 +328,11 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
     table(
+        "owed_profiles",
+        &[users("one for each user", "")],
+        "when every room has it or has refused it, or after a week of trying (`pursue_owed_profile`); deactivation",
+    ),
+    table(
         "account_data",
         &[users(
             "8 MiB and 20 000 entries of one user, 413 beyond; of push rules 128 KiB, of the tags of a room 64 KiB, 403 beyond",

@@ -5,8 +5,8 @@
 //! - `interactive_auth`: what a client has to prove before something is done; `passwords`: how often one may be tried.
 //! - `page_sessions`: logging in on the page, and the first account.
 //! - `moderation`: what administrators do to accounts.
-//! - `profile`: names, avatars and other fields; `account_data`: what clients keep here; `tags`: of this, what
-//!   rooms are filed under.
+//! - `profile`: names, avatars and other fields; `owed_profiles`: the rooms that are told of them; `account_data`: what clients
+//!   keep here; `tags`: of this, what rooms are filed under.
 //! - `ignored_users`: whom a user does not want to hear.
 //! - `login_tokens`: with which who is logged in lets another device log in.
 //! - `openid`: tokens by which third parties learn who somebody is.
@@ -17,6 +17,7 @@ pub mod interactive_auth;
 pub mod login_tokens;
 pub mod moderation;
 pub mod openid;
+pub(super) mod owed_profiles;
 pub mod page_sessions;
 pub mod passwords;
 pub mod profile;
@@ -247,10 +248,10 @@ impl Accounts<'_> {
         erase: bool,
         allowed: impl FnOnce(&Db<'_>, &UserId) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let closed = user.clone();
+        let (closed, now) = (user.clone(), self.clock.now_ms());
         self.store.write(move |tx| {
             allowed(tx, &closed)?;
-            let gone = tx.deactivate(&closed)?;
+            let gone = tx.deactivate(&closed, now)?;
             if erase {
                 tx.erase(&closed)?;
             }

@@ -2,13 +2,12 @@
 
 use serde_json::{Map, Value};
 
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::locks::lock;
+use crate::protocol::UserId;
 use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
-use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::Accounts;
-use crate::service::events::build::Draft;
 use crate::service::limits::request_permits::Asker;
 use crate::store::Tx;
 
@@ -20,8 +19,6 @@ const KEY_BYTES_MAX: usize = 255;
 const NAME_CHARS_MAX: usize = 256;
 /// So do URLs of avatars.
 const AVATAR_CHARS_MAX: usize = 1000;
-/// So many rooms are told of a new name or avatar at the same time.
-const ROOMS_TOLD_AT_ONCE: usize = 8;
 
 impl Accounts<'_> {
     /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their
@@ -82,10 +79,9 @@ impl Accounts<'_> {
         } else if field == TIME_ZONE && !value.is_string() {
             return Err(Error::bad_json(format!("{field} must be a string")));
         }
-        let (owner, name) = (user.clone(), field.to_owned());
-        let changed = self.store.write(move |tx| put_profile_field(tx, &owner, &name, value))?;
-        if changed && text_chars_max(field).is_some() {
-            self.tell_rooms_of_profile(user)?;
+        let (owner, name, now) = (user.clone(), field.to_owned(), self.clock.now_ms());
+        if self.store.write(move |tx| put_profile_field(tx, &owner, &name, (value, now)))? {
+            self.tell_rooms_of_profile(user);
         }
         Ok(())
     }
@@ -94,96 +90,51 @@ impl Accounts<'_> {
     /// `M_KEY_TOO_LARGE`.
     pub fn delete_profile_field(&self, user: &UserId, field: &str) -> Result<()> {
         check_field(field)?;
-        let (owner, name) = (user.clone(), field.to_owned());
-        let changed = self.store.write(move |tx| remove_profile_field(tx, &owner, &name))?;
-        if changed && text_chars_max(field).is_some() {
-            self.tell_rooms_of_profile(user)?;
+        let (owner, name, now) = (user.clone(), field.to_owned(), self.clock.now_ms());
+        if self.store.write(move |tx| remove_profile_field(tx, &owner, &name, now))? {
+            self.tell_rooms_of_profile(user);
         }
         Ok(())
-    }
-
-    /// "An m.room.member event (with a join membership) is sent to every room the user is a member of." A room that
-    /// does not take it keeps the old profile; the others are told all the same.
-    pub(in crate::service) fn tell_rooms_of_profile(&self, user: &UserId) -> Result<()> {
-        let (profile, rooms) = self.store.read(|db| {
-            let rooms = db.rooms_of(user)?.into_iter().filter(|room| room.membership == Membership::Join);
-            Ok((db.profile(user)?, rooms.map(|room| (room.room_id, room.event)).collect::<Vec<_>>()))
-        })?;
-        let next = std::sync::Mutex::new(rooms.into_iter());
-        let work = || {
-            loop {
-                // Taken in a statement of its own, so that the lock is not held while the room is told.
-                let room = lock(&next).next();
-                let Some((room, event)) = room else { return };
-                if let Err(error) = self.tell_room_of_profile(user, &profile, &room, event) {
-                    log::log!(
-                        error.level(log::Level::Warn),
-                        "{room} was not told of the new profile of {user}: {error}"
-                    );
-                }
-            }
-        };
-        // Several at once, because the writer commits together what comes together.
-        std::thread::scope(|scope| {
-            let rooms = lock(&next).len();
-            for _ in 1..ROOMS_TOLD_AT_ONCE.min(rooms) {
-                let _ = std::thread::Builder::new().name("profile".to_owned()).spawn_scoped(scope, work);
-            }
-            work();
-        });
-        Ok(())
-    }
-
-    fn tell_room_of_profile(
-        &self,
-        user: &UserId,
-        profile: &Map<String, Value>,
-        room: &RoomId,
-        event: crate::store::EventKey,
-    ) -> Result<()> {
-        let before = self.store.read(|db| db.pdu_by_key(event))?.content();
-        let mut content = before.clone();
-        // What belongs to the way in, and not to being in.
-        for gone in ["reason", "is_direct", "third_party_invite", "join_authorised_via_users_server"] {
-            content.remove(gone);
-        }
-        for field in ["displayname", "avatar_url"] {
-            match profile.get(field) {
-                Some(value) => content.insert(field.to_owned(), value.clone()),
-                None => content.remove(field),
-            };
-        }
-        if content == before {
-            return Ok(());
-        }
-        let draft = Draft {
-            room: room.clone(),
-            sender: user.clone(),
-            event_type: "m.room.member".to_owned(),
-            state_key: Some(user.to_string()),
-            content,
-            redacts: None,
-        };
-        self.events().send(draft).map(|_| ())
     }
 }
 
-/// Whether a field is another one now. Errors: 400 `M_PROFILE_TOO_LARGE`.
-fn put_profile_field(tx: &mut Tx<'_>, owner: &UserId, name: &str, value: Value) -> Result<bool> {
+/// Sets a field. Whether the user's rooms are to be told of it. Errors: 400 `M_PROFILE_TOO_LARGE`.
+fn put_profile_field(
+    tx: &mut Tx<'_>,
+    owner: &UserId,
+    name: &str,
+    (value, now): (Value, Millis),
+) -> Result<bool> {
     let mut profile = tx.profile(owner)?;
     let before = profile.insert(name.to_owned(), value.clone());
     if Value::from(profile).to_string().len() >= PROFILE_BYTES_MAX {
         return Err(Error::new(ErrCode::ProfileTooLarge, "The profile would be too large"));
     }
     tx.set_profile_field(owner, name, &value)?;
-    Ok(before != Some(value))
+    owe_rooms(tx, owner, name, (before != Some(value), now))
 }
 
-/// Whether the field was there.
-fn remove_profile_field(tx: &mut Tx<'_>, owner: &UserId, name: &str) -> Result<bool> {
+/// Removes a field. Whether the user's rooms are to be told of it.
+fn remove_profile_field(tx: &mut Tx<'_>, owner: &UserId, name: &str, now: Millis) -> Result<bool> {
     let was_there = tx.profile_field(owner, name)?.is_some();
     tx.delete_profile_field(owner, name)?;
-    Ok(was_there)
+    owe_rooms(tx, owner, name, (was_there, now))
+}
+
+/// With the change, so that nothing can come between; see `owed_profiles`. Whether a user's rooms are to be told: of a change, or
+/// because some could not be told of one before, which whoever repeats a request may want.
+fn owe_rooms(tx: &mut Tx<'_>, owner: &UserId, field: &str, (changed, now): (bool, Millis)) -> Result<bool> {
+    if text_chars_max(field).is_none() {
+        return Ok(false);
+    }
+    if !changed {
+        return Ok(tx.owed_profile(owner)?.is_some());
+    }
+    let is_in_any = tx.rooms_of(owner)?.iter().any(|room| room.membership == Membership::Join);
+    if is_in_any {
+        tx.owe_profile(owner, now)?;
+    }
+    Ok(is_in_any)
 }
 
 /// Sets a name or an avatar that [`check_text`] has found to be short enough; an empty one is none. Whether the user's rooms are
@@ -192,11 +143,11 @@ pub(in crate::service) fn put_profile_text(
     tx: &mut Tx<'_>,
     owner: &UserId,
     field: &str,
-    text: &str,
+    (text, now): (&str, Millis),
 ) -> Result<bool> {
     match text {
-        "" => remove_profile_field(tx, owner, field),
-        text => put_profile_field(tx, owner, field, text.into()),
+        "" => remove_profile_field(tx, owner, field, now),
+        text => put_profile_field(tx, owner, field, (text.into(), now)),
     }
 }
 

@@ -126,12 +126,13 @@ impl Admin<'_> {
         new: &NewAccount<'_>,
         change: &AccountChange,
     ) -> Result<Value> {
-        let (by, wanted) = (admin.clone(), change.clone());
-        let also = move |tx: &mut Tx<'_>, user: &UserId| put_change(tx, &by, user, &wanted, None).map(drop);
+        let (by, wanted, now) = (admin.clone(), change.clone(), self.clock.now_ms());
+        let also =
+            move |tx: &mut Tx<'_>, user: &UserId| put_change(tx, &by, user, &wanted, (None, now)).map(drop);
         let (user, _) = self.accounts().create_account_with(new, None, Box::new(also))?;
         log::info!("{admin} has made the account {user}");
         if change.deactivated == Some(true) {
-            self.leave_all_rooms(&user)?;
+            self.leave_all_rooms(&user);
         }
         self.account_details(&user)
     }
@@ -179,17 +180,18 @@ impl Admin<'_> {
         // Takes its time, which nobody is to wait for who writes.
         let hash =
             change.password.as_deref().map(|new| self.accounts().hash_password(new, None)).transpose()?;
-        let (by, changed, wanted) = (admin.clone(), user.clone(), change.clone());
-        let done = self.store.write(move |tx| put_change(tx, &by, &changed, &wanted, hash.as_deref()))?;
+        let (by, changed, wanted, now) = (admin.clone(), user.clone(), change.clone(), self.clock.now_ms());
+        let done =
+            self.store.write(move |tx| put_change(tx, &by, &changed, &wanted, (hash.as_deref(), now)))?;
         if !done.words.is_empty() {
             log::info!("{admin} has changed {user}: {}", done.words.join(", "));
         }
         // Of a guest who has left there is nothing to be told.
         let details = self.account_details(user)?;
         if done.is_closed {
-            self.leave_all_rooms(user)?;
+            self.leave_all_rooms(user);
         } else if done.tells_rooms {
-            self.accounts().tell_rooms_of_profile(user)?;
+            self.accounts().tell_rooms_of_profile(user);
         }
         Ok(details)
     }
@@ -446,7 +448,7 @@ fn put_change(
     by: &Administrator,
     user: &UserId,
     change: &AccountChange,
-    hash: Option<&str>,
+    (hash, now): (Option<&str>, Millis),
 ) -> Result<Changed> {
     check_still_admin(tx, by)?;
     let account = tx.account(user)?.ok_or_else(no_user)?;
@@ -454,7 +456,7 @@ fn put_change(
     let mut changed = Changed { words: Vec::new(), tells_rooms: false, is_closed: false };
     for (field, value) in [("displayname", &change.displayname), ("avatar_url", &change.avatar_url)] {
         if let Some(value) = value {
-            changed.tells_rooms |= put_profile_text(tx, user, field, value)?;
+            changed.tells_rooms |= put_profile_text(tx, user, field, (value, now))?;
         }
     }
     if let Some(to) = change.admin.filter(|to| *to != account.admin) {
@@ -479,7 +481,7 @@ fn put_change(
         }
     }
     if change.deactivated == Some(true) && !account.deactivated {
-        let gone = tx.deactivate(user)?;
+        let gone = tx.deactivate(user, now)?;
         tell_of_devices(tx, user, &gone)?;
         log_out_of_others(tx, user)?;
         changed.is_closed = true;

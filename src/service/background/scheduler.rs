@@ -6,6 +6,7 @@
 
 mod bans;
 mod behind_backup;
+mod deactivations;
 mod delayed;
 mod deletions;
 mod failures;
@@ -13,6 +14,7 @@ mod guests;
 mod joins;
 mod memberships;
 mod pending;
+mod profiles;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -172,7 +174,9 @@ impl Scheduler {
                 || db.next_device_list_due()?.is_some()
                 || db.next_room_behind_backup_due()?.is_some()
                 || db.next_room_deletion_due()?.is_some()
-                || db.next_owed_bans_due()?.is_some())
+                || db.next_owed_bans_due()?.is_some()
+                || db.next_owed_profile_due()?.is_some()
+                || !db.unfinished_deactivations()?.is_empty())
         };
         if hs.store.read(due)? {
             hs.store.write(move |tx| {
@@ -183,7 +187,9 @@ impl Scheduler {
                 tx.hasten_all_device_lists(now)?;
                 tx.hasten_rooms_behind_backup(now)?;
                 tx.hasten_room_deletions(now)?;
-                tx.hasten_owed_bans(now)
+                tx.hasten_owed_bans(now)?;
+                tx.hasten_owed_profiles(now)?;
+                tx.hasten_deactivations(now)
             })?;
         }
         let (shared, weak, clock) = (self.shared.clone(), Arc::downgrade(hs), hs.clock.clone());
@@ -387,6 +393,8 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     guests::remove_guests(shared, hs, now)?;
     deletions::delete_rooms(shared, hs, now)?;
     bans::carry_bans(shared, hs, now)?;
+    profiles::tell_rooms(shared, hs, now)?;
+    deactivations::leave_rooms(shared, hs, now)?;
     behind_backup::ask_for_lost_events(shared, hs, now)?;
     hand_out_invites(shared, hs, now)?;
     joins::join_who_was_let_in(shared, hs, now)?;
@@ -405,6 +413,8 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_guest_removal_due()?,
             db.next_room_deletion_due()?,
             db.next_owed_bans_due()?,
+            db.next_owed_profile_due()?,
+            db.next_deactivation_due()?,
             db.next_room_behind_backup_due()?,
         ])
     })?;

@@ -110,10 +110,21 @@ impl Memberships<'_> {
         if present == Some(Membership::Invite) && self.is_joined(&room, sender)? {
             return Ok(());
         }
+        let content = self.invite_content(target, reason, extra)?;
+        self.invite_with(&room, sender, target, content).map(drop)
+    }
+
+    /// What an invite says. `extra` is further content.
+    pub(in crate::service) fn invite_content(
+        &self,
+        target: &UserId,
+        reason: Option<&str>,
+        extra: Map<String, Value>,
+    ) -> Result<Map<String, Value>> {
         let mut content = self.member_content(target, Membership::Invite, reason)?;
         content.extend(extra);
         content.insert("membership".to_owned(), Membership::Invite.as_str().into());
-        self.invite_with(&room, sender, target, content).map(drop)
+        Ok(content)
     }
 
     /// Sends an invite with this content, asking the invitee's server if that is another.
@@ -299,7 +310,7 @@ fn with_room_state(ours: &Pdu, room_state: &[Box<RawValue>]) -> Result<Vec<u8>> 
 
 /// Whether a local user can be invited: there is such an account, and it takes invites (`m.invite_permission_config`).
 /// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`.
-pub(super) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
+pub(in crate::service) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
     if !db.is_active_user(user)? {
         return Err(Error::forbidden(format!("There is no user {user} here")));
     }

@@ -76,7 +76,7 @@ use std::ops::Deref;
 
 pub use self::candidates::JoinTarget;
 pub use self::invite::InviteReceived;
-pub(in crate::service) use self::invite::blocks_invites;
+pub(in crate::service) use self::invite::{blocks_invites, check_invitee};
 pub(in crate::service) use self::knock::stripped_state_for_servers;
 pub use self::locks::HandshakeLocks;
 pub(in crate::service) use self::replaced_rooms::{follow_upgrade, replacement_of};

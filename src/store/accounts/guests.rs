@@ -50,7 +50,7 @@ impl Db<'_> {
     /// How many guests there are, those included that are leaving.
     pub fn count_guests(&self) -> Result<i64> {
         let mut query = self.conn().prepare_cached(
-            "SELECT count(*) FROM users WHERE guest = 1 AND (deactivated = 0 OR leaving = 1)",
+            "SELECT count(*) FROM users WHERE guest = 1 AND (deactivated = 0 OR leaving_due_ms IS NOT NULL)",
         )?;
         Ok(first(&mut query, [])?.unwrap_or(0))
     }
@@ -117,7 +117,8 @@ impl Tx<'_> {
     pub(super) fn forget_guest(&mut self, user: &UserId) -> Result<()> {
         let gone = self.execute(
             "DELETE FROM users
-             WHERE user_id = ?1 AND guest = 1 AND deactivated = 1 AND leaving = 0 AND erased_at IS NULL",
+             WHERE user_id = ?1 AND guest = 1 AND deactivated = 1 AND leaving_due_ms IS NULL
+               AND erased_at IS NULL",
             params![user.as_str()],
         )?;
         if gone == 0 {

@@ -3,7 +3,7 @@
 //! - here: accounts; `registration_tokens`: the tokens that let somebody make one;
 //! - `devices`: devices that are logged in, and their sessions; `openid`: tokens that prove to others who a user is;
 //!   `login_tokens`: those that let another device log in;
-//! - `profiles`, `account_data`, `filters`: what a user's clients keep here;
+//! - `profiles`, `account_data`, `filters`: what a user's clients keep here; `owed_profiles`: whose rooms are to be told of it;
 //! - `pushers`: where users have what they are notified of sent;
 //! - `sliding_connections`: what each connection of sliding sync was told of its rooms;
 //! - `guests`: accounts of guests, and the rooms that they are to leave;
@@ -19,6 +19,7 @@ pub mod guests;
 pub mod listed;
 pub mod login_tokens;
 pub mod openid;
+pub mod owed_profiles;
 pub mod profiles;
 pub mod pushers;
 pub mod registration_tokens;
@@ -34,6 +35,9 @@ use super::{Db, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::UserId;
+
+/// So long the timer leaves the rooms of a closed account to the request that closed it.
+const LEAVING_LEFT_TO_REQUEST_MS: Millis = 5 * 60_000;
 
 /// SHA-256 of a secret token: what is stored instead of the token.
 pub type TokenHash = [u8; 32];
@@ -165,13 +169,30 @@ impl Db<'_> {
         Ok(admins == [user.as_str()])
     }
 
+    /// A deactivated user who is to leave their rooms now.
+    pub fn due_deactivation(&self, now: Millis) -> Result<Option<UserId>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT user_id FROM users WHERE leaving_due_ms <= ?1 ORDER BY leaving_due_ms LIMIT 1",
+        )?;
+        let user: Option<String> = first(&mut query, [now])?;
+        user.map(|user| UserId::parse(&user)).transpose()
+    }
+
+    /// When the next one is.
+    pub fn next_deactivation_due(&self) -> Result<Option<Millis>> {
+        let mut query = self
+            .conn()
+            .prepare_cached("SELECT min(leaving_due_ms) FROM users WHERE leaving_due_ms IS NOT NULL")?;
+        Ok(query.query_row([], |row| row.get(0))?)
+    }
+
     /// Deactivated users who still have rooms to leave, and guests of whom there is still more than the name.
     pub fn unfinished_deactivations(&self) -> Result<Vec<UserId>> {
         let mut query = self.conn().prepare_cached(
-            "SELECT user_id FROM users WHERE leaving = 1
+            "SELECT user_id FROM users WHERE leaving_due_ms IS NOT NULL
              UNION SELECT user_id FROM users WHERE guest = 1 AND deactivated = 1 AND erased_at IS NULL
              UNION SELECT u.user_id FROM users u CROSS JOIN memberships m USING (user_id)
-               WHERE u.deactivated = 1 AND m.local = 1 AND m.membership = 'join'",
+               WHERE u.deactivated = 1 AND m.local = 1 AND m.membership IN ('join', 'invite', 'knock')",
         )?;
         let ids = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
         ids.iter().map(|id| UserId::parse(id)).collect()
@@ -258,13 +279,14 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Closes an account for good: no password, no devices, no tokens, no keys. Its rooms are to be left. Gives the ids of the
-    /// devices that are gone.
-    pub fn deactivate(&mut self, user: &UserId) -> Result<Vec<String>> {
+    /// Closes an account for good: no password, no devices, no tokens, no keys. Its rooms are to be left by whoever closes it.
+    /// Gives the ids of the devices that are gone.
+    pub fn deactivate(&mut self, user: &UserId, now: Millis) -> Result<Vec<String>> {
         self.execute(
-            "UPDATE users SET deactivated = 1, leaving = 1, password = NULL WHERE user_id = ?1",
-            params![user.as_str()],
+            "UPDATE users SET deactivated = 1, leaving_due_ms = ?2, password = NULL WHERE user_id = ?1",
+            params![user.as_str(), now + LEAVING_LEFT_TO_REQUEST_MS],
         )?;
+        self.execute("DELETE FROM owed_profiles WHERE user_id = ?1", params![user.as_str()])?;
         self.forget_own_cross_signing(user)?;
         self.delete_key_backups(user)?;
         self.delete_delayed_events_of(user)?;
@@ -288,9 +310,24 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// A deactivated user is to leave the rooms that are left then.
+    pub fn put_off_deactivation(&mut self, user: &UserId, due: Millis) -> Result<()> {
+        self.execute(
+            "UPDATE users SET leaving_due_ms = ?2 WHERE user_id = ?1 AND deactivated = 1",
+            params![user.as_str(), due],
+        )?;
+        self.wake_timer();
+        Ok(())
+    }
+
+    /// After a start nobody is at them.
+    pub fn hasten_deactivations(&mut self, now: Millis) -> Result<()> {
+        self.unfinished_deactivations()?.iter().try_for_each(|user| self.put_off_deactivation(user, now))
+    }
+
     /// A deactivated user has left every room; a guest is forgotten with that.
     pub fn deactivated_user_left(&mut self, user: &UserId) -> Result<()> {
-        self.execute("UPDATE users SET leaving = 0 WHERE user_id = ?1", params![user.as_str()])?;
+        self.execute("UPDATE users SET leaving_due_ms = NULL WHERE user_id = ?1", params![user.as_str()])?;
         self.forget_guest(user)
     }
 }
@@ -319,6 +356,7 @@ mod tests {
                 "key_signatures",
                 "key_backups",
                 "delayed_events",
+                "owed_profiles",
                 "thread_subscriptions",
             ],
         ),

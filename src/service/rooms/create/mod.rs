@@ -1,5 +1,5 @@
 //! `POST /createRoom`: what is asked for becomes a list of events (`plan.rs`), which are signed one on top of the
-//! other and make the room in one transaction; the invitations follow on their own.
+//! other and make the room in one transaction, with the invitations of local users; those that travel follow on their own.
 
 mod plan;
 
@@ -16,15 +16,16 @@ use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, VerifiedPdu};
 use crate::random;
 use crate::service::events::build::{Draft, EventSigner, draft_object, references};
 use crate::service::events::entry::check_not_closed;
+use crate::service::membership::check_invitee;
 use crate::service::rooms::Rooms;
 use crate::store::rooms::append::{Append, Current};
 use crate::store::rooms::state::StateRef;
 use crate::store::{Room, Status, Tx};
 
 impl Rooms<'_> {
-    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a
-    /// room the answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's
-    /// server that cannot be reached within seconds gets the invite in the background.
+    /// `POST /createRoom`: the room with all its events and the invitations of local users in one transaction, then the
+    /// other invitations. Once there is a room the answer is its id, whatever becomes of them: who asked again would make
+    /// a second room. An invitee's server that cannot be reached within seconds gets the invite in the background.
     ///
     /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`,
     /// `M_INVALID_PARAM`, `M_BAD_JSON`; 403 if a local user cannot be invited; 429 if too many invites are owed
@@ -66,10 +67,15 @@ impl Rooms<'_> {
         }
         let (ours, elsewhere): (Vec<UserId>, Vec<UserId>) =
             invitees.into_iter().partition(|user| self.is_local(user));
+        let invites = ours.iter().map(|invitee| {
+            let content = self.membership().invite_content(invitee, None, extra.clone())?;
+            Ok(PlannedEvent::invite(invitee, content))
+        });
+        let invites = invites.collect::<Result<Vec<_>>>()?;
         let is_owed_any = !elsewhere.is_empty();
-        let (owner, said, now) = (creator.clone(), extra.clone(), self.clock.now_ms());
+        let (owner, said, now) = (creator.clone(), extra, self.clock.now_ms());
         let room_id = self
-            .create_room_with(version, creator, &events, move |tx, room| {
+            .make_room(version, creator, (&events, &invites), move |tx, room| {
                 if let Some(alias) = &alias
                     && !tx.add_alias(alias, &room.room_id, &owner)?
                 {
@@ -78,25 +84,24 @@ impl Rooms<'_> {
                 if published {
                     tx.set_published(&room.room_id, true)?;
                 }
+                // Once more: an account may have been closed since.
+                ours.iter().try_for_each(|invitee| check_invitee(tx, invitee))?;
                 // With the room, so that no crash can come between.
                 elsewhere
                     .iter()
                     .try_for_each(|invitee| tx.owe_invite((&room.room_id, &owner, invitee), &said, now))
             })
             .map_err(as_room_state_error)?;
-        let not_invited = |whom: &str, error: Error| {
-            log::log!(error.level(log::Level::Warn), "{whom} is not invited to {room_id}: {error}")
-        };
-        for invitee in &ours {
-            let invited = self.membership().invite(creator, &room_id, invitee, None, extra.clone());
-            invited.unwrap_or_else(|e| not_invited(invitee.as_str(), e));
+        for _ in &invites {
+            self.count_ending(|metrics| &metrics.invites_out, &Ok::<_, Error>(()));
         }
         if is_owed_any {
             self.membership().await_first_invites(&room_id);
         }
         for address in addresses {
-            let invited = self.membership().invite_third_party(creator, &room_id, address);
-            invited.unwrap_or_else(|e| not_invited("an address", e));
+            if let Err(error) = self.membership().invite_third_party(creator, &room_id, address) {
+                log::log!(error.level(log::Level::Warn), "an address is not invited to {room_id}: {error}");
+            }
         }
         Ok(room_id)
     }
@@ -111,9 +116,21 @@ impl Rooms<'_> {
         events: &[PlannedEvent],
         extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
     ) -> Result<RoomId> {
+        self.make_room(version, creator, (events, &[]), extra)
+    }
+
+    /// [`Rooms::create_room_with`] with invitations of local users. Those that the room's own rules do not allow are left out.
+    fn make_room(
+        &self,
+        version: RoomVersion,
+        creator: &UserId,
+        (events, invites): (&[PlannedEvent], &[PlannedEvent]),
+        extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
+    ) -> Result<RoomId> {
         let (mut signer, mut extra) = (self.events().signer(), extra);
         loop {
-            let pdus = sign_room_events(&signer, version, creator, &new_room_id(&signer)?, events)?;
+            let planned = (events, invites);
+            let pdus = sign_events_and_invites(&signer, version, creator, &new_room_id(&signer)?, planned)?;
             let made = self.store.write(move |tx| match append_room(tx, version, &pdus)? {
                 None => Ok(Err(extra)),
                 Some(room) => {
@@ -180,11 +197,24 @@ pub(super) fn sign_room_events(
     room_id: &RoomId,
     events: &[PlannedEvent],
 ) -> Result<Vec<VerifiedPdu>> {
+    sign_events_and_invites(signer, version, creator, room_id, (events, &[]))
+}
+
+/// The same with invitations at the end, of which those are left out that the state before them does not allow.
+fn sign_events_and_invites(
+    signer: &EventSigner,
+    version: RoomVersion,
+    creator: &UserId,
+    room_id: &RoomId,
+    (events, invites): (&[PlannedEvent], &[PlannedEvent]),
+) -> Result<Vec<VerifiedPdu>> {
     let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
     let mut pdus: Vec<VerifiedPdu> = Vec::new();
     // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
     let mut room = room_id.clone();
-    for event in events {
+    let planned =
+        events.iter().map(|event| (event, false)).chain(invites.iter().map(|invite| (invite, true)));
+    for (event, may_be_refused) in planned {
         let draft = Draft {
             room: room.clone(),
             sender: creator.clone(),
@@ -212,7 +242,13 @@ pub(super) fn sign_room_events(
                 state.get(&(kind.to_owned(), key.to_owned())).cloned()
             }),
         };
-        allowed.map_err(|refused| Error::forbidden(refused.to_string()))?;
+        if let Err(refused) = allowed {
+            if may_be_refused {
+                log::warn!("{} is not invited to {room}: {refused}", event.state_key);
+                continue;
+            }
+            return Err(Error::forbidden(refused.to_string()));
+        }
         if pdus.is_empty() {
             if pdu.event_type() != "m.room.create" {
                 return Err(Error::bad_json("A room begins with its create event"));

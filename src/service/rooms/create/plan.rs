@@ -99,6 +99,11 @@ impl PlannedEvent {
         let Value::Object(content) = content else { unreachable!("every caller writes an object") };
         Self { event_type: event_type.to_owned(), state_key: state_key.to_owned(), content }
     }
+
+    /// The invite of a local user, which says this.
+    pub(super) fn invite(invitee: &UserId, content: Map<String, Value>) -> Self {
+        Self { event_type: "m.room.member".to_owned(), state_key: invitee.to_string(), content }
+    }
 }
 
 impl CreateRoom {
