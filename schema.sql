@@ -550,7 +550,8 @@ CREATE INDEX key_statements_of_strangers ON key_statements (stranger) WHERE stra
 -- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
 -- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves
 -- before `retry_ms`; the first of them was at `failing_since_ms`. `attempt_upto`: the transaction that failed ends with this
--- event; it is repeated as it was.
+-- event; it is repeated as it was. `receipts_from`: the read receipts of local users behind this position may have been
+-- lost on the way, since it did not take them or we stopped; NULL: no more than those behind the cursor.
 -- Servers that are owed nothing, share no room with us and failed long ago are forgotten.
 CREATE TABLE destinations (
   server TEXT PRIMARY KEY,
@@ -558,7 +559,8 @@ CREATE TABLE destinations (
   attempt_upto INTEGER,
   failures INTEGER NOT NULL DEFAULT 0,
   retry_ms INTEGER NOT NULL DEFAULT 0,
-  failing_since_ms INTEGER NOT NULL DEFAULT 0
+  failing_since_ms INTEGER NOT NULL DEFAULT 0,
+  receipts_from INTEGER
 ) STRICT, WITHOUT ROWID;
 
 -- Events that we owe to a server beside those that its residence entitles it to: a kick or ban that takes its last

@@ -281,6 +281,45 @@ fn a_private_receipt_is_for_its_owner_alone() {
 }
 
 #[test]
+fn a_server_that_was_away_hears_up_to_where_was_read_meanwhile_also_across_a_stop_of_ours() {
+    let peer = Peer::start();
+    let (mut server, bob, room) = bob_at(&peer);
+    let room = room.id.as_str();
+    let carol = server.user("carol");
+    carol.join(room);
+    let away = || peer.answer_json("/send/", 503, json!({ "errcode": "M_UNKNOWN", "error": "away" }));
+    let fails_now = |before: usize| wait_until("it is tried", || peer.asked("/send/").len() > before);
+    let told = || edus_at(&peer, "m.receipt");
+    let says = |said: &str| told().iter().any(|c| c[room]["m.read"][bob.id()]["event_ids"] == json!([said]));
+    // It is known to be away, and two receipts come.
+    away();
+    let before = peer.asked("/send/").len();
+    let said = ["one", "two", "three", "four"].map(|text| carol.send(room, text));
+    fails_now(before);
+    read_up_to(&bob, room, "m.read", &said[0], json!({}));
+    read_up_to(&bob, room, "m.read", &said[1], json!({}));
+    read_up_to(&bob, room, "m.read.private", &said[2], json!({}));
+    peer.take_transactions();
+    server.advance(Duration::from_secs(3600));
+    wait_until("it hears up to where was read", || says(&said[1]));
+    assert!(!told().iter().any(|c| c.to_string().contains(&said[2])), "not what is private: {:?}", told());
+    assert!(!says(&said[0]), "what is over is not told");
+    // Its line hangs, and we stop.
+    let gate = Gate::default();
+    peer.answer_behind(&gate, "/send/", 503, json!({ "errcode": "M_UNKNOWN", "error": "away" }));
+    let before = peer.asked("/send/").len();
+    carol.send(room, "five");
+    fails_now(before);
+    read_up_to(&bob, room, "m.read", &said[3], json!({}));
+    server.stop();
+    gate.open();
+    peer.take_transactions();
+    assert!(!says(&said[3]));
+    server.resume();
+    wait_until("it hears it after the start", || says(&said[3]));
+}
+
+#[test]
 fn a_receipt_goes_forward_only_and_each_thread_has_its_own() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

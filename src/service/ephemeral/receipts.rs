@@ -12,6 +12,7 @@ use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::ephemeral::Ephemeral;
 use crate::service::ephemeral::incoming::EduOrigin;
 use crate::service::ephemeral::kept::EduKind;
+use crate::service::outgoing::told_receipt;
 use crate::store::ephemeral::receipts::{PRIVATE, READ, Receipt};
 use crate::store::{Db, Room, RoomKey, StoredEvent};
 
@@ -205,12 +206,7 @@ fn event_named_in(marker: &str) -> Option<String> {
 
 fn edu_of(room: &RoomId, receipt: &Receipt) -> Edu {
     let user = &receipt.user_id;
-    let mut data = json!({ "ts": receipt.ts });
-    if !receipt.thread.is_empty() {
-        data["thread_id"] = json!(receipt.thread);
-    }
-    let content =
-        json!({ room.as_str(): { READ: { user: { "event_ids": [receipt.event_id], "data": data } } } });
+    let content = json!({ room.as_str(): { READ: { user: told_receipt(receipt) } } });
     Edu {
         replaces: Some(format!("receipt {room} {user} {}", receipt.thread)),
         json: json!({ "edu_type": "m.receipt", "content": content }).to_string(),

@@ -1,18 +1,22 @@
 //! EDUs on their way out that several subjects send: to whom one goes that is local to a room, and the last word on a
-//! user's devices and cross-signing keys.
+//! user's devices and cross-signing keys, and on what local users have read.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
-use super::Outgoing;
+use super::{LOST_RECEIPTS_EDUS_MAX, LOST_RECEIPTS_MAX, Outgoing};
 use crate::error::{Error, Result};
-use crate::protocol::UserId;
 use crate::protocol::edu::Edu;
 use crate::protocol::keys::cross_signing::CrossSigningKey;
 use crate::protocol::keys::device::{KeySignature, SignedObject};
+use crate::protocol::{EventId, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::store::devices::cross_signing::{CrossSigningKeys, SignatureOfKey};
 use crate::store::devices::device_lists::OwnChange;
+use crate::store::ephemeral::receipts::{READ, Receipt};
 use crate::store::{Db, RoomKey};
 
 impl Outgoing {
@@ -30,6 +34,46 @@ impl Outgoing {
         }
         Ok(())
     }
+}
+
+/// `m.receipt`s of what local users have read behind a position in rooms that they share with a server: of more than some, the last.
+/// One message says of each user in each room one thing; of several threads there are several.
+pub(super) fn lost_receipts(db: &Db<'_>, server: &ServerName, after: i64) -> Result<Vec<String>> {
+    let mut contents: Vec<BTreeMap<RoomId, BTreeMap<String, Value>>> = Vec::new();
+    for (room, receipt) in db.receipts_for_server(server, after, LOST_RECEIPTS_MAX)? {
+        let Ok(event) = EventId::parse(&receipt.event_id) else { continue };
+        let event = db.event(&event)?;
+        // "Read receipts for events that a user sent do not need to be sent."
+        if event.is_some_and(|event| event.pdu.sender().as_str() == receipt.user_id) {
+            continue;
+        }
+        let is_free = |content: &BTreeMap<RoomId, BTreeMap<String, Value>>| {
+            content.get(&room).is_none_or(|of_room| !of_room.contains_key(&receipt.user_id))
+        };
+        let at = contents.iter().position(is_free).unwrap_or(contents.len());
+        if at == LOST_RECEIPTS_EDUS_MAX {
+            continue;
+        }
+        if at == contents.len() {
+            contents.push(BTreeMap::new());
+        }
+        let of_user = told_receipt(&receipt);
+        contents[at].entry(room).or_default().insert(receipt.user_id, of_user);
+    }
+    let edus = contents.into_iter().map(|content| {
+        let rooms = content.into_iter().map(|(room, users)| (room.to_string(), json!({ READ: users })));
+        edu("m.receipt", &Value::from_iter(rooms))
+    });
+    edus.collect()
+}
+
+/// What an `m.receipt` says of one user.
+pub(in crate::service) fn told_receipt(receipt: &Receipt) -> Value {
+    let mut data = json!({ "ts": receipt.ts });
+    if !receipt.thread.is_empty() {
+        data["thread_id"] = json!(receipt.thread);
+    }
+    json!({ "event_ids": [receipt.event_id], "data": data })
 }
 
 /// `m.device_list_update` of a local user's last change; none if there never was one. It is told to servers that share

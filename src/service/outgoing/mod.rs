@@ -9,7 +9,8 @@
 //! wait. If it is our own line that is slow, all are, and have those threads to themselves.
 //!
 //! Who comes back after an outage is not sent everything: of a room in which it missed much it gets the last events,
-//! before which there is then a gap. It fetches the state there, and the rest when somebody reads back so far.
+//! before which there is then a gap. It fetches the state there, and the rest when somebody reads back so far. Of what is
+//! fleeting it gets up to where our users have read by now, which stays true until they read on.
 //!
 //! - here: the threads, and what wakes them; `queue`: who is next, who pauses; `prepare`: what goes next to a destination;
 //!   `transaction`: what is in one, and its sending.
@@ -27,7 +28,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 pub(in crate::service) use self::edus::{
-    ShownOwnKeys, device_list_update, shown_own_keys, signed, signing_key_update,
+    ShownOwnKeys, device_list_update, shown_own_keys, signed, signing_key_update, told_receipt,
 };
 use super::Homeserver;
 use crate::clock::{Clock, Millis};
@@ -47,6 +48,9 @@ const PDUS_MAX: usize = 50;
 const EDUS_MAX: usize = 100;
 /// Of these, what may be device lists that the server is told because it shares a room with the user from now on.
 const DEVICE_LISTS_MAX: usize = 50;
+/// Of the receipts that a server may have lost it gets so many, the last ones, in so many messages.
+const LOST_RECEIPTS_MAX: usize = 100;
+const LOST_RECEIPTS_EDUS_MAX: usize = 20;
 /// Bytes of durable ephemeral messages in one transaction, unless a single one has more: others refuse what is too
 /// large.
 const EDU_BYTES_MAX: usize = 2 << 20;
@@ -155,6 +159,7 @@ impl Outgoing {
                 let left = deadline.saturating_duration_since(Instant::now());
                 state = wait_timeout(&self.0.ended, state, left);
             }
+            state.remember_lost_receipts();
             drop(state);
             self.flush(&hs);
         }
@@ -285,7 +290,7 @@ impl Outgoing {
     }
 
     /// Sends an ephemeral message if the destination can be reached now; it is worth nothing later. Durable ones are
-    /// rows (`store/servers/owed.rs`).
+    /// rows (`store/servers/owed.rs`), and where users have read is looked up for who comes back (`lost_receipts`).
     pub fn send_edu(&self, server: &ServerName, edu: Edu) {
         let mut state = lock(&self.0.state);
         let peer = state.destinations.entry(server.clone()).or_default();
@@ -566,6 +571,7 @@ impl Outgoing {
             return;
         };
         if state.stopping && answer.is_err() {
+            state.receipts_may_be_lost(server);
             return;
         }
         let recovered = answer.is_ok() && was_failing;

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::locks::lock;
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
+use crate::service::outgoing::edus::lost_receipts;
 use crate::service::outgoing::queue::CulpritSearch;
 use crate::service::outgoing::transaction::{OutgoingTransaction, OwedBatch, TransactionEdus};
 use crate::service::outgoing::{
@@ -59,7 +60,7 @@ impl Outgoing {
         {
             let durable = hs.store.read(|db| db.owed_edus(server, edus_upto, upto, most))?;
             if !durable.is_empty() {
-                let edus = self.gather_edus(server, Vec::new(), durable, (edus_upto, true)).0;
+                let edus = self.gather_edus(server, (Vec::new(), None), durable, (edus_upto, true)).0;
                 let upto = kept.cursor;
                 return Ok(Some(OutgoingTransaction { upto, events: Vec::new(), edus, more: true, within }));
             }
@@ -69,7 +70,8 @@ impl Outgoing {
         let is_searched = search != CulpritSearch::None;
         let without_edus = is_repeat || is_searched;
         let position = hs.store.position();
-        let (mut owed, durable) = hs.store.read(|db| {
+        let receipts_from = kept.receipts_from.filter(|_| !without_edus);
+        let (mut owed, durable, receipts) = hs.store.read(|db| {
             let upto = kept.attempt_upto.unwrap_or(position);
             let owed = OwedBatch::read(db, server, (kept.cursor, upto), search.max_pdus())?;
             // A repeat goes without what has become owed since it failed, ephemeral messages too.
@@ -77,15 +79,20 @@ impl Outgoing {
                 true => Vec::new(),
                 false => db.owed_edus(server, edus_upto, position, EDUS_MAX)?,
             };
-            Ok((owed, durable))
+            let receipts = receipts_from.map(|after| lost_receipts(db, server, after)).transpose()?;
+            Ok((owed, durable, receipts.unwrap_or_default()))
         })?;
-        let mut device_lists = std::mem::take(&mut owed.device_lists);
+        let mut others = std::mem::take(&mut owed.device_lists);
         if is_searched && !is_repeat {
-            device_lists.clear();
+            others.clear();
         }
+        others.extend(receipts);
         let (edus, more_edus) = match failed_edus {
             Some(failed) => (failed, false),
-            None => self.gather_edus(server, device_lists, durable, (edus_upto, without_edus)),
+            None => {
+                let others = (others, receipts_from.map(|_| position));
+                self.gather_edus(server, others, durable, (edus_upto, without_edus))
+            }
         };
         let more = kept.attempt_upto.is_some() || owed.more || more_edus || is_searched;
         let OwedBatch { events, upto, .. } = owed;
@@ -94,9 +101,16 @@ impl Outgoing {
         }
         // Nothing owed up to here: next time the search begins here.
         let mut state = lock(&self.0.state);
+        if receipts_from.is_some() {
+            state.unflushed.insert(server.clone());
+        }
         if let Some(peer) = state.destinations.get_mut(server) {
             peer.kept.cursor = peer.kept.cursor.max(upto);
             peer.failed_edus = None;
+            if receipts_from.is_some() {
+                // There were none, up to here.
+                peer.kept.receipts_from = (peer.kept.failures > 0).then_some(position);
+            }
             peer.search = CulpritSearch::None;
             peer.again |= more;
             if peer.kept.attempt_upto.take().is_some() {
@@ -110,17 +124,17 @@ impl Outgoing {
         Ok(None)
     }
 
-    /// The ephemeral part of a transaction: the device lists, as many of the durable messages as fit, and of those that
-    /// wait in memory. After a restart nothing is known of the latter two parts of what failed: the repeat goes
-    /// without. Also whether there are more.
+    /// The ephemeral part of a transaction: what was read for it now (device lists, and receipts up to some position), as
+    /// many of the durable messages as fit, and of those that wait in memory. After a restart nothing is known of the latter
+    /// two parts of what failed: the repeat goes without. Also whether there are more.
     fn gather_edus(
         &self,
         server: &ServerName,
-        device_lists: Vec<String>,
+        (others, receipts_upto): (Vec<String>, Option<i64>),
         mut durable: Vec<OwedEdu>,
         (edus_upto, durable_alone): (i64, bool),
     ) -> (TransactionEdus, bool) {
-        let most = EDUS_MAX - device_lists.len();
+        let most = EDUS_MAX - others.len();
         let sums = durable.iter().scan(0, |sum, owed| {
             *sum += owed.edu.len();
             Some(*sum)
@@ -130,10 +144,10 @@ impl Outgoing {
         durable.truncate(fitting);
         let (count, durable_upto) = (durable.len(), durable.last().map_or(edus_upto, |e| e.stream));
         let mut edus: Vec<String> = durable.into_iter().map(|e| e.edu).collect();
-        for list in device_lists {
-            // The change may have come after the join.
-            if !edus.contains(&list) {
-                edus.push(list);
+        for other in others {
+            // The change of a device may have come after the join.
+            if !edus.contains(&other) {
+                edus.push(other);
             }
         }
         let mut state = lock(&self.0.state);
@@ -144,6 +158,6 @@ impl Outgoing {
             edus.extend(peer.edus.drain(..room).map(|e| e.json));
             more |= !peer.edus.is_empty();
         }
-        (TransactionEdus { edus, durable: count, durable_upto, serial }, more)
+        (TransactionEdus { edus, durable: count, durable_upto, receipts_upto, serial }, more)
     }
 }

@@ -172,6 +172,25 @@ impl QueueState {
         }
     }
 
+    /// At a stop: to whom messages were still to be sent, or on their way, may lack receipts.
+    pub(super) fn remember_lost_receipts(&mut self) {
+        let is_at_rest = |peer: &DestinationState| {
+            let is_idle = matches!(peer.doing, DestinationActivity::Nothing | DestinationActivity::Pausing);
+            is_idle && peer.edus.is_empty() || !peer.loaded
+        };
+        let others = self.destinations.iter().filter(|(_, peer)| !is_at_rest(peer));
+        let others: Vec<ServerName> = others.map(|(server, _)| server.clone()).collect();
+        others.iter().for_each(|server| self.receipts_may_be_lost(server));
+    }
+
+    /// A destination may lack receipts, which is to be written down.
+    pub(super) fn receipts_may_be_lost(&mut self, server: &ServerName) {
+        if let Some(peer) = self.destinations.get_mut(server) {
+            peer.may_lack_receipts();
+            self.unflushed.insert(server.clone());
+        }
+    }
+
     /// Puts a destination in its lane.
     pub(super) fn enqueue(&mut self, server: &ServerName) {
         let peer = self.destinations.entry(server.clone()).or_default();
@@ -261,6 +280,15 @@ impl DestinationState {
         // Something was delivered once, and nothing failed since.
         self.reached = kept.failures == 0 && kept.cursor > 0;
         self.kept = kept;
+        if self.kept.cursor > 0 {
+            // What waited in memory at the last stop is gone.
+            self.may_lack_receipts();
+        }
+    }
+
+    /// Of the receipts behind what was delivered some may not arrive.
+    fn may_lack_receipts(&mut self) {
+        self.kept.receipts_from.get_or_insert(self.kept.cursor);
     }
 
     /// When it was tried last, as far as that is known: of what failed before a restart, how long it was to pause is.
@@ -292,6 +320,10 @@ impl DestinationState {
     }
 
     pub(super) fn delivered(&mut self, transaction: &OutgoingTransaction) {
+        if let Some(upto) = transaction.edus.receipts_upto {
+            // Those that came while it failed are not among them.
+            self.kept.receipts_from = (self.kept.failures > 0).then_some(upto);
+        }
         self.kept.cursor = self.kept.cursor.max(transaction.upto);
         self.kept.attempt_upto = None;
         self.kept.failures = 0;
@@ -321,6 +353,7 @@ impl DestinationState {
         self.kept.failures = self.kept.failures.saturating_add(1);
         self.kept.attempt_upto = Some(transaction.upto);
         self.failed_edus = Some(transaction.edus.clone());
+        self.may_lack_receipts();
         self.edus.clear();
         (self.reached, self.spoke, self.was_away) = (false, false, true);
         let pause = PAUSES.spread_ms(self.kept.failures, random::bytes::<1>()[0]);
@@ -352,6 +385,9 @@ impl DestinationState {
                 let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
                 log::warn!("{server} refuses {event}, which is not sent again: {e}");
                 self.kept.cursor = self.kept.cursor.max(transaction.upto);
+                if transaction.edus.receipts_upto.is_some() {
+                    self.kept.receipts_from = None;
+                }
                 CulpritSearch::None
             }
             (0, 1, 0) => {

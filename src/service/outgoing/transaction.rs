@@ -23,6 +23,8 @@ pub(super) struct TransactionEdus {
     /// How many of them are durable, and up to which position these are among them.
     pub(super) durable: usize,
     pub(super) durable_upto: i64,
+    /// If receipts are among them that may have been lost before: up to which position.
+    pub(super) receipts_upto: Option<i64>,
     /// Tells transactions with equal ephemeral content apart.
     pub(super) serial: u64,
 }

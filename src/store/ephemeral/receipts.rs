@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
-use crate::protocol::{EventId, UserId};
+use crate::protocol::{EventId, RoomId, ServerName, UserId};
 use crate::store::{Db, Place, RoomKey, Tx};
 
 /// The type of the receipts that everybody in the room sees.
@@ -84,6 +84,29 @@ impl Db<'_> {
             params![room, after, upto, limit as i64],
             receipt_of,
         )
+    }
+
+    /// The public receipts of local users that came behind a position, in rooms that this server is in with them: the last first,
+    /// so many at most. Sought by the local users, of whom a room mostly has few.
+    pub fn receipts_for_server(
+        &self,
+        server: &ServerName,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<(RoomId, Receipt)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT c.user_id, c.type, c.thread, c.event_id, c.ts, rooms.room_id FROM resident_servers s
+             CROSS JOIN memberships m ON m.room_key = s.room_key AND m.membership = 'join' AND m.local = 1
+             CROSS JOIN receipts c ON c.room_key = s.room_key AND c.user_id = m.user_id AND c.type = 'm.read'
+             JOIN rooms ON rooms.room_key = s.room_key
+             WHERE s.server = ?1 AND s.until IS NULL AND c.stream > max(s.since, ?2)
+             ORDER BY c.stream DESC LIMIT ?3",
+        )?;
+        let rows = statement.query_map(params![server.as_str(), after, limit as i64], |row| {
+            Ok((row.get::<_, String>(5)?, receipt_of(row)?))
+        })?;
+        rows.map(|row| row.map_err(Into::into).and_then(|(room, of)| Ok((RoomId::parse(&room)?, of))))
+            .collect()
     }
 
     /// The event that a receipt has reached.
@@ -188,7 +211,6 @@ impl Tx<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::ServerName;
     use crate::store::{Location, Options, Store};
 
     #[test]

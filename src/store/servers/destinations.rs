@@ -25,6 +25,8 @@ pub struct Destination {
     pub retry_ms: Millis,
     /// When the first of these failures was; 0: there is none.
     pub failing_since_ms: Millis,
+    /// Behind which position it may lack receipts of local users, if it may.
+    pub receipts_from: Option<i64>,
 }
 
 /// An event that a server is owed.
@@ -42,7 +44,8 @@ impl Db<'_> {
     /// What is kept of a destination; a fresh one if nothing is.
     pub fn destination(&self, server: &ServerName) -> Result<Destination> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT cursor, attempt_upto, failures, retry_ms, failing_since_ms FROM destinations WHERE server = ?1",
+            "SELECT cursor, attempt_upto, failures, retry_ms, failing_since_ms, receipts_from FROM destinations
+             WHERE server = ?1",
         )?;
         let found = statement
             .query_row([server.as_str()], |row| {
@@ -52,6 +55,7 @@ impl Db<'_> {
                     failures: row.get(2)?,
                     retry_ms: row.get(3)?,
                     failing_since_ms: row.get(4)?,
+                    receipts_from: row.get(5)?,
                 })
             })
             .optional()?;
@@ -61,7 +65,8 @@ impl Db<'_> {
     /// All destinations that failed last time.
     pub fn failing_destinations(&self) -> Result<Vec<(ServerName, Destination)>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT server, cursor, attempt_upto, failures, retry_ms, failing_since_ms FROM destinations WHERE failures > 0",
+            "SELECT server, cursor, attempt_upto, failures, retry_ms, failing_since_ms, receipts_from FROM destinations
+             WHERE failures > 0",
         )?;
         let rows = statement.query_map([], |row| {
             let destination = Destination {
@@ -70,6 +75,7 @@ impl Db<'_> {
                 failures: row.get(3)?,
                 retry_ms: row.get(4)?,
                 failing_since_ms: row.get(5)?,
+                receipts_from: row.get(6)?,
             };
             Ok((row.get::<_, String>(0)?, destination))
         })?;
@@ -132,7 +138,8 @@ impl Db<'_> {
         Ok(statement.query_row([self.server_name().as_str()], |row| row.get(0))?)
     }
 
-    /// Every server that is owed anything, for the start.
+    /// Every server that is owed anything, for the start. Of receipts that were lost with the memory of who sends them only where
+    /// each local user has read last is looked at; the others come with what the server is sent next.
     pub fn owed_servers(&self) -> Result<Vec<ServerName>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT r.server FROM resident_servers r LEFT JOIN destinations d ON d.server = r.server
@@ -144,7 +151,15 @@ impl Db<'_> {
              WHERE m.joined_since IS NOT NULL AND r.server <> ?1 AND r.until IS NULL AND r.since < m.joined_since
                AND m.joined_since > coalesce(d.cursor, 0)
              UNION SELECT server FROM owed_events
-             UNION SELECT server FROM owed_edus",
+             UNION SELECT server FROM owed_edus
+             UNION SELECT server FROM destinations WHERE receipts_from IS NOT NULL
+             UNION SELECT r.server FROM users u
+               CROSS JOIN read_positions p ON p.user_id = u.user_id AND p.moved > 0 AND p.moved =
+                 (SELECT max(moved) FROM read_positions WHERE user_id = u.user_id AND moved > 0)
+               CROSS JOIN resident_servers r ON r.room_key = p.room_key AND r.until IS NULL AND r.server <> ?1
+               CROSS JOIN destinations d ON d.server = r.server AND d.cursor < p.moved
+             WHERE EXISTS (SELECT 1 FROM receipts c WHERE c.room_key = p.room_key AND c.user_id = u.user_id
+               AND c.type = 'm.read' AND c.stream > max(d.cursor, r.since))",
         )?;
         let rows = statement.query_map([self.server_name().as_str()], |row| row.get::<_, String>(0))?;
         let mut all = Vec::new();
@@ -278,11 +293,12 @@ impl Tx<'_> {
     ) -> Result<()> {
         let name = server.as_str();
         self.execute(
-            "INSERT INTO destinations (server, cursor, attempt_upto, failures, retry_ms, failing_since_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            "INSERT INTO destinations
+               (server, cursor, attempt_upto, failures, retry_ms, failing_since_ms, receipts_from)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
              ON CONFLICT (server) DO UPDATE SET cursor = max(cursor, excluded.cursor),
                attempt_upto = excluded.attempt_upto, failures = excluded.failures, retry_ms = excluded.retry_ms,
-               failing_since_ms = excluded.failing_since_ms",
+               failing_since_ms = excluded.failing_since_ms, receipts_from = excluded.receipts_from",
             params![
                 name,
                 destination.cursor,
@@ -290,6 +306,7 @@ impl Tx<'_> {
                 destination.failures,
                 destination.retry_ms,
                 destination.failing_since_ms,
+                destination.receipts_from,
             ],
         )?;
         self.execute(
