@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use crate::common::client::room_path;
+use crate::common::client::{one_list, room_path, slide};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
@@ -144,6 +144,62 @@ fn who_repeats_an_invite_rings_once_and_not_without_end() {
     // With the next hour it may go on.
     server.advance(Duration::from_secs(3_601));
     assert_eq!(invite(&evil, &server, &id, &inviter, &bob).1, 200);
+}
+
+#[test]
+fn an_invite_that_is_repeated_and_shows_another_name_of_the_room_is_told_and_rings_no_second_time() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let bob = server.user("bob");
+    let (id, inviter) = (format!("!z:{}", peer.name()), peer.user("a"));
+    let invite = |depth: i64, name: &str| {
+        let event = member_event(&peer, &id, (&inviter, &bob, "invite"), (depth, &[]));
+        let shown = json!([{
+            "type": "m.room.name", "state_key": "", "sender": inviter, "content": { "name": name },
+        }]);
+        let body = json!({ "room_version": "11", "event": event.to_object(), "invite_room_state": shown });
+        let (status, answer) = peer.put_event(server.name(), "v2/invite", event.room_id(), &event, &body);
+        assert_eq!(status, 200, "{answer}");
+    };
+    let name = |state: &Value| {
+        let mut events = state.as_array().into_iter().flatten();
+        events.find(|event| event["type"] == "m.room.name").map(|event| event["content"]["name"].clone())
+    };
+    let mut token = bob.sync(Duration::ZERO)["next_batch"].as_str().expect("a token").to_owned();
+    let mut told = || {
+        let answer = bob.get(&format!("/_matrix/client/v3/sync?since={token}&timeout=0"));
+        answer["next_batch"].as_str().expect("a token").clone_into(&mut token);
+        name(&answer["rooms"]["invite"][&id]["invite_state"]["events"])
+    };
+    let body = one_list(20, 1, &json!([]));
+    let mut last = slide(&bob, None, &body);
+    let mut slid = || {
+        last = slide(&bob, Some(&last), &body);
+        name(&last["rooms"][&id]["invite_state"])
+    };
+    let rung = || {
+        let user = UserId::parse(bob.id()).expect("a user id");
+        let notifications = server.homeserver().store.read(|db| db.notifications_after(&user, 0, 10));
+        notifications.expect("read").found.iter().map(|notification| notification.stream).collect::<Vec<_>>()
+    };
+    invite(99, "zero");
+    assert_eq!((told(), slid()), (Some(json!("zero")), Some(json!("zero"))));
+    let told_first = rung()[0];
+    for (depth, shown, expected) in
+        [(100, "one", Some("one")), (101, "one", None), (102, "two", Some("two")), (103, "two", None)]
+    {
+        invite(depth, shown);
+        let expected = expected.map(|name| json!(name));
+        assert_eq!((told(), slid()), (expected.clone(), expected), "{depth}");
+        assert_eq!(rung(), [told_first], "{depth}");
+    }
+    // One of somebody else rings, and takes the place of the first.
+    let other = peer.user("b");
+    let event = member_event(&peer, &id, (&other, &bob, "invite"), (104, &[]));
+    let body = json!({ "room_version": "11", "event": event.to_object(), "invite_room_state": [] });
+    assert_eq!(peer.put_event(server.name(), "v2/invite", event.room_id(), &event, &body).0, 200);
+    assert!(matches!(rung().as_slice(), [at] if *at > told_first));
+    bob.leave(&id);
+    assert_eq!(rung(), [0; 0]);
 }
 
 #[test]

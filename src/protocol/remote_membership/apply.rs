@@ -62,10 +62,11 @@ pub fn apply(row: Option<RemoteMembership>, fact: Fact, now: Millis) -> Result<E
             // What is shown no more cannot be told. What was only read from a room's last state was not told by this
             // row.
             let after = RemoteMembership(after);
-            let is_known =
-                after.stream > 0 && before.is_some_and(|b| after.shows_all_of(&b) || after.repeats(&b));
+            let before = before.filter(|_| after.stream > 0);
+            let is_known = before.as_ref().is_some_and(|b| after.shows_all_of(b) || after.repeats(b));
             let tell = after.section().is_some() && !is_known;
-            Effect::Save { row: Box::new(after), tell }
+            let rings = !before.is_some_and(|b| after.is_of_same_inviter(&b));
+            Effect::Save { row: Box::new(after), tell, rings }
         }
         (Next::Gone, Some(row)) => Effect::Delete(Box::new(row)),
         (Next::Same, _) | (Next::Gone, None) => Effect::Unchanged,

@@ -237,6 +237,8 @@ pub enum Effect {
         row: Box<RemoteMembership>,
         /// Whether the user's clients are told: it becomes the last change in the stream.
         tell: bool,
+        /// Whether that may ring, if it is an invite.
+        rings: bool,
     },
     /// It is deleted.
     Delete(Box<RemoteMembership>),

@@ -169,15 +169,24 @@ impl Fields {
 
     /// Whether clients who know this of the row know all that another shows.
     pub(super) fn shows_all_of(&self, other: &Self) -> bool {
-        let shown =
-            |row: &Self| row.stripped_state.iter().map(|entry| entry.get().to_owned()).collect::<Vec<_>>();
-        self.section() == other.section() && self.told() == other.told() && shown(self) == shown(other)
+        self.section() == other.section() && self.told() == other.told() && self.shows_room_as(other)
     }
 
-    /// Whether this is another invite of the user who invited before, who waits for no answer twice: clients are told of the
-    /// first, and of this one when they begin anew. Whoever repeats themselves rings once.
-    pub(super) fn repeats(&self, other: &Self) -> bool {
+    fn shows_room_as(&self, other: &Self) -> bool {
+        let (own, others) = (self.stripped_state.iter(), other.stripped_state.iter());
+        own.map(|entry| entry.get()).eq(others.map(|entry| entry.get()))
+    }
+
+    /// Whether this is an invite, as the other is, of the user who invited before. Whoever repeats themselves rings once.
+    pub(super) fn is_of_same_inviter(&self, other: &Self) -> bool {
         self.inviter().is_some() && self.inviter() == other.inviter()
+    }
+
+    /// Whether this is another invite of the user who invited before, which shows nothing else: clients are told of the first,
+    /// and of this one when they begin anew.
+    pub(super) fn repeats(&self, other: &Self) -> bool {
+        let content = |row: &Self| row.event.as_ref().map(Pdu::content);
+        self.is_of_same_inviter(other) && self.shows_room_as(other) && content(self) == content(other)
     }
 
     /// The event id of the knock that this invite answers: the link of the two.

@@ -156,7 +156,7 @@ fn stored(before: Option<&RemoteMembership>, effect: Effect) -> Option<RemoteMem
     match effect {
         Effect::Unchanged => before.cloned(),
         Effect::Delete(_) => None,
-        Effect::Save { row, tell } => {
+        Effect::Save { row, tell, .. } => {
             let mut fields = row.0;
             fields.stream += i64::from(tell);
             Some(RemoteMembership(fields))
@@ -258,7 +258,7 @@ fn cell(row: Option<&RemoteMembership>, fact: Fact) -> String {
         Err(_) => "!".to_owned(),
         Ok(Effect::Unchanged) => "=".to_owned(),
         Ok(Effect::Delete(_)) => "-".to_owned(),
-        Ok(Effect::Save { row, tell }) => format!("{}{}", row.state, if tell { "*" } else { "" }),
+        Ok(Effect::Save { row, tell, .. }) => format!("{}{}", row.state, if tell { "*" } else { "" }),
     }
 }
 
@@ -360,7 +360,7 @@ fn clients_are_told_whatever_shows_and_did_not() {
             };
             let (before, now) = (seen(row.as_ref()), seen(effect.saved()));
             let is_new = effect.saved().is_some_and(|row| row.stream == 0);
-            // Another invite of who invited already rings no second time.
+            // Another invite of who invited already, that shows nothing else, is no news.
             let repeats = !is_new && row.as_ref().zip(effect.saved()).is_some_and(|(b, now)| now.repeats(b));
             match effect {
                 Effect::Unchanged => {}
@@ -541,7 +541,7 @@ fn a_leave_survives_that_another_of_us_comes_in_and_nothing_else_does() {
         let Some(row) = row.clone() else { continue };
         let (was, due) = (row.state, NOW + 7);
         match apply(Some(row), Fact::NowResident, due).expect("never refused") {
-            Effect::Save { row, tell: false } => {
+            Effect::Save { row, tell: false, .. } => {
                 assert_eq!((was, row.state, row.due_ms), (Leaving, Leaving, Some(due)), "{shape}");
             }
             effect => assert!(was != Leaving && matches!(effect, Effect::Delete(_)), "{shape}: {effect:?}"),

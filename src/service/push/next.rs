@@ -262,7 +262,9 @@ impl Look<'_, '_> {
         let (event, remote) = match notification.event {
             Some(key) => (self.db.event_by_key(key)?, None),
             None => {
-                let row = self.db.remote_membership(room_id, self.user)?.filter(|row| row.stream == *stream);
+                // What rang for an earlier one is gone.
+                let row =
+                    self.db.remote_membership(room_id, self.user)?.filter(|row| row.inviter().is_some());
                 let Some(event) = row.as_ref().and_then(|row| row.event.clone()) else { return Ok(None) };
                 let due = Due { room: None, event, tweaks: tweaks(&notification.actions()?), remote: row };
                 return Ok(Some(due));

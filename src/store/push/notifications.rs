@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::order::{self, Gather};
 use crate::protocol::pdu::Membership;
 use crate::protocol::push_rules::{Actions, Outcome};
+use crate::protocol::remote_membership::RemoteMembership;
 use crate::protocol::{RoomId, UserId};
 use crate::store::{Db, EventKey, RoomKey, StoredEvent, Tx};
 
@@ -185,7 +186,7 @@ impl Db<'_> {
             "SELECT n.stream, NULL, NULL, n.outcome, n.actions, n.room_id FROM notifications_of_users n
                JOIN remote_memberships r ON r.room_id = n.room_id AND r.user_id = n.user_id
              WHERE n.user_id = ?1 AND n.room_key = 0 AND n.stream > ?2 AND n.stream < ?3 AND n.outcome & ?4 = ?4
-               AND r.state = 'invited' AND r.stream = n.stream ORDER BY n.stream {order} LIMIT ?5"
+               AND r.state = 'invited' ORDER BY n.stream {order} LIMIT ?5"
         ))?;
         let mut rows = statement.query(params![user.as_str(), after, before, bits, limit as i64])?;
         let mut invites = Vec::new();
@@ -275,6 +276,15 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
+    /// Lets a room that this server is not in ring no more for an invite that was told before.
+    pub(in crate::store) fn forget_remote_invite(&mut self, row: &RemoteMembership) -> Result<()> {
+        self.execute(
+            "DELETE FROM notifications_of_users WHERE user_id = ?1 AND room_key = 0 AND room_id = ?2",
+            params![row.user_id.as_str(), row.room_id.as_str()],
+        )?;
+        Ok(())
+    }
+
     /// Notes what an event is to those of whom nothing else is said.
     pub(in crate::store) fn add_notification(
         &mut self,

@@ -144,7 +144,7 @@ impl Db<'_> {
             at = (row.get(0)?, row.get(1)?, row.get(2)?);
             let room_id: Option<String> = row.get(4)?;
             if at.1 == 0 {
-                if !self.is_standing_invite(&at.0, room_id.as_deref(), at.2)? {
+                if !self.is_standing_invite(&at.0, room_id.as_deref())? {
                     portion.of_users.push(at.clone());
                 }
                 continue;
@@ -176,14 +176,14 @@ impl Db<'_> {
         Ok(member.map_or(Standing::Out, |member| Standing::Invited(member.stream)))
     }
 
-    /// Whether an invite to a room that this server is not in, which was told at this position, still waits for an answer.
-    fn is_standing_invite(&self, user: &str, room: Option<&str>, stream: i64) -> Result<bool> {
+    /// Whether an invite to a room that this server is not in still waits for an answer.
+    fn is_standing_invite(&self, user: &str, room: Option<&str>) -> Result<bool> {
         let Some(room) = room else { return Ok(false) };
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM remote_memberships
-             WHERE room_id = ?1 AND user_id = ?2 AND state = 'invited' AND stream = ?3",
+             WHERE room_id = ?1 AND user_id = ?2 AND state = 'invited'",
         )?;
-        Ok(statement.exists(params![room, user, stream])?)
+        Ok(statement.exists([room, user])?)
     }
 }
 

@@ -191,7 +191,7 @@ impl Tx<'_> {
                 && !self.has_remote_membership(room_id, user)?
             {
                 let row = Box::new(RemoteMembership::ended(event, user, member.stream, now));
-                self.write_remote_membership(&Effect::Save { row, tell: false })?;
+                self.write_remote_membership(&Effect::Save { row, tell: false, rings: false })?;
             }
             let change = MembershipChange {
                 user: user.as_str(),

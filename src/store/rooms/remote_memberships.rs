@@ -267,11 +267,14 @@ impl Tx<'_> {
     pub fn write_remote_membership(&mut self, effect: &Effect) -> Result<()> {
         match effect {
             Effect::Unchanged => Ok(()),
-            Effect::Save { row, tell: false } => self.save_remote_membership(row, row.stream),
-            Effect::Save { row, tell: true } => {
+            Effect::Save { row, tell: false, .. } => self.save_remote_membership(row, row.stream),
+            Effect::Save { row, tell: true, rings } => {
                 let stream = self.next_stream();
                 self.save_remote_membership(row, stream)?;
-                if row.state == RemoteState::Invited {
+                if *rings {
+                    self.forget_remote_invite(row)?;
+                }
+                if *rings && row.state == RemoteState::Invited {
                     self.notify_of_remote_invite(row, stream)?;
                 }
                 self.wake_user(&row.user_id);
@@ -426,7 +429,7 @@ mod tests {
     }
 
     fn save(store: &Store, row: Fields, tell: bool) {
-        let effect = Effect::Save { row: Box::new(RemoteMembership::from_store(row)), tell };
+        let effect = Effect::Save { row: Box::new(RemoteMembership::from_store(row)), tell, rings: tell };
         store.write(move |tx| tx.write_remote_membership(&effect)).unwrap();
     }
 
