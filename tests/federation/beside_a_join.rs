@@ -211,3 +211,50 @@ fn what_a_server_offers_that_is_not_in_the_room_is_not_awaited() {
     carol.wait_for_room("invite", room.id.as_str());
     assert_eq!(section(&bob, &room), None);
 }
+
+#[test]
+fn the_invite_of_a_server_that_the_room_keeps_out_does_not_come_in_with_who_knows_no_better() {
+    let (here, there) = TestServer::pair();
+    let peer = Peer::start();
+    let (alice, [bob, carol]) = (here.user("alice"), ["bob", "carol"].map(|name| there.user(name)));
+    for version in ["11", "12"] {
+        let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": version }));
+        let id = RoomId::parse(&room).expect("a room id");
+        peer.take_transactions();
+        let guard = peer.user("guard");
+        let (joined, (status, said)) = peer.hand_in(here.name(), "join", &room, &guard);
+        assert_eq!(status, 200, "{said}");
+        let acl = json!({ "allow": ["*"], "deny": ["127.0.0.1"], "allow_ip_literals": true });
+        let shut = alice.put(&room_path(&room, "state/m.room.server_acl/"), acl);
+        // As the peer knows the room: an invite that the rules allow, and that the room will never see.
+        let known = |kind: &str| {
+            let of_kind = |event: &&Value| event["type"] == kind && event["state_key"] == "";
+            let event = said["state"].as_array().expect("a state").iter().find(of_kind).expect("it is there");
+            Pdu::from_object(event.as_object().expect("an event").clone(), joined.version())
+                .expect("an event")
+        };
+        let create = known("m.room.create");
+        let mut auth = vec![known("m.room.power_levels"), known("m.room.join_rules"), joined.clone()];
+        if version != "12" {
+            auth.push(create.clone());
+        }
+        let auth: Vec<&str> = auth.iter().map(|event| event.event_id().as_str()).collect();
+        let invite = json!({
+            "type": "m.room.member", "state_key": carol.id(), "sender": guard, "room_id": room, "depth": 100,
+            "origin_server_ts": now_ms(), "content": { "membership": "invite" }, "auth_events": auth,
+            "prev_events": [shut["event_id"]],
+        });
+        let invite = peer.sign(invite.as_object().expect("an object").clone(), joined.version());
+        let shown = if version == "12" { vec![create.to_object()] } else { Vec::new() };
+        let body =
+            json!({ "room_version": version, "event": invite.to_object(), "invite_room_state": shown });
+        let (status, said) = peer.put_event(there.name(), "v2/invite", &id, &invite, &body);
+        assert_eq!(status, 200, "{said}");
+        bob.join_via(&room, &[here.name()]);
+        bob.initial_sync();
+        alice.send(&room, "hello");
+        assert_eq!(bob.next_message(&room), "hello");
+        assert_eq!(bob.membership_of(&room, carol.id()), None, "version {version}");
+        assert!(stored(&there, invite.event_id()).is_none(), "version {version}");
+    }
+}

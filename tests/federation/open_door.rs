@@ -216,6 +216,58 @@ fn an_invite_whose_join_is_refused_stays_and_is_joined_by_hand_or_not() {
 }
 
 #[test]
+fn whoever_answers_a_knock_that_the_host_does_not_let_in_lets_nobody_into_a_room_of_their_own() {
+    for version in ["11", "12"] {
+        let server = TestServer::start();
+        let bob = server.user("bob");
+        open_door(&bob);
+        let (host, other) = (Peer::start(), Peer::start());
+        let mut room = FakeRoom::new(&host, version, "knock");
+        let eve = other.user("eve");
+        let creator = room.creator.clone();
+        let eves =
+            room.add(&host, "m.room.member", eve.as_str(), &creator, json!({ "membership": "invite" }));
+        let join = room.membership(&other, &eve, eve.as_str(), "join");
+        room.take(join);
+        host.let_knock(&room, bob.id());
+        bob.knock_via(room.id.as_str(), &[host.name().as_str()]);
+        let knock = room.read(&host.wait_for("send_knock").body);
+        room.take(knock.clone());
+        // To the host the knock is still one.
+        host.answer_json(
+            "make_join",
+            403,
+            json!({ "errcode": "M_FORBIDDEN", "error": "you have only knocked" }),
+        );
+        let mut theirs = room.clone();
+        let invite = theirs.membership(&other, &eve, bob.id(), "invite");
+        theirs.take(invite.clone());
+        other.let_in(&theirs, bob.id());
+        let (status, said) =
+            other.put_event(server.name(), "v2/invite", &room.id, &invite, &theirs.invite_body(&invite));
+        assert_eq!(status, 200, "{said}");
+        host.wait_for("make_join");
+        wait_until_settled(&server);
+        assert_eq!(section(&bob, room.id.as_str()), Some("invite"), "version {version}");
+        assert!(other.asked("make_join").is_empty(), "version {version}");
+        // The host's own answer is joined, and nobody else's in its place.
+        host.forget_answer("make_join");
+        let true_one = room.membership(&host, &creator, bob.id(), "invite");
+        room.take(true_one.clone());
+        host.let_in(&room, bob.id());
+        let mut answer = room.join_answer();
+        for event in [&eves, &knock] {
+            answer["auth_chain"].as_array_mut().expect("a list").push(Value::Object(event.to_object()));
+        }
+        host.answer_json("send_join", 200, answer);
+        let body = room.invite_body(&true_one);
+        assert_eq!(host.put_event(server.name(), "v2/invite", &room.id, &true_one, &body).0, 200);
+        wait_until("bob is in", || section(&bob, room.id.as_str()) == Some("join"));
+        assert!(other.asked("make_join").is_empty(), "version {version}");
+    }
+}
+
+#[test]
 fn a_host_that_cannot_be_reached_is_tried_again_while_the_invite_stands() {
     for rejected in [false, true] {
         let server = TestServer::start();

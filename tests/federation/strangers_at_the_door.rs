@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::client::knock;
+use crate::common::client::{knock, room_path};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{objects, stored};
 use crate::common::wait::wait_until;
@@ -677,4 +677,68 @@ fn the_limits_of_knocks_can_be_switched_off_one_by_one() {
     let server = TestServer::start();
     let room = open_door(&server.user("alice"));
     assert_eq!(knocks_taken(&peer, &server, &room, 30), 30, "no limits at all");
+}
+
+#[test]
+fn what_was_handed_in_once_shows_the_room_again_only_while_it_is_what_they_are() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    peer.take_transactions();
+    let again = |call: &str, room: &str, event: &Pdu| {
+        let room = RoomId::parse(room).expect("a room id");
+        peer.put_event(server.name(), call, &room, event, &Value::Object(event.to_object()))
+    };
+    let room_with = |join_rule: &str| {
+        alice.create_room_with(json!({ "room_version": "11", "preset": "public_chat", "initial_state": [
+            { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": join_rule } }
+        ] }))
+    };
+    let shut = |room: &str| {
+        for (kind, content) in [
+            ("m.room.join_rules", json!({ "join_rule": "invite" })),
+            ("m.room.topic", json!({ "topic": "later" })),
+        ] {
+            alice.put(&room_path(room, &format!("state/{kind}/")), content);
+        }
+    };
+    let stranger = peer.user("stranger");
+    for after in ["ban", "kick", "leave"] {
+        let room = room_with("knock");
+        let (knock, (status, said)) = peer.hand_in(server.name(), "knock", &room, &stranger);
+        assert_eq!(status, 200, "{said}");
+        // Its answer may have been lost.
+        assert_eq!(again("v1/send_knock", &room, &knock), (200, said), "{after}");
+        match after {
+            "leave" => {
+                let (_, (status, said)) = peer.hand_in(server.name(), "leave", &room, &stranger);
+                assert_eq!(status, 200, "{said}");
+            }
+            verb => alice.act_on(verb, &room, stranger.as_str()),
+        }
+        shut(&room);
+        let (status, said) = again("v1/send_knock", &room, &knock);
+        assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{after}: {said}");
+    }
+    for after in ["ban", "kick", "leave"] {
+        let room = room_with("public");
+        let (join, (status, said)) = peer.hand_in(server.name(), "join", &room, &stranger);
+        assert_eq!(status, 200, "{said}");
+        let (status, repeated) = again("v2/send_join", &room, &join);
+        assert_eq!((status, &repeated["state"]), (200, &said["state"]), "{after}");
+        match after {
+            "leave" => assert_eq!(peer.hand_in(server.name(), "leave", &room, &stranger).1.0, 200),
+            verb => alice.act_on(verb, &room, stranger.as_str()),
+        }
+        shut(&room);
+        for query in ["", "?omit_members=true"] {
+            let path = format!(
+                "/_matrix/federation/v2/send_join/{}/{}{query}",
+                segment(&room),
+                segment(join.event_id().as_str())
+            );
+            let (status, said) =
+                peer.ask(server.name(), "PUT", &path, Some(&Value::Object(join.to_object())));
+            assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{after}: {said}");
+        }
+    }
 }

@@ -35,7 +35,7 @@ use serde_json::{Map, Value};
 
 pub use join_rules::{JoinRule, JoinRules};
 pub use power_content::PowerLevelKey;
-pub use power_levels::{PowerLevel, PowerLevels};
+pub use power_levels::{PowerLevel, PowerLevels, check_written};
 
 use self::power_content::PowerContent;
 use super::ids::{EventId, UserId};

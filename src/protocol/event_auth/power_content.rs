@@ -74,6 +74,8 @@ pub(super) enum LevelEntry {
     Lenient(i64),
     /// `null`: absent when asked for, malformed when changed (versions before 10, as Synapse has it).
     Null,
+    /// `true` or `false`, which Synapse reads as 1 and 0 in the versions before 10, where the text says nothing of it.
+    Bool(bool),
     Malformed,
 }
 
@@ -97,6 +99,7 @@ impl LevelEntry {
         match self {
             Self::Integer(n) => Some(n),
             Self::Lenient(n) if !version.integer_power_levels => Some(n),
+            Self::Bool(yes) if !version.integer_power_levels => Some(i64::from(yes)),
             _ => None,
         }
     }
@@ -123,8 +126,8 @@ impl<'de> Deserialize<'de> for LevelEntry {
             fn visit_str<E>(self, text: &str) -> Result<LevelEntry, E> {
                 Ok(LevelEntry::of_text(text))
             }
-            fn visit_bool<E>(self, _: bool) -> Result<LevelEntry, E> {
-                Ok(LevelEntry::Malformed)
+            fn visit_bool<E>(self, yes: bool) -> Result<LevelEntry, E> {
+                Ok(LevelEntry::Bool(yes))
             }
             fn visit_unit<E>(self) -> Result<LevelEntry, E> {
                 Ok(LevelEntry::Null)
@@ -151,6 +154,9 @@ struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 pub(super) enum LevelTable {
     #[default]
     Absent,
+    /// `[]` or `""`: no object, and nothing in it. Before version 10 no rule says that `events` and `notifications` are objects,
+    /// and to Synapse these two change no level.
+    Empty,
     /// Present and no object.
     Malformed,
     /// Sorted by key, without repeats.
@@ -198,17 +204,22 @@ impl LevelEntries {
 }
 
 impl LevelTable {
+    /// Whether it is an object, or not there at all.
+    pub(super) fn is_object(&self) -> bool {
+        !matches!(self, Self::Empty | Self::Malformed)
+    }
+
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, LevelEntry)> {
         match self {
             Self::LevelEntries(entries) => Some(entries.iter()).into_iter().flatten(),
-            Self::Absent | Self::Malformed => None.into_iter().flatten(),
+            Self::Absent | Self::Empty | Self::Malformed => None.into_iter().flatten(),
         }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<LevelEntry> {
         match self {
             Self::LevelEntries(entries) => entries.get(name),
-            Self::Absent | Self::Malformed => None,
+            Self::Absent | Self::Empty | Self::Malformed => None,
         }
     }
 }
@@ -236,8 +247,11 @@ impl<'de> Deserialize<'de> for LevelTable {
                 Ok(LevelTable::LevelEntries(entries))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<LevelTable, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(LevelTable::Malformed)
+                let mut table = LevelTable::Empty;
+                while seq.next_element::<IgnoredAny>()?.is_some() {
+                    table = LevelTable::Malformed;
+                }
+                Ok(table)
             }
             fn visit_i64<E>(self, _: i64) -> Result<LevelTable, E> {
                 Ok(LevelTable::Malformed)
@@ -248,8 +262,8 @@ impl<'de> Deserialize<'de> for LevelTable {
             fn visit_f64<E>(self, _: f64) -> Result<LevelTable, E> {
                 Ok(LevelTable::Malformed)
             }
-            fn visit_str<E>(self, _: &str) -> Result<LevelTable, E> {
-                Ok(LevelTable::Malformed)
+            fn visit_str<E>(self, text: &str) -> Result<LevelTable, E> {
+                Ok(if text.is_empty() { LevelTable::Empty } else { LevelTable::Malformed })
             }
             fn visit_bool<E>(self, _: bool) -> Result<LevelTable, E> {
                 Ok(LevelTable::Malformed)

@@ -195,3 +195,131 @@ fn auth_events_that_are_not_at_hand_make_an_event_fail() {
     assert_eq!(error.rule(), None);
     assert!(error.to_string().contains("$unknown"), "{error}");
 }
+
+/// What becomes of power levels in a room of this version, by the rules and by what a local user may write, where the room's
+/// own are those of [`StateOfTest`] or these.
+fn levels_pass(id: &str, before: Option<&Value>, state_key: &str, levels: &Value) -> (bool, bool) {
+    let mut state = StateOfTest::new(id, &[]);
+    if let Some(before) = before {
+        state.add(event(id, "m.room.power_levels", CREATOR, Some(""), before));
+    }
+    let change = event(id, "m.room.power_levels", CREATOR, Some(state_key), levels);
+    let old = state.get("m.room.power_levels", "");
+    (
+        check(&change, version(id), &|kind, key| state.get(kind, key)).is_ok(),
+        check_written(&change, old.as_ref(), version(id)).is_ok(),
+    )
+}
+
+#[test]
+fn a_mistyped_id_in_power_levels_is_let_stand_as_others_let_it_and_no_local_user_writes_one() {
+    let long = format!("@{}:a.example", "x".repeat(300));
+    let odd = [
+        "@mod:example.org ",
+        "@a:ex_am.org",
+        "@a:",
+        "@a:https://ex.org",
+        "@:",
+        "@a: b:c",
+        "@é:ex.org/x",
+        &long,
+    ];
+    for id in ["1", "6", "10", "11", "12"] {
+        let levels = |key: &str, level: i64| {
+            let mut levels = json!({ "users": { MODERATOR: 50 } });
+            if !version(id).privileged_creators {
+                levels["users"][CREATOR] = 100.into();
+            }
+            levels["users"][key] = level.into();
+            levels
+        };
+        for key in odd {
+            assert_eq!(levels_pass(id, None, "", &levels(key, 1)), (true, false), "{id}: {key}");
+            // Once the room has it, what is left as it is stands in nobody's way.
+            let there = levels(key, 1);
+            assert_eq!(levels_pass(id, Some(&there), "", &there), (true, true), "{id}: {key}");
+            assert_eq!(levels_pass(id, Some(&there), "", &levels(key, 2)), (true, false), "{id}: {key}");
+            assert_eq!(levels_pass(id, Some(&there), "", &levels(USER, 1)), (true, true), "{id}: {key}");
+        }
+        for key in ["", "@", "@nobody", "nobody", "nobody:ex.org", ":@"] {
+            assert!(!levels_pass(id, None, "", &levels(key, 1)).0, "{id}: {key}");
+        }
+    }
+}
+
+#[test]
+fn before_version_10_what_no_rule_speaks_of_in_power_levels_is_as_others_have_it() {
+    let with = |key: &str, value: Value| {
+        let mut levels = json!({ "users": { CREATOR: 100, MODERATOR: 50 } });
+        levels[key] = value;
+        levels
+    };
+    for id in ["5", "6", "9"] {
+        let passes = |before: Option<&Value>, levels: &Value| levels_pass(id, before, "", levels);
+        for empty in [json!([]), json!("")] {
+            assert_eq!(passes(None, &with("events", empty.clone())), (true, false), "{id}");
+            assert_eq!(passes(None, &with("notifications", empty.clone())), (true, false), "{id}");
+            assert!(!passes(None, &json!({ "users": empty })).0, "{id}");
+            // Who has come in is in; but there is no level for anything else.
+            let before = with("events", empty.clone());
+            let mut state =
+                StateOfTest::new(id, &[("m.room.join_rules", CREATOR, "", json!({ "join_rule": "public" }))]);
+            state.add(event(id, "m.room.power_levels", CREATOR, Some(""), &before));
+            let allowed = |event: &Pdu| check(event, version(id), &|kind, key| state.get(kind, key)).is_ok();
+            let join = event(
+                id,
+                "m.room.member",
+                "@new:a.example",
+                Some("@new:a.example"),
+                &json!({ "membership": "join" }),
+            );
+            assert!(allowed(&join), "{id}");
+            assert!(!allowed(&event(id, "m.room.message", CREATOR, None, &json!({}))), "{id}");
+            // Kinds of notifications are asked for by nobody but who changes them.
+            let before = with("notifications", empty);
+            assert_eq!(
+                passes(Some(&before), &with("notifications", json!({ "room": 20 }))),
+                (true, true),
+                "{id}"
+            );
+        }
+        for wrong in [json!(["a"]), json!("a"), json!(5), json!(null), json!(false)] {
+            assert!(!passes(None, &with("events", wrong)).0, "{id}");
+        }
+        for (yes, level) in [(false, 0), (true, 1)] {
+            assert_eq!(passes(None, &with("events_default", yes.into())), (true, false), "{id}");
+            assert_eq!(passes(None, &with("events", json!({ "m.room.name": yes }))), (true, false), "{id}");
+            let state =
+                event(id, "m.room.power_levels", CREATOR, Some(""), &with("events_default", yes.into()));
+            let power = PowerLevels::of(version(id), &|kind, _| {
+                Some(state.clone()).filter(|_| kind == "m.room.power_levels")
+            });
+            assert_eq!(power.required("m.room.message", false), level, "{id}");
+            // Of levels of users the text says what they are.
+            assert!(!passes(None, &json!({ "users": { CREATOR: 100, USER: yes } })).0, "{id}");
+        }
+    }
+    for id in ["10", "11"] {
+        for (key, value) in
+            [("events", json!([])), ("notifications", json!("")), ("events_default", json!(false))]
+        {
+            assert!(!levels_pass(id, None, "", &with(key, value)).0, "{id}: {key}");
+        }
+    }
+}
+
+#[test]
+fn power_levels_of_another_state_key_are_not_compared_with_those_in_force() {
+    for id in ["5", "11"] {
+        let none = json!({ "users": {} });
+        assert!(levels_pass(id, None, "x", &none).0, "{id}");
+        // Those in force name the creator, whose level nobody of the same may take.
+        let by_another = json!({ "users": { CREATOR: 100, MODERATOR: 100 } });
+        let change = event(id, "m.room.power_levels", MODERATOR, Some("x"), &none);
+        let mut state = StateOfTest::new(id, &[]);
+        state.add(event(id, "m.room.power_levels", CREATOR, Some(""), &by_another));
+        assert!(check(&change, version(id), &|kind, key| state.get(kind, key)).is_ok(), "{id}");
+        // What they look like is a matter of theirs all the same.
+        assert!(!levels_pass(id, None, "x", &json!({ "users": { "nobody": 1 } })).0, "{id}");
+    }
+}

@@ -251,6 +251,10 @@ fn authorise_draft(
         event_auth::check_auth_events(pdu, &[], &|_| false, room.version).map_err(Error::from)?;
     }
     view.authorise(&db.auth_checker(room.version), pdu)?.map_err(Error::from)?;
+    if pdu.is("m.room.power_levels", "") {
+        let before = view.get("m.room.power_levels", "");
+        event_auth::check_written(pdu, before.as_ref(), room.version).map_err(Error::from)?;
+    }
     // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
     if pdu.event_type() == "m.room.redaction"
         && let Some(redacts) = pdu.redacts()

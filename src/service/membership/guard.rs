@@ -107,6 +107,22 @@ fn check_request(room: &Room, request: &HandshakeRequest<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What was handed in before is answered once more, with what the room is like, for who did not hear the answer: as long as they are
+/// that in the room, or what comes of it. Else anybody who was ever let see the room from its door would see it for good. Errors:
+/// 403 `M_FORBIDDEN`.
+pub(super) fn check_still_holds(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<()> {
+    let present = db.state_event(room.key, "m.room.member", event.sender().as_str())?;
+    let holds = match present.and_then(|present| present.membership()) {
+        Some(Membership::Join) => true,
+        Some(Membership::Knock | Membership::Invite) => event.membership() == Some(Membership::Knock),
+        Some(Membership::Leave | Membership::Ban) | None => false,
+    };
+    match holds {
+        true => Ok(()),
+        false => Err(Error::forbidden("That was handed in before, and is over")),
+    }
+}
+
 /// A room that a signed event may be handed in for.
 pub(super) struct AdmittedRoom {
     /// Its counts and its state may be those of some time.

@@ -16,7 +16,7 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::CallError;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
+use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteMembership, RemoteState, apply};
 use crate::protocol::rooms::stripped_state;
 use crate::protocol::signatures::verify;
 use crate::protocol::{
@@ -512,8 +512,8 @@ impl Memberships<'_> {
             } else if !tx.is_active_user(&invitee)? || tx.is_room_shut(invite.room_id())? {
                 return Ok(InviteOutcome::Done);
             }
-            let old_invite =
-                old.as_ref().and_then(|row| row.told().filter(|told| row.is_invited_by(told))).cloned();
+            let old_invite = old.as_ref().and_then(|row| invite_in_place_of(row, &origin)).cloned();
+            let answers = old.as_ref().is_some_and(|row| answers_beside(row, &invite, &origin));
             let fact = Fact::InviteArrives {
                 invite: invite.clone().into(),
                 invitee: invitee.clone(),
@@ -529,7 +529,7 @@ impl Memberships<'_> {
                 effect => {
                     let effect = effect?;
                     tx.write_remote_membership(&effect)?;
-                    note_accepted_knock(tx, old_invite.as_ref(), &effect)?;
+                    note_accepted_knock(tx, old_invite.as_ref(), answers, &effect)?;
                     Ok(InviteOutcome::Done)
                 }
             }
@@ -537,16 +537,29 @@ impl Memberships<'_> {
     }
 }
 
-/// An invite that answers the local user's own knock is what they are joined by, if they want that; so is one that
-/// takes its place.
-fn note_accepted_knock(tx: &mut Tx<'_>, old: Option<&EventId>, effect: &Effect) -> Result<()> {
+/// An invite that answers the local user's own knock is what they are joined by, if they want that, also if it does so beside
+/// another one (`answers`); so is one that takes its place.
+fn note_accepted_knock(tx: &mut Tx<'_>, old: Option<&EventId>, answers: bool, effect: &Effect) -> Result<()> {
     let Some(row) = effect.saved().filter(|row| row.state == RemoteState::Invited) else { return Ok(()) };
     let Some(invite) = row.told() else { return Ok(()) };
     match old {
-        _ if row.answers().is_some() => tx.owe_join(&row.room_id, &row.user_id, invite),
+        _ if answers || row.answers().is_some() => tx.owe_join(&row.room_id, &row.user_id, invite),
         Some(old) => tx.owe_join_by(&row.room_id, &row.user_id, old, invite),
         None => Ok(()),
     }
+}
+
+/// The invite of a row that one from this server takes the place of, also as what the user is joined by: that one of another server
+/// is an answer to their knock is its own word alone.
+fn invite_in_place_of<'r>(row: &'r RemoteMembership, from: &ServerName) -> Option<&'r EventId> {
+    row.told().filter(|told| row.is_invited_by(told) && row.via.first() == Some(from))
+}
+
+/// Whether the server that the user knocked through answers their knock, after somebody else did.
+fn answers_beside(row: &RemoteMembership, invite: &Pdu, from: &ServerName) -> bool {
+    row.state == RemoteState::Invited
+        && row.via.first() == Some(from)
+        && row.answers().is_some_and(|knock| invite.auth_events().contains(knock))
 }
 
 /// What an entry of stripped state is.

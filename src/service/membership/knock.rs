@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open, check_still_holds};
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::template::{INVITE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
@@ -203,8 +203,8 @@ fn still_stands(row: Option<&RemoteMembership>, knock: &Pdu) -> bool {
 
 impl Memberships<'_> {
     /// `PUT /send_knock`: takes the knock into the room and tells the other servers in it. Returns the events of
-    /// `knock_room_state`. A repeat gets the same answer and makes no second event. Errors: 429 `M_LIMIT_EXCEEDED`,
-    /// as for the template.
+    /// `knock_room_state`. A repeat gets the same answer, while the knock stands or was accepted, and makes no second event.
+    /// Errors: 429 `M_LIMIT_EXCEEDED`, as for the template; 403 `M_FORBIDDEN`.
     pub fn receive_knock(
         &self,
         origin: &ServerName,
@@ -235,7 +235,10 @@ impl Memberships<'_> {
         let AdmittedRoom { room, policy } = seen;
         let permit = self.knock_budget.permit_knock(self, &room, knock.sender(), Some(knock.event_id()))?;
         let knock = self.events().with_signature_of(policy.as_ref(), knock)?;
-        self.events().accept_signed(knock, origin, Membership::Knock)?;
+        let accepted = self.events().accept_signed(knock.clone(), origin, Membership::Knock)?;
+        if accepted.already {
+            self.store.read(|db| check_still_holds(db, &room, &knock))?;
+        }
         permit.into_iter().for_each(KnockPermit::keep);
         match policy {
             // It may have taken its time.

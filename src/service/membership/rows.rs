@@ -14,6 +14,7 @@ use crate::service::events::accept::{EventSource, authorise_copy, store_decision
 use crate::service::events::authorise::{AuthContext, Verdict};
 use crate::service::events::entry::check_not_closed;
 use crate::service::events::resolve::ResolutionBudget;
+use crate::service::events::server_acl::RoomAcl;
 use crate::service::membership::Memberships;
 use crate::store::rooms::pending_events::NewPendingEvent;
 use crate::store::{Db, Room, RoomKey, Status, Tx};
@@ -114,6 +115,11 @@ fn take_along(tx: &mut Tx<'_>, room: &Room, row: &RemoteMembership, now: Millis)
         (RemoteState::Knocked, Some(Membership::Knock)) => row.via.first().cloned(),
         _ => None,
     };
+    // The room lets some servers in no more, which nobody outside of it knows.
+    let sender = event.sender();
+    if !tx.is_local(sender.as_str()) && !RoomAcl::of(tx, room)?.allows(&sender.server()) {
+        return Ok(());
+    }
     let present = tx.state_event(room.key, "m.room.member", row.user_id.as_str())?;
     // What the room has in its place is older only if the event rests on it.
     let is_news = present.is_none_or(|present| event.auth_events().contains(present.event_id()));

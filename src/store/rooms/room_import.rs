@@ -9,10 +9,19 @@ use rusqlite::{OptionalExtension, params};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::EventIdFormat;
-use crate::protocol::{Pdu, VerifiedPdu};
+use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::rooms::snapshots::Delta;
 use crate::store::rooms::state::NewStateTuples;
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx};
+
+/// What was stored of a room that will be imported.
+#[derive(Debug, Default)]
+pub struct StagedRoom {
+    /// The events of the state.
+    pub state: Vec<StagedEvent>,
+    /// Those state events, of this state or not, that we had rejected.
+    pub rejected: Vec<(EventKey, EventId)>,
+}
 
 /// A stored event of the state that a room will have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,28 +35,23 @@ pub struct StagedEvent {
 }
 
 impl Tx<'_> {
-    /// Stores events of a room, all of which the authorisation rules allow by what the room rests on: that is what
-    /// becomes of those that we have and rejected once. To others that we have nothing happens. Gives a line for each that is part of the state
-    /// (`true`). In room versions 1 and 2, where a server chooses the ids of its events, one whose id another event has
+    /// Stores events of a room, all of which the authorisation rules allow by what the room rests on. To those that we have
+    /// nothing happens, not even if we rejected them: the room may not be entered in the end. Gives a line for each of these, and
+    /// for each that is part of the state (`true`). In room versions 1 and 2, where a server chooses the ids of its events, one whose id another event has
     /// is left out.
-    pub fn stage_events(
-        &mut self,
-        room: RoomKey,
-        events: &[(VerifiedPdu, bool)],
-    ) -> Result<Vec<StagedEvent>> {
-        let mut staged = Vec::with_capacity(events.len());
+    pub fn stage_events(&mut self, room: RoomKey, events: &[(VerifiedPdu, bool)]) -> Result<StagedRoom> {
+        let mut staged = StagedRoom::default();
         let mut new = NewStateTuples::default();
-        // While we are in the room it is what we make of it ourselves.
-        let resident = self.room_by_key(room)?.resident;
         for (pdu, in_state) in events {
             let Some((event, was_rejected)) = self.stage_event(room, pdu)? else { continue };
-            if was_rejected && !resident {
-                self.accept_after_all(event, pdu.event_id())?;
+            // Others rest on no message: one that comes along was put there to be believed.
+            if was_rejected && pdu.is_state() {
+                staged.rejected.push((event, pdu.event_id().clone()));
             }
             if let (true, Some(state_key)) = (in_state, pdu.state_key()) {
                 let tuple_id = self.make_state_tuple_of_many(&mut new, pdu.event_type(), state_key)?;
                 let member = pdu.membership().map(|membership| (state_key.into(), membership));
-                staged.push(StagedEvent { tuple_id, event, member });
+                staged.state.push(StagedEvent { tuple_id, event, member });
             }
         }
         Ok(staged)
@@ -81,15 +85,15 @@ impl Tx<'_> {
         Ok(is_same.then_some((key, was_rejected)))
     }
 
-    /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. A
+    /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. What we
+    /// had rejected of it the room has all the same. A
     /// room that we have been in before changes by the difference, so that those local users who were there see it as
     /// that. Errors: 502 if two events are for one type and state key.
-    pub fn import_state(
-        &mut self,
-        room: RoomKey,
-        mut state: Vec<StagedEvent>,
-        at: i64,
-    ) -> Result<SnapshotId> {
+    pub fn import_state(&mut self, room: RoomKey, staged: StagedRoom, at: i64) -> Result<SnapshotId> {
+        for (event, id) in &staged.rejected {
+            self.accept_after_all(*event, id)?;
+        }
+        let mut state = staged.state;
         state.sort_unstable_by_key(|row| (row.tuple_id, row.event));
         state.dedup();
         if state.windows(2).any(|pair| pair[0].tuple_id == pair[1].tuple_id) {

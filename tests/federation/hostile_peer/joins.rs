@@ -40,6 +40,11 @@ fn rooms_that_are_none(
     };
     let mut forged = FakeRoom::new(forger, version, "public");
     forged.id = room.id.clone();
+    let lacking = |kind: &str| {
+        let mut lacking = good.clone();
+        lacking["state"].as_array_mut().expect("a list").retain(|e| e["type"] != kind);
+        lacking
+    };
     let mut another_event = good.clone();
     another_event["event"] =
         Value::Object(room.state[&("m.room.name".to_owned(), String::new())].to_object());
@@ -57,6 +62,8 @@ fn rooms_that_are_none(
         ("no join rules and so no invite", only(&|e| e["type"] == "m.room.create")),
         ("two names", twice),
         ("another event for ours", another_event),
+        ("no power levels, on which others rest", lacking("m.room.power_levels")),
+        ("no join rules, on which others rest", lacking("m.room.join_rules")),
     ]
 }
 
@@ -69,7 +76,7 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_left_again() {
         let since = segment(since.as_str().expect("a token"));
         bob.get(&format!("/_matrix/client/v3/sync?since={since}"))
     };
-    for (version, which) in ["10", "12"].into_iter().flat_map(|version| (0..12).map(move |n| (version, n))) {
+    for (version, which) in ["10", "12"].into_iter().flat_map(|version| (0..14).map(move |n| (version, n))) {
         let mut room = FakeRoom::new(&peer, version, "invite");
         let event = room.membership(&peer, &room.creator, bob.id(), "invite");
         let (status, answer) =

@@ -97,18 +97,80 @@ fn what_was_rejected_and_is_part_of_the_room_that_one_comes_into_again_is_accept
     let join = member(&mut scene, ban.event_id(), &user, "join");
     assert!(scene.send("1", &[&ban, &join])[join.event_id().as_str()]["error"].is_string());
     assert_eq!(scene.status(&join), Some(Status::Rejected));
+    scene.room.state.insert(("m.room.member".to_owned(), id.clone()), join.clone());
+    let words = scene.message_after(&[join.event_id()], &user, "of a banned user");
+    scene.send("words", &[&words]);
+    assert_eq!(scene.status(&words), Some(Status::Rejected));
     scene.peer.take_transactions();
     scene.alice.leave(scene.room.id.as_str());
     // The room is of another opinion, and nobody but the room says any more what it is like.
     scene.room.state.remove(&("m.room.member".to_owned(), scene.alice.id().to_owned()));
-    scene.room.state.insert(("m.room.member".to_owned(), id.clone()), join.clone());
     scene.room.last = join.event_id().clone();
     scene.peer.let_in(&scene.room, scene.alice.id());
-    scene.alice.join_via(scene.room.id.as_str(), &[scene.peer.name().as_str()]);
+    // A room that cannot be entered after all is believed in nothing.
+    scene.peer.let_leave(&scene.room, scene.alice.id());
+    let mut twice = scene.room.join_answer();
+    for n in 1..=2 {
+        let event = scene.room.draft(&scene.peer, "org.example.twice", "", &creator, json!({ "n": n }));
+        twice["state"].as_array_mut().expect("a list").push(Value::Object(event.to_object()));
+    }
+    scene.peer.answer_json("send_join", 200, twice);
+    let (room, via) = (scene.room.id.to_string(), scene.peer.name().to_string());
+    assert_eq!(crate::common::client::join(&scene.alice, &room, Some(&via)).0, 502);
+    assert_eq!(scene.status(&join), Some(Status::Rejected));
+    scene.peer.wait_for("send_leave");
+    let mut answer = scene.room.join_answer();
+    answer["auth_chain"].as_array_mut().expect("a list").push(Value::Object(words.to_object()));
+    scene.peer.answer_json("send_join", 200, answer);
+    scene.alice.join_via(&room, &[&via]);
     assert_eq!(scene.status(&join), Some(Status::Accepted));
+    assert_eq!(scene.status(&words), Some(Status::Rejected));
     let entered = heads(&scene.server, &scene.room);
     let message = scene.message_after(&[&entered[0]], &user, "here I am");
     assert_eq!(scene.send("2", &[&message])[message.event_id().as_str()], json!({}));
     assert!(accepted(&scene, &message));
     assert_eq!(scene.membership(&user).as_deref(), Some("join"));
+}
+
+#[test]
+fn a_mistyped_id_in_the_power_levels_loses_neither_them_nor_what_rests_on_them() {
+    for version in ["6", "11", "12"] {
+        let mut scene = Scene::new(version);
+        let mut users = json!({ "@mod:example.org ": 50, "@a:ex_am.org": 1, "@b:": 1 });
+        if version != "12" {
+            users[scene.room.creator.as_str()] = 100.into();
+        }
+        let before = scene.room.state[&("m.room.power_levels".to_owned(), String::new())].clone();
+        let levels = scene.set_state("m.room.power_levels", "", json!({ "users": users }));
+        let message = scene.message("after it");
+        let said = scene.send("1", &[&levels, &message]);
+        assert_eq!(said[message.event_id().as_str()], json!({}), "{version}: {said}");
+        assert!(accepted(&scene, &levels) && accepted(&scene, &message), "{version}");
+        // So it is for who comes in from elsewhere.
+        let newcomer = TestServer::start();
+        let bob = newcomer.user("bob");
+        scene.room.last = scene.last.clone();
+        scene.peer.let_in(&scene.room, bob.id());
+        let mut answer = scene.room.join_answer();
+        answer["auth_chain"].as_array_mut().expect("a list").push(Value::Object(before.to_object()));
+        scene.peer.answer_json("send_join", 200, answer);
+        bob.join_via(scene.room.id.as_str(), &[scene.peer.name().as_str()]);
+        let seen = bob.state(scene.room.id.as_str(), "m.room.power_levels", "").expect("levels");
+        assert_eq!(seen["users"]["@mod:example.org "], 50, "{version}");
+    }
+}
+
+#[test]
+fn before_version_10_a_room_whose_power_levels_have_an_empty_list_of_events_is_still_come_into() {
+    for version in ["5", "9"] {
+        let mut scene = Scene::new(version);
+        let users = json!({ scene.room.creator.as_str(): 100 });
+        let levels = scene.set_state("m.room.power_levels", "", json!({ "users": users, "events": [] }));
+        scene.send("1", &[&levels]);
+        assert!(accepted(&scene, &levels), "{version}");
+        let user = scene.peer.user("late");
+        let join = scene.join(&user);
+        scene.send("2", &[&join]);
+        assert!(accepted(&scene, &join), "{version}");
+    }
 }

@@ -29,6 +29,11 @@ pub struct Classified {
 const AUTH_TYPES: [&str; 4] =
     ["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
 
+/// What a state has once an event of the room rests on it: what is set can be replaced, and never unset. A state without them would
+/// have the defaults in force, by which anybody may invite. Memberships are not among these: in rooms of old versions the resolution
+/// of forks does lose some, and such a room can be come into all the same.
+const NEVER_UNSET: [&str; 2] = ["m.room.power_levels", "m.room.join_rules"];
+
 /// Tells the auth events from the others. By "auth events selection" a membership carries an event of its user, an
 /// event about them, or one that names them as the one who lets somebody in. One that is cited beyond that makes the
 /// citing event fail anyway (rule 3.2), so that a mistake here lets nothing in.
@@ -151,7 +156,8 @@ impl AuthGraph {
         self.allowed.values().filter(|event| self.in_state.contains(event.event_id()))
     }
 
-    /// The state has the create event, and no two events for one type and state key. (Of the others the store sees it.)
+    /// The state has the create event, no two events for one type and state key (of the others the store sees it), and what the
+    /// room had of [`NEVER_UNSET`] when others came to rest on it.
     fn check_state(&self) -> Result<()> {
         let mut seen = HashSet::new();
         for event in self.state() {
@@ -161,6 +167,14 @@ impl AuthGraph {
         }
         if !self.in_state.contains(self.create.event_id()) {
             return Err(Error::bad_json("a state without m.room.create"));
+        }
+        let is_missing = |event: &&VerifiedPdu| {
+            let event_type = event.event_type();
+            NEVER_UNSET.iter().any(|never| event.is(never, "")) && !seen.contains(&(event_type, ""))
+        };
+        if let Some(event) = self.allowed.values().find(is_missing) {
+            let event_type = event.event_type();
+            return Err(Error::bad_json(format!("a state without the {event_type} that the room rests on")));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::membership::Memberships;
 use crate::store::rooms::append::{Append, Current};
-use crate::store::rooms::room_import::StagedEvent;
+use crate::store::rooms::room_import::StagedRoom;
 use crate::store::rooms::state::StateRef;
 use crate::store::{RoomKey, Status, Tx};
 
@@ -35,7 +35,7 @@ pub struct RoomImport<'h> {
     hs: &'h Homeserver,
     room: RoomKey,
     room_id: RoomId,
-    state: Vec<StagedEvent>,
+    staged: StagedRoom,
 }
 
 /// What came of a room that was to be imported.
@@ -53,7 +53,7 @@ impl<'h> Memberships<'h> {
     pub fn begin_import(self, room_id: &RoomId, version: RoomVersion) -> Result<RoomImport<'h>> {
         let id = room_id.clone();
         let room = self.store.write(move |tx| Ok(tx.make_room(&id, version)?.key))?;
-        Ok(RoomImport { hs: self.0, room, room_id: room_id.clone(), state: Vec::new() })
+        Ok(RoomImport { hs: self.0, room, room_id: room_id.clone(), staged: StagedRoom::default() })
     }
 
     /// Imports a room that is at hand as a whole. `extra` is in the transaction that makes this server resident.
@@ -78,7 +78,9 @@ impl RoomImport<'_> {
         while !rest.is_empty() {
             let later = rest.split_off(rest.len().min(EVENTS_PER_WRITE_MAX));
             // What comes last waits for the disk, and with it for these.
-            self.state.extend(self.hs.store.write_lightly(move |tx| tx.stage_events(room, &rest))?);
+            let staged = self.hs.store.write_lightly(move |tx| tx.stage_events(room, &rest))?;
+            self.staged.state.extend(staged.state);
+            self.staged.rejected.extend(staged.rejected);
             rest = later;
         }
         Ok(())
@@ -91,13 +93,13 @@ impl RoomImport<'_> {
         join: VerifiedPdu,
         extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
     ) -> Result<ImportOutcome> {
-        let Self { hs, room, room_id, state } = self;
-        let events = state.len();
+        let Self { hs, room, room_id, staged } = self;
+        let events = staged.state.len();
         let outcome = hs.store.write(move |tx| {
             if tx.room_by_key(room)?.resident {
                 return Ok(ImportOutcome::WasResident);
             }
-            become_resident(tx, room, state, &join)?;
+            become_resident(tx, room, staged, &join)?;
             tx.hasten_pending_in(room)?;
             extra(tx)?;
             Ok(ImportOutcome::BecameResident)
@@ -110,17 +112,12 @@ impl RoomImport<'_> {
 }
 
 /// Makes the state of the answer the room's state, and puts the join on top of it.
-fn become_resident(
-    tx: &mut Tx<'_>,
-    room: RoomKey,
-    state: Vec<StagedEvent>,
-    join: &VerifiedPdu,
-) -> Result<()> {
+fn become_resident(tx: &mut Tx<'_>, room: RoomKey, staged: StagedRoom, join: &VerifiedPdu) -> Result<()> {
     if matches!(tx.event_status(join.event_id())?, Some((_, false))) {
         return Err(Error::forbidden("The join is an old one"));
     }
     let at = tx.next_stream();
-    let snapshot = tx.import_state(room, state, at)?;
+    let snapshot = tx.import_state(room, staged, at)?;
     let mut missing = Vec::new();
     for id in join.prev_events() {
         if !matches!(tx.event_status(id)?, Some((_, false))) {

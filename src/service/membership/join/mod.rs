@@ -4,7 +4,10 @@
 //! - `receive`: its way from the answer to the database, in passing.
 //! - `check`: whether it is a room that the join may enter.
 //! - `import`: becoming resident in it.
+//!
+//! `attempts`: what comes of asking one server after the other.
 
+mod attempts;
 pub(super) mod check;
 pub mod import;
 pub(super) mod receive;
@@ -15,8 +18,9 @@ use std::time::Instant;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use self::attempts::{JoinAttempts, host_of};
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open};
+use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open, check_still_holds};
 use super::guest_access::check_guest;
 use super::open_door::check_wanted;
 use super::replaced_rooms::follow_upgrade;
@@ -38,6 +42,7 @@ use crate::service::events::entry::check_not_closed;
 use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::events::serve::state_for_join;
+use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::membership::Memberships;
 use crate::service::membership::join::import::{ImportOutcome, RoomImport};
@@ -246,7 +251,8 @@ impl Memberships<'_> {
         }
         let before = PriorMembership::of(row.as_ref());
         let candidates = self.candidates(target, row.as_ref())?;
-        let mut attempts = JoinAttempts::new(self.clock.instant());
+        let mut attempts =
+            JoinAttempts::new(self.clock.instant(), host_of(row.as_ref(), by.is_some()).cloned());
         let mut expected = self.store.read(|db| {
             TemplateExpectation::to_enter(db, HandshakeKind::Join, &target.room_id, user, row.as_ref())
         })?;
@@ -262,7 +268,7 @@ impl Memberships<'_> {
             }
         }
         for peer in &candidates {
-            if !attempts.answers.has_time(self.clock.instant()) {
+            if attempts.shut_out || !attempts.answers.has_time(self.clock.instant()) {
                 break;
             }
             let template =
@@ -270,7 +276,7 @@ impl Memberships<'_> {
             let (template, version) = match template {
                 Ok(answer) => answer,
                 Err(error) => {
-                    attempts.answers.add(peer, error);
+                    attempts.add(peer, error);
                     continue;
                 }
             };
@@ -408,10 +414,7 @@ impl Memberships<'_> {
             log::warn!("what waited for {entered} is lost: {e}");
         }
         if let Ok(removal) = removed.try_recv()
-            && let Err(e) = self
-                .keys()
-                .check_parsed_pdu(ParsedPdu::of(&removal), KeyPurpose::Received(peer))
-                .and_then(|removal| self.events().receive_pdu(peer, removal))
+            && let Err(e) = self.receive_removal(peer, &removal)
         {
             // The room, which we know now, may not allow it: then it never happened, and the join did.
             log::info!("{user_id} was not removed from {entered} after all: {}", e.message());
@@ -419,6 +422,15 @@ impl Memberships<'_> {
         // A leave that a user asked for meanwhile is still in its row.
         self.scheduler.wake();
         Ok(())
+    }
+
+    /// A removal that met the join, from before this server knew whom the room keeps out.
+    fn receive_removal(&self, peer: &ServerName, removal: &Pdu) -> Result<()> {
+        self.store.read(|db| {
+            RoomAcl::of(db, &db.known_room(removal.room_id())?)?.check(&removal.sender().server())
+        })?;
+        let removal = self.keys().check_parsed_pdu(ParsedPdu::of(removal), KeyPurpose::Received(peer))?;
+        self.events().receive_pdu(peer, removal)
     }
 
     /// Nobody let us in. If a server took the join, or may have, the local user leaves the room again in the end, and
@@ -441,60 +453,6 @@ fn stands_no_more() -> Error {
     Error::forbidden("The invite that accepted the knock does not stand any more")
 }
 
-/// What came of the attempts to join so far.
-struct JoinAttempts {
-    answers: HandshakeAnswers,
-    /// The join that was handed in last.
-    last: Option<Pdu>,
-    /// Whether a server may have taken a join without our hearing of it.
-    unsure: bool,
-    /// Servers that took a join, and told of a room that cannot be entered.
-    taken_by: Vec<ServerName>,
-}
-
-impl JoinAttempts {
-    fn new(now: Instant) -> Self {
-        Self { answers: HandshakeAnswers::new(now), last: None, unsure: false, taken_by: Vec::new() }
-    }
-
-    /// Takes down that a server did not let us in.
-    fn not_in(&mut self, peer: &ServerName, join: Pdu, error: CallError) {
-        if error.is_after_success() {
-            self.taken_by.push(peer.clone());
-        } else {
-            self.unsure |= error.is_transient();
-        }
-        self.last = Some(join);
-        self.answers.add(peer, error);
-    }
-
-    /// Whether the local user may be in the room, to the knowledge of others.
-    fn may_be_in(&self) -> bool {
-        self.unsure || !self.taken_by.is_empty()
-    }
-
-    /// In what way nobody let us in.
-    fn failure(&self) -> JoinFailure {
-        match (self.taken_by.is_empty(), self.unsure) {
-            (false, _) => JoinFailure::Taken(self.taken_by.clone()),
-            (true, true) => JoinFailure::Unanswered,
-            (true, false) => JoinFailure::Refused,
-        }
-    }
-
-    /// What the client is told. 502 where a server took the join.
-    fn into_error(self) -> Error {
-        let error = self.answers.into_error();
-        match self.taken_by.first() {
-            Some(peer) => Error::bad_gateway(format!(
-                "{peer} took the join, but the room cannot be entered by what it tells of it: it is being left again"
-            ))
-            .with_cause(error),
-            None => error,
-        }
-    }
-}
-
 /// A failure of our own during a handshake, as one more reason why it did not work out with this server.
 fn ours(error: Error) -> CallError {
     log::log!(error.level(log::Level::Error), "a handshake failed on our side: {error}");
@@ -506,7 +464,7 @@ fn ours(error: Error) -> CallError {
 impl Memberships<'_> {
     /// `PUT /send_join`: takes the join into the room, with our signature, and tells the other servers in it. Returns
     /// the body of the answer: the state before the join, its auth chain, the join as it went into the room. A repeat
-    /// gets the same answer and makes no second event.
+    /// gets the same answer while the user is in the room, and makes no second event. Errors: 403 `M_FORBIDDEN`.
     pub fn receive_join(
         &self,
         origin: &ServerName,
@@ -523,7 +481,9 @@ impl Memberships<'_> {
         self.check_authoriser(&room, &join)?;
         let join = self.events().with_signature_of(policy.as_ref(), join)?;
         let accept = || self.events().accept_signed(join.clone(), origin, Membership::Join);
-        self.after_their_invite(room_id, join.sender(), accept)?;
+        if self.after_their_invite(room_id, join.sender(), accept)?.already {
+            self.store.read(|db| check_still_holds(db, &room, &join))?;
+        }
         self.join_answer(&room, &join, may_omit_members)
     }
 

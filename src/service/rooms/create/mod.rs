@@ -242,6 +242,10 @@ fn sign_events_and_invites(
                 state.get(&(kind.to_owned(), key.to_owned())).cloned()
             }),
         };
+        let allowed = match pdu.is("m.room.power_levels", "") {
+            true => allowed.and_then(|()| event_auth::check_written(&pdu, None, version)),
+            false => allowed,
+        };
         if let Err(refused) = allowed {
             if may_be_refused {
                 log::warn!("{} is not invited to {room}: {refused}", event.state_key);
