@@ -6,6 +6,8 @@
 //! invite takes effect (`store/rooms/owed_joins.rs`), whether or not it is wanted, which is asked when it is made. It is
 //! made once: in a room that this server is in, the debt ends with the join; elsewhere with the row that says that the
 //! user is joining, and from then on that row knows what is to be done. Whatever else becomes of the invite ends it.
+//! So does a refusal by the server that the knock went through: whoever else says yes may have sent the invite without being
+//! allowed to, and show a room in which they were.
 //!
 //! The server's default is to leave the invite to the user: the specification permits to accept it for them, clients of
 //! today expect to do so, and only a client's own join has it fetch the keys of what was said before. Accounts
