@@ -286,6 +286,7 @@ impl Tx<'_> {
             "UPDATE users SET deactivated = 1, leaving_due_ms = ?2, password = NULL WHERE user_id = ?1",
             params![user.as_str(), now + LEAVING_LEFT_TO_REQUEST_MS],
         )?;
+        self.is_due(now + LEAVING_LEFT_TO_REQUEST_MS);
         self.execute("DELETE FROM owed_profiles WHERE user_id = ?1", params![user.as_str()])?;
         self.forget_own_cross_signing(user)?;
         self.delete_key_backups(user)?;
@@ -316,7 +317,7 @@ impl Tx<'_> {
             "UPDATE users SET leaving_due_ms = ?2 WHERE user_id = ?1 AND deactivated = 1",
             params![user.as_str(), due],
         )?;
-        self.wake_timer();
+        self.is_due(due);
         Ok(())
     }
 

@@ -54,6 +54,7 @@ impl Tx<'_> {
             "INSERT OR REPLACE INTO owed_profiles (user_id, stream, attempts, due_ms) VALUES (?1, ?2, 0, ?3)",
             params![user.as_str(), stream, now + LEFT_TO_REQUEST_MS],
         )?;
+        self.is_due(now + LEFT_TO_REQUEST_MS);
         Ok(())
     }
 
@@ -68,7 +69,7 @@ impl Tx<'_> {
             "UPDATE owed_profiles SET due_ms = ?3, attempts = attempts + ?4 WHERE user_id = ?1 AND stream = ?2",
             params![user.as_str(), stream, due, tried],
         )?;
-        self.wake_timer();
+        self.is_due(due);
         Ok(())
     }
 
@@ -84,6 +85,7 @@ impl Tx<'_> {
     /// After a start nobody is at them.
     pub fn hasten_owed_profiles(&mut self, now: Millis) -> Result<()> {
         self.execute("UPDATE owed_profiles SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
+        self.is_due(now);
         Ok(())
     }
 }

@@ -123,6 +123,7 @@ impl Tx<'_> {
         ] {
             connection.execute(once, [])?;
         }
+        self.wake_timer();
         self.all_rooms_are_behind_backup(now)?;
         let connection = self.conn();
         // What was due is taken to have been sent, and what was to be told to be told.
