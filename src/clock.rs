@@ -9,10 +9,38 @@ pub use crate::protocol::Millis;
 /// So far the clock can be moved: what is reckoned from its times stays within what a number in JSON may be (2^53 - 1).
 const AHEAD_MS_MAX: Millis = 1 << 52;
 
-/// Real time plus an offset that tests can advance. Cheap to clone; clones share the offset.
-#[derive(Clone, Default)]
-pub struct Clock {
-    ahead_ms: Arc<AtomicI64>,
+/// A clock that was set by no more than this was not set: so much is put right all the time.
+const SET_SLACK_MS: Millis = 5_000;
+
+/// Real time plus an offset that tests can move. Cheap to clone; clones are the same clock.
+///
+/// It shows two times. [`Clock::now_ms`] is that of the calendar: what others are told, and what is kept on disk. Whoever runs the
+/// machine may set it, or the network does: forward, and back again. So what lasts only as long as this process is counted by
+/// [`Clock::steady_ms`], which nobody sets.
+#[derive(Clone)]
+pub struct Clock(Arc<ClockState>);
+
+struct ClockState {
+    /// When it was made, by both.
+    began: Instant,
+    began_ms: Millis,
+    /// So far it was advanced: time has passed.
+    ahead_ms: AtomicI64,
+    /// So far it was set: no time has.
+    set_ms: AtomicI64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        let [ahead_ms, set_ms] = [0, 0].map(AtomicI64::new);
+        Self(Arc::new(ClockState { began: Instant::now(), began_ms: real_ms(), ahead_ms, set_ms }))
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "this is the one place that may ask the system")]
+fn real_ms() -> Millis {
+    let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(real.as_millis()).unwrap_or(Millis::MAX)
 }
 
 impl Clock {
@@ -22,10 +50,15 @@ impl Clock {
     }
 
     /// Wall-clock time in milliseconds since the Unix epoch.
-    #[allow(clippy::disallowed_methods, reason = "this is the one place that may ask the system")]
     pub fn now_ms(&self) -> Millis {
-        let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Millis::try_from(real.as_millis()).unwrap_or(Millis::MAX) + self.ahead_ms.load(Ordering::Relaxed)
+        real_ms() + self.0.ahead_ms.load(Ordering::Relaxed) + self.0.set_ms.load(Ordering::Relaxed)
+    }
+
+    /// Milliseconds since some time, which go on whatever the wall clock is set to: for how long something has lasted in this
+    /// process. It is not told to anybody, and means nothing after a restart.
+    pub fn steady_ms(&self) -> Millis {
+        let since = Millis::try_from(self.0.began.elapsed().as_millis()).unwrap_or(Millis::MAX);
+        self.0.began_ms + since + self.0.ahead_ms.load(Ordering::Relaxed)
     }
 
     /// Monotonic time for deadlines of sockets and waits; not moved by `advance`.
@@ -46,7 +79,32 @@ impl Clock {
     pub fn try_advance(&self, by: Duration) -> bool {
         let by = Millis::try_from(by.as_millis()).unwrap_or(Millis::MAX);
         let moved = |ahead: Millis| ahead.checked_add(by).filter(|ahead| *ahead <= AHEAD_MS_MAX);
-        self.ahead_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved).is_ok()
+        self.0.ahead_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved).is_ok()
+    }
+
+    /// Sets the wall clock so many milliseconds wrong, for tests: to be wrong, it is set by whoever runs the machine.
+    pub fn set_wrong_by(&self, ms: Millis) {
+        self.0.set_ms.store(ms, Ordering::Relaxed);
+    }
+}
+
+/// Notices that the wall clock was set.
+pub struct ClockWatch {
+    /// How far it stood before the steady one.
+    ahead_ms: Millis,
+}
+
+impl ClockWatch {
+    /// Looks from now on.
+    pub fn new(clock: &Clock) -> Self {
+        Self { ahead_ms: clock.now_ms() - clock.steady_ms() }
+    }
+
+    /// By how much the clock was set since the last look; less than nothing: it was set back. None: it was not, or by very little.
+    pub fn look(&mut self, clock: &Clock) -> Option<Millis> {
+        let ahead = clock.now_ms() - clock.steady_ms();
+        let set = ahead - std::mem::replace(&mut self.ahead_ms, ahead);
+        (set.abs() > SET_SLACK_MS).then_some(set)
     }
 }
 
@@ -72,5 +130,23 @@ mod tests {
         assert!(!clock.try_advance(Duration::MAX) && !clock.try_advance(century));
         assert!((stands..stands + 3_600_000).contains(&clock.now_ms()));
         assert!(stands < (1 << 53) - 1);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_is_noticed_once_and_the_steady_time_goes_on() {
+        let clock = Clock::new();
+        let mut watch = ClockWatch::new(&clock);
+        let hour = 3_600_000;
+        clock.advance(Duration::from_secs(86_400));
+        assert_eq!(watch.look(&clock), None, "time that passed");
+        let steady = clock.steady_ms();
+        clock.set_wrong_by(3 * hour);
+        let set = watch.look(&clock).expect("noticed");
+        assert!((set - 3 * hour).abs() < 1_000, "{set}");
+        assert_eq!(watch.look(&clock), None);
+        clock.set_wrong_by(0);
+        let set = watch.look(&clock).expect("noticed");
+        assert!((set + 3 * hour).abs() < 1_000, "{set}");
+        assert!((0..hour).contains(&(clock.steady_ms() - steady)));
     }
 }

@@ -111,7 +111,7 @@ impl Launched {
 
     /// Reads every certificate file again; connections stay. One that an authority did not give is asked for again.
     pub fn reload_certificates(&self) {
-        self.http.reload_certificates();
+        self.http.reload_certificates_aside();
         self.homeserver.acme.hurry();
     }
 

@@ -390,6 +390,18 @@ impl TestServer {
         moved
     }
 
+    /// Sets this server's clock so many milliseconds wrong, as the machine's would be set: no time passes by that, and nobody is
+    /// told. With 0 it is right again, but for what it was advanced by.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// server.set_clock_wrong_by(3 * 3_600_000);
+    /// server.set_clock_wrong_by(0);
+    /// ```
+    pub fn set_clock_wrong_by(&self, ms: i64) {
+        self.clock.set_wrong_by(ms);
+    }
+
     /// Stops the server; its ports refuse connections until `resume`.
     ///
     /// ```

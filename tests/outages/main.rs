@@ -3,6 +3,7 @@
 //!
 //! - `check`: what `doorstep check` finds, beside a server and without one.
 //! - `backup`: backups while everything goes on, and what becomes of a server that was restored from one.
+//! - `clocks`: a clock that was ahead, and is set right.
 //! - `commands`: the operator's, with a server that runs, starts, stops or was killed, and without one.
 //! - `crash`: SIGKILL in every state of a remote membership.
 //! - `crash_random`: SIGKILL at random moments while everything happens at once.
@@ -24,6 +25,7 @@ pub mod common;
 
 mod backup;
 mod check;
+mod clocks;
 mod commands;
 mod crash;
 mod crash_random;

@@ -197,7 +197,7 @@ impl Discovery {
     }
 
     fn delegation(&self, host: &str, within: Duration) -> Option<String> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         let known = self.well_knowns.get(host);
         if let Some((delegation, until)) = &known
             && now < *until
@@ -272,7 +272,7 @@ impl Discovery {
             }
             self.addresses.take(&host);
         }
-        let doubt = self.clock.now_ms() + WELL_KNOWN_IN_DOUBT_MS;
+        let doubt = self.clock.steady_ms() + WELL_KNOWN_IN_DOUBT_MS;
         self.well_knowns.shorten(&server.as_str().to_ascii_lowercase(), doubt);
     }
 
@@ -287,7 +287,7 @@ impl Discovery {
 
     /// The SRV targets of a host in the order to try; none if there are no records.
     fn srv_targets(&self, host: &str, deadline: Instant) -> Result<Vec<Srv>, NoRoute> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         let records = match self.srvs.get(host) {
             Some((records, until)) if now < until => records,
             _ => {
@@ -334,7 +334,7 @@ impl Discovery {
     }
 
     fn resolve(&self, host: &str, within: Duration) -> Result<Vec<IpAddr>, String> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         if let Some((found, until)) = self.addresses.get(host)
             && now < until
         {

@@ -26,7 +26,8 @@ pub fn backup(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) ->
     operator_only(admin)?;
     let gone = request.hung_up();
     let backup = hs.admin().back_up(|| !gone.as_ref().is_some_and(|gone| gone()))?;
-    // Whoever reads it may have to wait for a disk, or for an hour for a person. No other backup is made meanwhile.
+    // Whoever reads it may have to wait for a disk, or for an hour for a person. No other backup is made meanwhile, unless somebody
+    // wants one while this has stood still for minutes.
     Ok(Reply::unmeasured("application/x-tar", Box::new(backup)).taken_at(64))
 }
 

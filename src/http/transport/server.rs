@@ -103,6 +103,15 @@ impl Server {
         self.certificates.iter().for_each(|tls| tls.reload());
     }
 
+    /// The same by a thread of its own: who hears signals waits for no disk.
+    pub fn reload_certificates_aside(&self) {
+        let certificates = self.certificates.clone();
+        let reload = move || certificates.iter().for_each(|tls| tls.reload());
+        if let Err(e) = thread::Builder::new().name("certificate".to_owned()).spawn(reload) {
+            log::warn!("the TLS certificate is not read again: {e}");
+        }
+    }
+
     /// How many connections are open, for tests and the curious.
     pub fn connections(&self) -> usize {
         lock(&self.shared.registry).open.len()
@@ -442,7 +451,7 @@ fn accept_one(shared: &Arc<ServerState>, listener: &Listener, ended: &PipeReader
             let (tcp, address) = listener.accept()?;
             // Without it small answers wait for nothing; and who is gone already needs none.
             let _ = tcp.set_nodelay(true);
-            (tcp, Origin { address, is_local: false }, tls.as_deref())
+            (tcp, Origin { address, is_local: false }, tls.as_ref())
         }
         Listener::Local(socket) => {
             let Some(stream) = socket.accept()? else { return Ok(()) };
@@ -470,7 +479,7 @@ fn begin(
     shared: &Arc<ServerState>,
     tcp: TcpStream,
     origin: Origin,
-    tls: Option<&Tls>,
+    tls: Option<&Arc<Tls>>,
     ended: &PipeReader,
 ) -> io::Result<()> {
     tcp.set_nonblocking(true)?;

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -45,6 +47,8 @@ pub(super) struct Tls {
     source: Certificate,
     config: ArcSwap<ServerConfig>,
     seen: Mutex<(Instant, Look)>,
+    /// A thread looks at the files.
+    looking: AtomicBool,
 }
 
 impl Tls {
@@ -52,23 +56,39 @@ impl Tls {
     pub(super) fn new(source: Certificate) -> Result<Self> {
         let look = look_at(&source);
         let config = ArcSwap::new(load(&source)?);
-        Ok(Self { source, config, seen: Mutex::new((Instant::now(), look)) })
+        Ok(Self { source, config, seen: Mutex::new((Instant::now(), look)), looking: AtomicBool::new(false) })
     }
 
-    /// The settings for a new connection. Looks at the files now and then.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    /// The settings for a new connection. Has the files looked at now and then: whoever accepts connections waits for no disk.
+    pub(super) fn config(self: &Arc<Self>) -> Arc<ServerConfig> {
+        let is_file = matches!(self.source, Certificate::Files(_));
+        if is_file
+            && lock(&self.seen).0.elapsed() >= LOOK_INTERVAL
+            && !self.looking.swap(true, Ordering::Relaxed)
+        {
+            let tls = self.clone();
+            let look = move || {
+                tls.look();
+                tls.looking.store(false, Ordering::Relaxed);
+            };
+            // Without a thread the next connection has it looked at.
+            if thread::Builder::new().name("certificate".to_owned()).spawn(look).is_err() {
+                self.looking.store(false, Ordering::Relaxed);
+            }
+        }
+        self.config.load_full()
+    }
+
+    fn look(&self) {
+        let found = look_at(&self.source);
         let changed = {
             let mut seen = lock(&self.seen);
-            let due = seen.0.elapsed() >= LOOK_INTERVAL;
-            if due {
-                seen.0 = Instant::now();
-            }
-            due && look_at(&self.source) != seen.1
+            seen.0 = Instant::now();
+            found != seen.1
         };
         if changed {
             self.reload();
         }
-        self.config.load_full()
     }
 
     /// Reads the certificate again. If it cannot be used, the old one stays and the log says so.

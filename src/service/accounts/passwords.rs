@@ -388,7 +388,7 @@ impl Accounts<'_> {
                     (false, true) => Familiarity::Holder,
                     (false, false) => Familiarity::Stranger,
                 };
-                Some(self.passwords.tries.begin(user, from, standing, self.clock.now_ms())?)
+                Some(self.passwords.tries.begin(user, from, standing, self.clock.steady_ms())?)
             }
             None => None,
         };

@@ -20,7 +20,7 @@ pub struct RegistrationNonces(Mutex<HashMap<String, Millis>>);
 impl Accounts<'_> {
     /// A nonce that is good for one registration within a minute.
     pub fn new_registration_nonce(&self) -> String {
-        let (nonce, now) = (random::token(), self.clock.now_ms());
+        let (nonce, now) = (random::token(), self.clock.steady_ms());
         let mut nonces = lock(&self.registration_nonces.0);
         if nonces.len() >= NONCES_MAX {
             nonces.retain(|_, made| now - *made < NONCE_LIFE_MS);
@@ -37,7 +37,7 @@ impl Accounts<'_> {
     /// Whether this nonce was given out within the last minute and not used since; it is used now.
     pub fn use_registration_nonce(&self, nonce: &str) -> bool {
         let made = lock(&self.registration_nonces.0).remove(nonce);
-        made.is_some_and(|made| self.clock.now_ms() - made < NONCE_LIFE_MS)
+        made.is_some_and(|made| self.clock.steady_ms() - made < NONCE_LIFE_MS)
     }
 }
 

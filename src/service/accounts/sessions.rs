@@ -218,7 +218,7 @@ impl Accounts<'_> {
             let expired = Error::new(ErrCode::UnknownToken, "The access token has expired");
             return Err(expired.with_field("soft_logout", true));
         }
-        let unseen = session.last_seen_ms.is_none_or(|seen| now - seen >= LAST_SEEN_LAG_MS);
+        let unseen = session.last_seen_ms.is_none_or(|seen| !(0..LAST_SEEN_LAG_MS).contains(&(now - seen)));
         if unseen || session.replaces.is_some() {
             let used = session.clone();
             self.store.write(move |tx| {

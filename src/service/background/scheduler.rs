@@ -11,10 +11,12 @@ mod delayed;
 mod deletions;
 mod failures;
 mod guests;
+mod invites;
 mod joins;
 mod memberships;
 mod pending;
 mod profiles;
+mod set_clock;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +24,9 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::failures::Lease;
+use self::failures::take_up;
 use crate::bounded::BoundedMap;
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, ClockWatch, Millis};
 use crate::error::Result;
 use crate::locks::{lock, wait_timeout, wait_until};
 use crate::protocol::{RoomId, ServerName, UserId};
@@ -40,14 +42,11 @@ const MERGERS_MAX: usize = 2;
 const LIST_FETCHERS_MAX: usize = 12;
 /// How many of them from one server.
 const LIST_FETCHERS_OF_SERVER_MAX: usize = 2;
-/// How many invites are handed out at once, beside those, and how many of them to one server.
-const INVITERS_MAX: usize = 8;
-const INVITERS_OF_SERVER_MAX: usize = 3;
 /// For how long a job is left alone if something failed on this server.
 const AFTER_FAILURE_MS: Millis = 60_000;
 /// How long such a room stays taken if not even that could be written down.
 const UNWRITTEN_REST: Duration = Duration::from_secs(5);
-/// When the database is looked at again that could not be read.
+/// When the database is looked at again that could not be read, and what is due is taken up again for which there was no thread.
 const AFTER_FAILED_LOOK_MS: Millis = 5_000;
 /// How often the clock is looked at, if nothing is due before. Nothing else happens then, unless something is due.
 const CLOCK_INTERVAL_MS: Millis = 250;
@@ -71,6 +70,11 @@ struct SchedulerShared {
     /// An invite was handed out, or could not be.
     invited: Condvar,
     any_waiting: AtomicBool,
+    /// There was no thread for something since the last look.
+    lacks_threads: AtomicBool,
+    /// No thread can be begun.
+    #[cfg(test)]
+    refuses_threads: AtomicBool,
 }
 
 #[derive(Default)]
@@ -80,7 +84,8 @@ struct SchedulerState {
     /// When something is due that was not known then.
     look_by: Option<Millis>,
     stop: bool,
-    working: usize,
+    /// What is being done, by names of its own, beside the joining of branches.
+    working: Vec<String>,
     merging: usize,
     /// Memberships elsewhere of which something is told, or asked, a thread for each.
     pursuing: Vec<PursuedMembership>,
@@ -90,8 +95,8 @@ struct SchedulerState {
     fetching: HashSet<RoomKey>,
     /// Those of them that we are not in, with a server that sent something of what waits there.
     fetching_remote: Vec<(RoomKey, ServerName)>,
-    /// The servers that invites are being handed out to, a thread for each invite.
-    inviting: Vec<ServerName>,
+    /// The invites that are being handed out, a thread for each, and to which servers.
+    inviting: Vec<(DueRow, ServerName)>,
     /// The users who are being joined, with the room, a thread for each.
     joining: Vec<DueRow>,
     /// The delayed events that are being sent, a thread for each, and whose they are.
@@ -105,9 +110,14 @@ struct SchedulerState {
 }
 
 impl SchedulerState {
+    /// How many of the workers' threads there are.
+    fn at_work(&self) -> usize {
+        self.working.len() + self.merging
+    }
+
     /// Whether anything is being done.
     fn is_busy(&self) -> bool {
-        self.working > 0
+        self.at_work() > 0
             || !self.listing.is_empty()
             || !self.pursuing.is_empty()
             || !self.fetching.is_empty()
@@ -159,6 +169,21 @@ impl SchedulerShared {
         drop(state);
         self.moved.notify_all();
     }
+
+    /// Has something done by a thread of its own. False: there is none to be had now, and what the job held was given back.
+    fn begin(&self, name: &str, job: impl FnOnce() + Send + 'static) -> bool {
+        let thread = thread::Builder::new().name(name.to_owned());
+        #[cfg(test)]
+        let thread = match self.refuses_threads.load(Ordering::Relaxed) {
+            true => thread.stack_size(usize::MAX / 2),
+            false => thread,
+        };
+        let Err(error) = thread.spawn(job) else { return true };
+        if !self.lacks_threads.swap(true, Ordering::Relaxed) {
+            log::warn!("no thread yet for what is due: {error}");
+        }
+        false
+    }
 }
 
 impl Scheduler {
@@ -174,22 +199,16 @@ impl Scheduler {
                 || db.next_device_list_due()?.is_some()
                 || db.next_room_behind_backup_due()?.is_some()
                 || db.next_room_deletion_due()?.is_some()
+                || db.next_guest_removal_due()?.is_some()
                 || db.next_owed_bans_due()?.is_some()
                 || db.next_owed_profile_due()?.is_some()
-                || !db.unfinished_deactivations()?.is_empty())
+                || !db.unfinished_deactivations()?.is_empty()
+                || db.is_anything_too_late(now)?)
         };
         if hs.store.read(due)? {
             hs.store.write(move |tx| {
-                tx.hasten_remote_memberships(now)?;
-                tx.hasten_all_pending(now)?;
-                tx.hasten_owed_invites(now)?;
-                tx.hasten_owed_joins(now)?;
-                tx.hasten_all_device_lists(now)?;
-                tx.hasten_rooms_behind_backup(now)?;
-                tx.hasten_room_deletions(now)?;
-                tx.hasten_owed_bans(now)?;
-                tx.hasten_owed_profiles(now)?;
-                tx.hasten_deactivations(now)
+                tx.put_lateness_right(now)?;
+                set_clock::hasten(tx, now)
             })?;
         }
         let (shared, weak, clock) = (self.shared.clone(), Arc::downgrade(hs), hs.clock.clone());
@@ -332,7 +351,9 @@ fn nap(now: Millis, due: Option<Millis>) -> Duration {
 }
 
 fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
-    let mut next = Some(Millis::MIN);
+    let (mut next, mut watch) = (Some(Millis::MIN), ClockWatch::new(clock));
+    // The clock was set back: when what it had put off is done.
+    let mut set_back: Option<Instant> = None;
     loop {
         {
             let mut state = lock(&shared.state);
@@ -346,11 +367,11 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
             if state.stop {
                 return;
             }
-            if state.working >= WORKERS_MAX
+            if state.at_work() >= WORKERS_MAX
                 && state.listing.len() >= LIST_FETCHERS_MAX
                 && memberships::all_taken(&state)
                 && pending::all_taken(&state)
-                && state.inviting.len() >= INVITERS_MAX
+                && state.inviting.len() >= invites::INVITERS_MAX
                 && state.joining.len() >= joins::JOINERS_MAX
                 && state.sending.len() >= delayed::SENDERS_MAX
             {
@@ -365,6 +386,14 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
         }
         let Some(hs) = weak.upgrade() else { return };
         hs.outgoing.relieve();
+        if set_clock::tell_of_it(&mut watch, &hs) {
+            set_back = Some(Instant::now());
+        }
+        if set_back.is_some_and(|at| at <= Instant::now()) {
+            let later = Instant::now() + UNWRITTEN_REST;
+            set_back = Some(later).filter(|_| !set_clock::put_right(&hs));
+            next = Some(Millis::MIN);
+        }
         let now = hs.clock.now_ms();
         {
             let mut state = lock(&shared.state);
@@ -373,7 +402,9 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
                 continue;
             }
         }
-        next = Some(match look(shared, &hs, now) {
+        let found = look(shared, &hs, now);
+        let failed = found.is_err() || shared.lacks_threads.swap(false, Ordering::Relaxed);
+        next = Some(match found {
             Ok(Some(due)) => due.min(now + LOOK_INTERVAL_MS),
             Ok(None) => now + LOOK_INTERVAL_MS,
             Err(error) => {
@@ -381,6 +412,11 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
                 now + AFTER_FAILED_LOOK_MS
             }
         });
+        if failed {
+            // What could not be begun has woken the timer, and would over and over.
+            lock(&shared.state).look = false;
+            next = Some(now + AFTER_FAILED_LOOK_MS);
+        }
     }
 }
 
@@ -388,7 +424,7 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
 fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Option<Millis>> {
     memberships::pursue_memberships(shared, hs, now)?;
     fetch_device_lists(shared, hs, now)?;
-    merge_forks(shared, hs)?;
+    merge_forks(shared, hs);
     pending::pursue_pending_events(shared, hs, now)?;
     guests::remove_guests(shared, hs, now)?;
     deletions::delete_rooms(shared, hs, now)?;
@@ -396,7 +432,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     profiles::tell_rooms(shared, hs, now)?;
     deactivations::leave_rooms(shared, hs, now)?;
     behind_backup::ask_for_lost_events(shared, hs, now)?;
-    hand_out_invites(shared, hs, now)?;
+    invites::hand_out_invites(shared, hs, now)?;
     joins::join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
     let more_keys = hs.devices().empty_deleted_key_backups()?;
@@ -446,13 +482,16 @@ fn fetch_device_lists(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: 
     for user in due {
         lock(&shared.state).listing.push(user.clone());
         let (listing, hs) = (ListingGuard(shared.clone(), user.clone()), hs.clone());
-        thread::Builder::new().name("lists".to_owned()).spawn(move || {
+        let begun = shared.begin("lists", move || {
             if let Err(error) = hs.devices().fetch_device_list(&user) {
                 log::log!(error.level(log::Level::Error), "the devices of {user} cannot be kept: {error}");
             }
             drop(hs);
             drop(listing);
-        })?;
+        });
+        if !begun {
+            break;
+        }
     }
     Ok(())
 }
@@ -467,82 +506,48 @@ impl Drop for ListingGuard {
     }
 }
 
-/// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one
-/// for a while.
-fn hand_out_invites(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
-    let due = hs.store.read(|db| db.owed_invites_due(now, INVITERS_OF_SERVER_MAX, INVITERS_MAX * 4))?;
-    for (room, invitee, server) in due {
-        {
-            let mut state = lock(&shared.state);
-            let to_one = state.inviting.iter().filter(|busy| **busy == server).count();
-            if state.inviting.len() >= INVITERS_MAX || to_one >= INVITERS_OF_SERVER_MAX {
-                continue;
-            }
-            state.inviting.push(server.clone());
-        }
-        let (inviting, hs) = (InvitingGuard(shared.clone(), server), hs.clone());
-        let (leased_room, leased, until) = (room.clone(), invitee.clone(), now + LEASE_MS);
-        hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, until, false))?;
-        thread::Builder::new().name("inviting".to_owned()).spawn(move || {
-            let delivered = hs.membership().deliver_owed_invite(&room, &invitee);
-            let what = format!("the invite of {invitee} to {room} cannot be kept");
-            Lease::until(until).end(&hs, delivered, (&what, log::Level::Error), move |tx, leased, now| {
-                tx.owed_invite_failed((&room, &invitee), leased, now)
-            });
-            drop(hs);
-            drop(inviting);
-        })?;
-    }
-    Ok(())
-}
-
-/// An invite that is being handed out, given back also when its thread panics.
-struct InvitingGuard(Arc<SchedulerShared>, ServerName);
-
-impl Drop for InvitingGuard {
-    fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        if let Some(at) = state.inviting.iter().position(|server| *server == self.1) {
-            state.inviting.swap_remove(at);
-        }
-        drop(state);
-        self.0.invited.notify_all();
-        self.0.wake();
-    }
-}
-
-/// A thread that works, counted out also when it panics.
-struct WorkingGuard(Arc<SchedulerShared>);
+/// Something that is being worked at, counted out also when the thread panics.
+struct WorkingGuard(Arc<SchedulerShared>, String);
 
 impl WorkingGuard {
-    fn new(shared: &Arc<SchedulerShared>) -> Self {
-        lock(&shared.state).working += 1;
-        Self(shared.clone())
+    /// None: it is being done already, or `most` are at work.
+    fn new(shared: &Arc<SchedulerShared>, what: String, most: usize) -> Option<Self> {
+        let mut state = lock(&shared.state);
+        if state.at_work() >= most || state.working.contains(&what) {
+            return None;
+        }
+        state.working.push(what.clone());
+        Some(Self(shared.clone(), what))
     }
 }
 
 impl Drop for WorkingGuard {
     fn drop(&mut self) {
-        lock(&self.0.state).working -= 1;
+        lock(&self.0.state).working.retain(|what| *what != self.1);
         self.0.wake();
     }
 }
 
 /// Joins the branches of rooms, on a thread of its own.
-fn merge_forks(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>) -> Result<()> {
+fn merge_forks(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>) {
     let forked = {
         let mut state = lock(&shared.state);
-        if state.working >= WORKERS_MAX || state.merging >= MERGERS_MAX || state.forked.is_empty() {
-            return Ok(());
+        if state.at_work() >= WORKERS_MAX || state.merging >= MERGERS_MAX || state.forked.is_empty() {
+            return;
         }
         state.merging += 1;
         std::mem::take(&mut state.forked)
     };
-    let merging = MergingGuard(shared.clone());
-    spawn(shared, hs, move |hs| {
-        forked.into_iter().for_each(|room| hs.events().merge_forks(room));
+    let (merging, worker, rooms) = (MergingGuard(shared.clone()), hs.clone(), forked.clone());
+    let begun = shared.begin("due", move || {
+        rooms.into_iter().for_each(|room| worker.events().merge_forks(room));
+        // In this order: who waits for the end of the work wants the homeserver back.
+        drop(worker);
         drop(merging);
-    })
+    });
+    if !begun {
+        lock(&shared.state).forked.extend(forked);
+    }
 }
 
 /// Branches that are being joined, given back also when the thread panics.
@@ -551,21 +556,6 @@ struct MergingGuard(Arc<SchedulerShared>);
 impl Drop for MergingGuard {
     fn drop(&mut self) {
         lock(&self.0.state).merging -= 1;
+        self.0.wake();
     }
-}
-
-/// Has something done by a thread of its own, which counts as one that works.
-fn spawn(
-    shared: &Arc<SchedulerShared>,
-    hs: &Arc<Homeserver>,
-    job: impl FnOnce(&Homeserver) + Send + 'static,
-) -> Result<()> {
-    let (working, hs) = (WorkingGuard::new(shared), hs.clone());
-    thread::Builder::new().name("due".to_owned()).spawn(move || {
-        job(&hs);
-        // In this order: who waits for the end of the work wants the homeserver back.
-        drop(hs);
-        drop(working);
-    })?;
-    Ok(())
 }

@@ -325,7 +325,7 @@ impl Devices<'_> {
         origin: &ServerName,
         wanted: BTreeMap<String, BTreeMap<String, String>>,
     ) -> Result<String> {
-        let (wanted, now) = (self.known_here(wanted)?, self.clock.now_ms());
+        let (wanted, now) = (self.known_here(wanted)?, self.clock.steady_ms());
         let (claimed, refused) = self.claim_within(&wanted, |db, user, device| {
             let is_neighbour = db.shares_a_room_with_server(user, origin)?;
             Ok(match self.claim_budget.take(origin, (user, device), is_neighbour, now) {
@@ -428,7 +428,7 @@ impl Devices<'_> {
         }
         let answer = call(left);
         match &answer {
-            Err(e) if e.is_unreachable() => self.key_server_pauses.failed(server, self.clock.now_ms()),
+            Err(e) if e.is_unreachable() => self.key_server_pauses.failed(server, self.clock.steady_ms()),
             _ => {
                 self.key_server_pauses.answered(server);
                 if was_failing {
@@ -447,7 +447,7 @@ impl Devices<'_> {
     pub(in crate::service) fn is_out_of_reach(&self, server: &ServerName) -> bool {
         let now = self.clock.now_ms();
         self.outgoing.failed_at(server).is_some_and(|at| now - at < OUT_OF_REACH_MS)
-            || self.key_server_pauses.is_pausing(server, now)
+            || self.key_server_pauses.is_pausing(server, self.clock.steady_ms())
     }
 }
 

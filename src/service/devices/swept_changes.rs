@@ -32,7 +32,9 @@ impl Devices<'_> {
     /// Goes on with the round, if it is due. When there is something to do again.
     pub fn sweep_device_changes(&self, now: Millis) -> Result<Option<Millis>> {
         let mut round = lock(&self.changes_sweep.round);
-        let due = *round.due.get_or_insert(now + AFTER_START_MS);
+        // A clock that was ahead and was put right is no reason to wait longer.
+        let due = round.due.map_or(now + AFTER_START_MS, |due| due.min(now + KEPT_MS));
+        round.due = Some(due);
         if now < due {
             return Ok(Some(due));
         }

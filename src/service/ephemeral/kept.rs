@@ -115,7 +115,7 @@ impl Ephemeral<'_> {
         room_id: &RoomId,
         (kind, content): (EduKind, Vec<u8>),
     ) -> Result<()> {
-        let edu = KeptEdu { server: server.clone(), kind, content, came_ms: self.clock.now_ms() };
+        let edu = KeptEdu { server: server.clone(), kind, content, came_ms: self.clock.steady_ms() };
         self.kept_edus.keep(room_id, edu);
         // Whoever was joining may have come in at this moment, after what waited by then was taken.
         if self.store.read(|db| db.resident_room(room_id))?.is_some() {
@@ -127,7 +127,7 @@ impl Ephemeral<'_> {
 
     /// We are in the room: what waited for that is received.
     pub(in crate::service) fn receive_kept(&self, room_id: &RoomId) -> Result<()> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         for KeptEdu { server, kind, content, came_ms } in self.kept_edus.take(room_id) {
             let mut origin = EduOrigin::new(&server);
             match kind {

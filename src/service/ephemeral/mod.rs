@@ -11,11 +11,19 @@ pub mod typing;
 
 use std::ops::Deref;
 
+use crate::clock::Millis;
 use crate::service::Homeserver;
 
 /// What is no part of a room's history: typing, receipts, presence.
 #[derive(Clone, Copy)]
 pub struct Ephemeral<'h>(&'h Homeserver);
+
+impl Ephemeral<'_> {
+    /// The wall clock was set back.
+    pub(in crate::service) fn clock_set_back(&self, now: Millis) {
+        self.local_presence.clock_set_back(now);
+    }
+}
 
 impl Deref for Ephemeral<'_> {
     type Target = Homeserver;

@@ -88,6 +88,20 @@ enum PresenceInput {
     Wait,
 }
 
+impl LocalPresences {
+    /// The wall clock was set back: nothing was said later than now, and nobody is there for longer than they said.
+    pub(super) fn clock_set_back(&self, now: Millis) {
+        for here in lock(&self.0).values_mut() {
+            for at in [&mut here.last_active, &mut here.told, &mut here.changed] {
+                *at = (*at).min(now);
+            }
+            here.clients
+                .values_mut()
+                .for_each(|client| client.until = client.until.min(now + 2 * GONE_AFTER_MS));
+        }
+    }
+}
+
 impl LocalPresence {
     fn new(known: Option<Presence>, now: Millis) -> Self {
         let mut clients = HashMap::new();

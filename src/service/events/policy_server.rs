@@ -185,7 +185,7 @@ impl Events<'_> {
                 } else if e.refusal().is_none_or(|refusal| refusal.status != 429)
                     && (within >= FAIR_ANSWER_TIMEOUT || began.elapsed() < within)
                 {
-                    silent.failed(via, self.clock.now_ms());
+                    silent.failed(via, self.clock.steady_ms());
                 }
                 Err(UnsignedEvent { why: as_told(e, via), undecided })
             }
@@ -253,7 +253,7 @@ impl Events<'_> {
         let mut settled = 0;
         while let Some((request, event)) = queue.requests.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.policy_backoff.is_silent(&request.policy.via, self.clock.now_ms()) {
+            if left.is_zero() || self.policy_backoff.is_silent(&request.policy.via, self.clock.steady_ms()) {
                 break;
             }
             match self.ask_for_signature(&request.policy, event, left) {

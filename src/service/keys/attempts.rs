@@ -124,7 +124,7 @@ impl KeyAttempts {
     ) -> AttemptPermission<'a> {
         let early = |all: &AttemptMap| {
             let next = all.get(server).map_or(Millis::MIN, |attempt| attempt.next_for(purpose));
-            clock.now_ms() < next
+            clock.steady_ms() < next
         };
         {
             let all = lock(&self.state);
@@ -158,7 +158,7 @@ impl KeyAttempts {
         if early(&all) {
             return AttemptPermission::NotNow;
         }
-        let now = clock.now_ms();
+        let now = clock.steady_ms();
         let attempt = all.get_or_default(server.clone(), |attempt| attempt.worth(now));
         attempt.running = true;
         attempt.neighbour = neighbour;
@@ -258,7 +258,7 @@ pub(in crate::service) struct RunningAttempt<'a> {
 
 impl Drop for RunningAttempt<'_> {
     fn drop(&mut self) {
-        self.attempts.end(&self.server, self.outcome, self.clock.now_ms());
+        self.attempts.end(&self.server, self.outcome, self.clock.steady_ms());
     }
 }
 

@@ -122,7 +122,7 @@ impl KeyRing {
         let now = self.clock.now_ms();
         let mut published = lock(&self.published);
         if let Some(current) = published.as_ref()
-            && current.until - now > OWN_VALIDITY_MS / 2
+            && (OWN_VALIDITY_MS / 2..=OWN_VALIDITY_MS).contains(&(current.until - now))
         {
             return current.statement.clone();
         }

@@ -48,6 +48,7 @@ enum KnockScope {
 
 struct CountedKnock {
     number: u64,
+    /// By the steady clock.
     at: Millis,
     /// The knocker, or the room.
     what: String,
@@ -160,7 +161,8 @@ impl KnockBudget {
         if !limits.are_any() {
             return Ok(None);
         }
-        let (now, scope) = (hs.clock.now_ms(), KnockScope::Room(room.room_id.clone()));
+        let (now, steady) = (hs.clock.now_ms(), hs.clock.steady_ms());
+        let scope = KnockScope::Room(room.room_id.clone());
         // Held while the room is read: what is no longer under way is in its state.
         let mut log = lock(&self.log);
         let look = hs.store.read(|db| {
@@ -173,7 +175,7 @@ impl KnockBudget {
             Ok(Some((waiting, refused_at(db, room, knocker)?, standing(hs, db, room, knocker)?)))
         })?;
         let Some((mut waiting, refused_at, standing)) = look else { return Ok(None) };
-        let knocks = log.of(&scope, now);
+        let knocks = log.of(&scope, steady);
         let under_way = knocks.iter().filter(|knock| knock.under_way).map(|knock| knock.what.clone());
         waiting.extend(under_way);
         order::sort(&mut waiting);
@@ -181,14 +183,14 @@ impl KnockBudget {
         waiting.retain(|user| user != knocker.as_str());
         let waiting: Vec<&str> = waiting.iter().map(String::as_str).collect();
         let lately: Vec<(Millis, &str)> =
-            knocks.iter().map(|knock| (knock.at, knock.what.as_str())).collect();
+            knocks.iter().map(|knock| (now - (steady - knock.at), knock.what.as_str())).collect();
         let facts = KnockFacts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
         let told = if hs.is_local(knocker) { limited } else { limited_at_peer };
         check_budget(limits, &facts).map_err(told)?;
         if matches!(permit_for, PermitFor::Nothing) {
             return Ok(None);
         }
-        let number = log.add(&scope, knocker.as_str(), now);
+        let number = log.add(&scope, knocker.as_str(), steady);
         let counts = limits.per_hour > 0;
         Ok(Some(KnockPermit { budget: self, scope, number, counts, kept: false }))
     }
@@ -205,7 +207,7 @@ impl KnockBudget {
         if limits.per_hour == 0 {
             return Ok(None);
         }
-        let (now, scope) = (hs.clock.now_ms(), KnockScope::User(user.clone()));
+        let (now, scope) = (hs.clock.steady_ms(), KnockScope::User(user.clone()));
         let mut log = lock(&self.log);
         let knocks = log.of(&scope, now);
         let here = knocks.iter().filter(|knock| knock.what == room.as_str()).map(|knock| knock.at);

@@ -8,7 +8,7 @@
 //! Between its rename and that last row a file is pinned, so that nobody takes it away. A server without a data folder has
 //! files that have no name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -32,6 +33,8 @@ const FOLDER: &str = "media";
 const NEW: &str = "new";
 /// How many bytes of a file are written between two looks at how much of the disk is free.
 const ROOM_CHECKED_EVERY_BYTES: u64 = 1 << 20;
+/// So long after it has refused something last a disk that takes a file is said to take files again.
+const DISK_CALM_PAUSE: Duration = Duration::from_secs(10);
 /// Most files of a server without a data folder: each is an open one.
 const NAMELESS_FILES_MAX: usize = 2000;
 
@@ -46,6 +49,11 @@ struct FilesState {
     durable: bool,
     /// How much of the disk stays free, in bytes.
     keep_free: u64,
+    /// When the disk has refused something last, until it takes files again.
+    refused: Mutex<Option<Instant>>,
+    /// Folders, by their distance from the data folder and the first byte or two of the names in them, of which this process knows
+    /// that their own names are on the disk: somebody else may have made one a moment ago, or before a kill.
+    lasting: Mutex<HashSet<[u8; 3]>>,
     nameless: Mutex<HashMap<BlobHash, Arc<File>>>,
     pins: Mutex<HashMap<BlobHash, Pin>>,
     unpinned: Condvar,
@@ -81,6 +89,8 @@ impl MediaFiles {
             folder,
             durable: config.durable,
             keep_free: config.media_keep_free,
+            refused: Mutex::default(),
+            lasting: Mutex::default(),
             nameless: Mutex::default(),
             pins: Mutex::default(),
             unpinned: Condvar::new(),
@@ -204,12 +214,11 @@ fn path_of(folder: &Path, hash: &BlobHash) -> PathBuf {
     folder.join(&name[..2]).join(&name[2..4]).join(name)
 }
 
-/// Makes a folder that only its owner may look into; whether it was not there.
-fn make_folder(path: &Path) -> Result<bool> {
+/// Makes a folder that only its owner may look into, unless it is there.
+fn make_folder(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(disk_error(e)),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 
@@ -225,13 +234,16 @@ pub fn free_bytes(folder: &Path) -> Option<u64> {
     Some(blocks.saturating_mul(size))
 }
 
-/// 507 `M_UNKNOWN` where the disk takes nothing, which passes; else 500.
-fn disk_error(e: io::Error) -> Error {
+/// What is to be said of a disk that does not take what is written: it is full, or a quota is, or it is broken, or was made
+/// read-only because of that.
+fn disk_failure(e: &io::Error) -> Option<&'static str> {
     match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            Error::new(ErrCode::Unknown, "The server's disk is full").with_status(507).with_cause(e)
+            Some("The server's disk is full")
         }
-        _ => Error::internal(e),
+        ErrorKind::ReadOnlyFilesystem => Some("The server's disk takes nothing"),
+        _ if e.raw_os_error() == Some(libc::EIO) => Some("The server's disk takes nothing"),
+        _ => None,
     }
 }
 
@@ -255,7 +267,7 @@ impl BlobWriter {
         }
         let looks = |bytes: u64| bytes / ROOM_CHECKED_EVERY_BYTES;
         if (self.file.is_none() || looks(total) > looks(self.bytes)) && self.files.is_disk_nearly_full() {
-            return Err(Error::new(ErrCode::Unknown, "The server's disk is nearly full").with_status(507));
+            return Err(self.files.refused("The server's disk is nearly full"));
         }
         let file = match &mut self.file {
             Some(file) => file,
@@ -265,7 +277,7 @@ impl BlobWriter {
                 none.insert(file)
             }
         };
-        io::Write::write_all(file, bytes).map_err(disk_error)?;
+        io::Write::write_all(file, bytes).map_err(|e| self.files.disk_error(e))?;
         self.hasher.update(bytes);
         self.bytes = total;
         Ok(())
@@ -302,13 +314,53 @@ pub(super) fn too_large(bytes_max: u64) -> Error {
 }
 
 impl MediaFiles {
+    /// 507 `M_UNKNOWN`: the disk takes no files, for this reason. The log is told once, however much is refused then.
+    fn refused(&self, sentence: &'static str) -> Error {
+        if lock(&self.0.refused).replace(Instant::now()).is_none() {
+            log::error!("{sentence}. Files are refused until that has passed");
+        }
+        Error::new(ErrCode::Unknown, sentence).with_status(507)
+    }
+
+    /// 507 `M_UNKNOWN` where the disk takes nothing, which passes; else 500.
+    fn disk_error(&self, e: io::Error) -> Error {
+        match disk_failure(&e) {
+            Some(sentence) => self.refused(sentence).with_cause(e),
+            None => Error::internal(e),
+        }
+    }
+
+    /// The disk took a file.
+    fn disk_took(&self) {
+        let mut refused = lock(&self.0.refused);
+        if refused.is_some_and(|last| last.elapsed() > DISK_CALM_PAUSE) {
+            *refused = None;
+            log::error!("The server's disk takes files again");
+        }
+    }
+
+    /// Has the name of a file that was put into the `second` of its folders go to the disk, and those of the folders themselves.
+    fn sync_names(&self, media: &Path, hash: &BlobHash, [first, second]: [&Path; 2]) -> io::Result<()> {
+        sync_folder(second)?;
+        let data = media.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let [a, b] = [hash.0[0], hash.0[1]];
+        for (name, parent) in
+            [([2, a, b], first), ([1, a, 0], media), ([0, 0, 0], data.unwrap_or(Path::new(".")))]
+        {
+            if !lock(&self.0.lasting).contains(&name) {
+                sync_folder(parent)?;
+                lock(&self.0.lasting).insert(name);
+            }
+        }
+        Ok(())
+    }
+
     /// An empty file, and its path if it has one.
     fn new_file(&self) -> Result<(File, Option<PathBuf>)> {
         let folder = match &self.0.folder {
             Some(folder) => {
-                make_folder(folder)?;
                 let new = folder.join(NEW);
-                make_folder(&new)?;
+                make_folder(folder).and_then(|()| make_folder(&new)).map_err(|e| self.disk_error(e))?;
                 new
             }
             None => {
@@ -318,8 +370,8 @@ impl MediaFiles {
         };
         let path = folder.join(format!("doorstep-{}", random::letters(24)));
         let mut options = OpenOptions::new();
-        let file =
-            options.read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(disk_error)?;
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(|e| self.disk_error(e))?;
         if self.0.folder.is_some() {
             return Ok((file, Some(path)));
         }
@@ -364,27 +416,20 @@ impl SealedBlob {
             return Ok(stored);
         };
         if files.0.durable {
-            file.sync_all().map_err(disk_error)?;
+            file.sync_all().map_err(|e| files.disk_error(e))?;
         }
         announce()?;
         let path = path_of(folder, &stored.hash);
         let (Some(second), Some(first)) = (path.parent(), path.ancestors().nth(2)) else {
             return Err(Error::internal("a path without a folder"));
         };
-        let first_is_new = make_folder(first)?;
-        let second_is_new = make_folder(second)?;
-        fs::rename(new, &path).map_err(disk_error)?;
+        let put = make_folder(first).and_then(|()| make_folder(second)).and_then(|()| fs::rename(new, &path));
+        put.map_err(|e| files.disk_error(e))?;
         self.writer.path = None;
         if files.0.durable {
-            let sync = |folder: &Path| sync_folder(folder).map_err(disk_error);
-            sync(second)?;
-            if second_is_new {
-                sync(first)?;
-            }
-            if first_is_new {
-                sync(folder)?;
-            }
+            files.sync_names(folder, &stored.hash, [first, second]).map_err(|e| files.disk_error(e))?;
         }
+        files.disk_took();
         Ok(stored)
     }
 
@@ -453,5 +498,53 @@ impl Read for BlobFile {
         let read = self.file.read_at(&mut buf[..most], self.start)?;
         self.start += read as u64;
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::testing::temporary_folder;
+
+    fn keep(files: &MediaFiles, bytes: &[u8]) -> Result<BlobHash> {
+        let mut writer = files.begin(1 << 20);
+        writer.write(bytes)?;
+        Ok(writer.seal()?.keep(|| Ok(()))?.hash)
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_told_from_what_is_our_fault_and_not_each_time() {
+        let said = |code| disk_failure(&io::Error::from_raw_os_error(code));
+        assert_eq!(
+            [libc::ENOSPC, libc::EDQUOT, libc::EFBIG].map(said),
+            [Some("The server's disk is full"); 3]
+        );
+        assert_eq!([libc::EIO, libc::EROFS].map(said), [Some("The server's disk takes nothing"); 2]);
+        assert_eq!([libc::EACCES, libc::ENOENT, libc::EMFILE].map(said), [None; 3]);
+        let config = Config::for_name(ServerName::parse("here.example").unwrap());
+        let files = MediaFiles::open(&config).unwrap();
+        let refused = files.disk_error(io::Error::from_raw_os_error(libc::EIO));
+        assert!(refused.is_disk_full() && lock(&files.0.refused).is_some(), "told");
+        keep(&files, b"taken").unwrap();
+        assert!(lock(&files.0.refused).is_some(), "it has refused a moment ago");
+    }
+
+    #[test]
+    fn the_names_of_folders_go_to_the_disk_whoever_made_them() {
+        let folder = temporary_folder("files");
+        let config = Config::for_name(ServerName::parse("here.example").unwrap());
+        let config = Config { data: Data::Folder(folder.clone()), ..config };
+        let mut hash = BlobHash([0; 32]);
+        // Those that a process before has made are not known to be there for good.
+        for _ in 0..2 {
+            let files = MediaFiles::open(&config).unwrap();
+            assert!(lock(&files.0.lasting).is_empty());
+            hash = keep(&files, b"kept").unwrap();
+            let [a, b] = [hash.0[0], hash.0[1]];
+            assert_eq!(*lock(&files.0.lasting), HashSet::from([[0, 0, 0], [1, a, 0], [2, a, b]]));
+        }
+        assert!(path_of(&folder.join(FOLDER), &hash).is_file());
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -220,7 +220,7 @@ impl Media<'_> {
     }
 
     fn known_failure(&self, source: &BlobHash) -> Option<ThumbnailError> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         let failures = lock(&self.thumbnails.failures);
         failures.get(source).filter(|(until, _)| *until > now).map(|(_, failure)| failure.clone())
     }
@@ -229,7 +229,7 @@ impl Media<'_> {
         // To see that something is no picture costs nothing.
         if failure != ThumbnailError::Unsupported {
             log::debug!("no thumbnail of {source}: {failure:?}");
-            let now = self.clock.now_ms();
+            let now = self.clock.steady_ms();
             let pause = if failure == ThumbnailError::TooSlow { TOO_SLOW_MS } else { FAILURE_MS };
             let worth = |(until, _): &(Millis, ThumbnailError)| match *until <= now {
                 true => Worth::Nothing,

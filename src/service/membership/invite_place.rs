@@ -39,7 +39,7 @@ impl Memberships<'_> {
             let known = db.shares_a_room_with_server(invitee, origin)?;
             Ok(Some(if known { ServerStanding::Known } else { ServerStanding::Stranger }))
         })?;
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         standing.map_or(Ok(()), |standing| self.invite_budget.count(invitee, origin, standing, now))
     }
 }

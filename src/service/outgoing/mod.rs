@@ -120,22 +120,6 @@ impl Outgoing {
         }))
     }
 
-    /// How many of the servers that are known at present are waited for, sent to, behind, or up to date.
-    pub fn by_activity(&self) -> [(&'static str, usize); 4] {
-        let (mut idle, mut waiting, mut sending, mut failing) = (0, 0, 0, 0);
-        for peer in lock(&self.0.state).destinations.values() {
-            let count = match peer.doing {
-                DestinationActivity::Pausing => &mut failing,
-                _ if peer.kept.failures > 0 => &mut failing,
-                DestinationActivity::Sending => &mut sending,
-                DestinationActivity::Waiting => &mut waiting,
-                DestinationActivity::Nothing => &mut idle,
-            };
-            *count += 1;
-        }
-        [("idle", idle), ("waiting", waiting), ("sending", sending), ("failing", failing)]
-    }
-
     /// Starts delivering, first of all what earlier runs left. Who has nothing to do with other servers has no thread for
     /// it yet.
     pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
@@ -444,7 +428,8 @@ impl Outgoing {
             Ok(found) => found,
             Err(e) => return log::error!("what is owed to other servers cannot be read: {e}"),
         };
-        let before = self.0.clock.now_ms() - FORGOTTEN_AFTER_MS;
+        let now = self.0.clock.now_ms();
+        let before = now - FORGOTTEN_AFTER_MS;
         if failing.iter().any(|(_, kept)| kept.retry_ms < before)
             && let Err(e) = hs.store.write_lightly(move |tx| tx.forget_destinations(before))
         {
@@ -456,7 +441,7 @@ impl Outgoing {
             if peer.loaded {
                 continue;
             }
-            peer.learn(kept);
+            peer.learn(kept, now);
             self.begin_pause(&mut state, &server);
         }
         for server in owed {
@@ -495,11 +480,12 @@ impl Outgoing {
             Ok(learned) => learned,
             Err(e) => return log::error!("the servers of a room cannot be read: {e}"),
         };
+        let now = self.0.clock.now_ms();
         let mut state = lock(&self.0.state);
         for (kept, server) in learned {
             let peer = state.destinations.entry(server).or_default();
             if !peer.loaded {
-                peer.learn(kept);
+                peer.learn(kept, now);
             }
         }
         for server in &servers {
@@ -578,7 +564,7 @@ impl Outgoing {
         let took = began.map_or(Duration::ZERO, |(began, _)| self.0.clock.instant().duration_since(began));
         let (more, pauses) = state.conclude(server, &transaction, answer, now);
         if let Some(peer) = state.destinations.get_mut(server) {
-            peer.took(took, now);
+            peer.took(took, self.0.clock.steady_ms());
         }
         state.flush_by(FLUSH_INTERVAL);
         if pauses {

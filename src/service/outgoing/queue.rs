@@ -5,13 +5,14 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use super::{
-    EDUS_MAX, FAILING_THREADS_MAX, PDUS_MAX, RELIEF_THREADS_MAX, SLOW_AFTER, SLOW_THREADS_MAX,
-    SLOW_TIMES_AS_LONG, THREADS_MAX, UNPROVEN_THREADS_MAX,
+    EDUS_MAX, FAILING_THREADS_MAX, FLUSH_INTERVAL, Outgoing, PDUS_MAX, RELIEF_THREADS_MAX, SLOW_AFTER,
+    SLOW_THREADS_MAX, SLOW_TIMES_AS_LONG, THREADS_MAX, UNPROVEN_THREADS_MAX,
 };
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::ErrCode;
 use crate::federation::{CallError, CallResult};
+use crate::locks::lock;
 use crate::protocol::ServerName;
 use crate::protocol::edu::Edu;
 use crate::random;
@@ -22,6 +23,9 @@ use crate::store::servers::destinations::Destination;
 
 /// Pauses after failures, each a fifth longer or shorter by chance.
 const PAUSES: Backoff = Backoff::doubling(4_000, 24 * 3_600_000);
+/// After a start nobody pauses for longer than their failures say, unless they have asked for it and it is no longer than this: a
+/// clock that was ahead may have set a time that is far off.
+const ASKED_PAUSE_MS_MAX: Millis = 3_600_000;
 
 /// Everything that the threads share. A destination is in at most one of the lanes, once.
 #[derive(Default)]
@@ -65,7 +69,7 @@ pub(super) struct DestinationState {
     pub(super) reached: bool,
     /// Whether it has made a request of us, so that it is likely to answer one.
     pub(super) spoke: bool,
-    /// Whether it is slow, and until when it is in any case.
+    /// Whether it is slow, and until when, by the steady clock, it is in any case.
     pub(super) slow: bool,
     pub(super) slow_until_ms: Millis,
     /// The lane that it stands in, or came from.
@@ -136,6 +140,33 @@ pub(super) enum OutgoingTask {
     End,
 }
 
+impl Outgoing {
+    /// How many of the servers that are known at present are waited for, sent to, behind, or up to date.
+    pub fn by_activity(&self) -> [(&'static str, usize); 4] {
+        let (mut idle, mut waiting, mut sending, mut failing) = (0, 0, 0, 0);
+        for peer in lock(&self.0.state).destinations.values() {
+            let count = match peer.doing {
+                DestinationActivity::Pausing => &mut failing,
+                _ if peer.kept.failures > 0 => &mut failing,
+                DestinationActivity::Sending => &mut sending,
+                DestinationActivity::Waiting => &mut waiting,
+                DestinationActivity::Nothing => &mut idle,
+            };
+            *count += 1;
+        }
+        [("idle", idle), ("waiting", waiting), ("sending", sending), ("failing", failing)]
+    }
+
+    /// The wall clock was set back: nobody waits until it is there again.
+    pub fn clock_set_back(&self) {
+        let mut state = lock(&self.0.state);
+        state.clock_set_back(self.0.clock.now_ms());
+        state.flush_by(FLUSH_INTERVAL);
+        drop(state);
+        self.0.work.notify_all();
+    }
+}
+
 impl QueueState {
     /// Notes how a transaction fared. Gives whether there is more to send, and whether the destination has to pause.
     pub(super) fn conclude(
@@ -161,6 +192,19 @@ impl QueueState {
                     "{server} did not take a transaction ({failures} in a row, next in {pause} s): {e}"
                 );
                 (false, true)
+            }
+        }
+    }
+
+    /// The wall clock was set back.
+    pub(super) fn clock_set_back(&mut self, now: Millis) {
+        self.due.clear();
+        for (server, peer) in &mut self.destinations {
+            if peer.clock_set_back(now) {
+                self.unflushed.insert(server.clone());
+            }
+            if peer.doing == DestinationActivity::Pausing {
+                self.due.insert((peer.kept.retry_ms, server.clone()));
             }
         }
     }
@@ -274,7 +318,11 @@ impl QueueState {
 
 impl DestinationState {
     /// Takes in what is kept of it.
-    pub(super) fn learn(&mut self, kept: Destination) {
+    pub(super) fn learn(&mut self, mut kept: Destination, now: Millis) {
+        // What cannot have been is told by a clock that was ahead, and so was the time of the next try.
+        let asked = if kept.failing_since_ms > now { 0 } else { ASKED_PAUSE_MS_MAX };
+        kept.retry_ms = kept.retry_ms.min(now + longest_pause_ms(kept.failures).max(asked));
+        kept.failing_since_ms = kept.failing_since_ms.min(now);
         self.loaded = true;
         self.was_away = kept.failures > 0;
         // Something was delivered once, and nothing failed since.
@@ -289,6 +337,17 @@ impl DestinationState {
     /// Of the receipts behind what was delivered some may not arrive.
     fn may_lack_receipts(&mut self) {
         self.kept.receipts_from.get_or_insert(self.kept.cursor);
+    }
+
+    /// The clock was set back: what happened did not happen later than now, and the pause is no longer than its failures say.
+    /// Whether what is kept has changed.
+    pub(super) fn clock_set_back(&mut self, now: Millis) -> bool {
+        let before = (self.kept.retry_ms, self.kept.failing_since_ms);
+        self.kept.retry_ms = before.0.min(now + longest_pause_ms(self.kept.failures));
+        self.kept.failing_since_ms = before.1.min(now);
+        self.spoke_ms = self.spoke_ms.min(now);
+        self.last_attempt_ms = self.last_attempt_ms.min(now);
+        (self.kept.retry_ms, self.kept.failing_since_ms) != before
     }
 
     /// When it was tried last, as far as that is known: of what failed before a restart, how long it was to pause is.
@@ -415,6 +474,10 @@ impl DestinationState {
         }
         true
     }
+}
+
+fn longest_pause_ms(failures: u32) -> Millis {
+    PAUSES.spread_ms(failures, u8::MAX)
 }
 
 /// Whether an error says that there is something wrong with what was sent, or that it is too much at once: proxies say

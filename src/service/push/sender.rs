@@ -181,6 +181,22 @@ impl PushSender {
         self.0.work.notify_all();
     }
 
+    /// The wall clock was set back: nothing waits until it is there again.
+    pub fn clock_set_back(&self) {
+        let now = self.0.clock.now_ms();
+        let mut state = lock(&self.0.state);
+        // What is not due yet is told so.
+        let early = state.due.split_off(&(now, ALL));
+        for (_, key) in early {
+            state.due.insert((now, key));
+            if let Some(pusher) = state.pushers.get_mut(&key) {
+                pusher.badge_at = pusher.badge_at.map(|at| at.min(now));
+            }
+        }
+        drop(state);
+        self.0.work.notify_all();
+    }
+
     fn spawn(&self, state: &mut SenderState) -> Result<()> {
         let sender = self.clone();
         let stays = state.alive == 0;

@@ -31,6 +31,8 @@ impl Push<'_> {
     /// Goes on with the round, if it is due. When there is something to do again.
     pub fn sweep_notifications(&self, now: Millis) -> Result<Option<Millis>> {
         let mut round = lock(&self.notification_sweep.round);
+        // A clock that was ahead and was put right is no reason to wait.
+        round.due = round.due.min(now + ROUND_MS);
         if now < round.due {
             return Ok(Some(round.due));
         }

@@ -243,7 +243,7 @@ impl SpaceWalk<'_> {
     }
 
     fn ask(&mut self, room: &RoomId, servers: &[ServerName]) -> Option<SpaceRoom> {
-        let now = self.hs.clock.now_ms();
+        let now = self.hs.clock.steady_ms();
         let told = match self.hs.space_cache.get(servers, room, self.suggested_only, now) {
             Some(told) => told?,
             None => {
@@ -354,7 +354,7 @@ impl Rooms<'_> {
         servers: &[ServerName],
         suggested_only: bool,
     ) -> Result<Option<Arc<SpaceAnswer>>> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         if let Some(told) = self.space_cache.get(servers, room, suggested_only, now) {
             return Ok(told);
         }

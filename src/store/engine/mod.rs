@@ -11,6 +11,7 @@
 //! - `restoring`: an empty folder that a server is restored into; `restored`: what becomes of a database that comes from a
 //!   backup;
 //! - `checkpoint`: the write-ahead log is folded into the database; `copy`: a copy of it is made while it is written;
+//! - `set_clock`: times that a clock which was ahead has left;
 //! - `space`: what each table takes, and a database that is written anew;
 //! - `template`: the schema, compiled once for all databases that are worth nothing;
 //! - `sweep`: how tables that strangers fill are kept short; `sqlite_error`: what SQLite's errors mean.
@@ -30,6 +31,7 @@ pub(super) mod readers;
 pub mod restored;
 pub mod restoring;
 pub(super) mod scratch;
+pub mod set_clock;
 pub mod space;
 pub(super) mod sqlite_error;
 pub(super) mod statements;

@@ -125,7 +125,7 @@ impl Accounts<'_> {
         let purpose = format!("{} {}", action.name, client.user.map_or("", UserId::as_str));
         let named = auth.as_ref().and_then(|auth| auth.get("session")).and_then(Value::as_str);
         let named = named.filter(|id| !id.is_empty());
-        let found = self.uia_sessions.find(named, &purpose, &params, action, self.clock.now_ms())?;
+        let found = self.uia_sessions.find(named, &purpose, &params, action, self.clock.steady_ms())?;
         // What is sent for a session that is spent, or of no session of this server, proves nothing: it begins anew,
         // without it.
         let auth = auth.as_ref().filter(|_| named.is_none() || matches!(found, FoundSession::Open(_)));
@@ -166,7 +166,13 @@ impl Accounts<'_> {
         let phase = before.clone().map_or(SessionPhase::Open(open), SessionPhase::Running);
         if !self.go_on(&id, named.is_some(), (action, &purpose), &client, phase) {
             // Another request of the session was faster.
-            return match self.uia_sessions.find(Some(&id), &purpose, &params, action, self.clock.now_ms())? {
+            return match self.uia_sessions.find(
+                Some(&id),
+                &purpose,
+                &params,
+                action,
+                self.clock.steady_ms(),
+            )? {
                 FoundSession::Done(answer) => Ok(AuthOutcome::Done(answer)),
                 FoundSession::Open(_) | FoundSession::Nobody => Ok(AuthOutcome::Ask(ask)),
             };
@@ -176,12 +182,13 @@ impl Accounts<'_> {
         let error = match deed(checked, &proof) {
             Ok(answer) => {
                 let answer = with_what_goes_on(answer, ask, action.flows, &again.completed).to_string();
-                running.end(SessionPhase::Done(before, answer.clone()), self.clock.now_ms() + ANSWER_LIFE_MS);
+                running
+                    .end(SessionPhase::Done(before, answer.clone()), self.clock.steady_ms() + ANSWER_LIFE_MS);
                 return Ok(AuthOutcome::Done(answer));
             }
             Err(error) => error,
         };
-        let until_ms = self.clock.now_ms() + SESSION_LIFE_MS;
+        let until_ms = self.clock.steady_ms() + SESSION_LIFE_MS;
         match error.status() {
             // What was proved is good no more: a registration token that somebody else has used up meanwhile.
             401 => {
@@ -210,7 +217,7 @@ impl Accounts<'_> {
         client: &UiaClient<'_>,
         mut phase: SessionPhase,
     ) -> bool {
-        let (now, address) = (self.clock.now_ms(), group(client.from));
+        let (now, address) = (self.clock.steady_ms(), group(client.from));
         let mut sessions = lock(&self.uia_sessions.sessions);
         if known {
             let said: usize = sessions.all.values().map(UiaSession::said).sum();

@@ -29,6 +29,7 @@ use crate::config::Data;
 use crate::durable::leave_to_others;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{lock, wait_timeout_while};
+use crate::protocol::certificates::calendar::utc;
 use crate::service::media::files::{MediaFiles, free_bytes};
 use crate::store::engine::restoring::STAGING;
 use crate::store::engine::space::VACUUMED;
@@ -45,30 +46,81 @@ const HASHES_AT_ONCE: usize = 256;
 /// For so long who asks for a backup waits for the one before: that its reader went away is seen when it is written to next.
 const SLOT_WAIT: Duration = Duration::from_secs(2);
 
-/// Whether a backup is being made: one at a time, since each takes room on the disk.
+/// A backup that nobody has read on for so long makes way for another: who has to be asked for a password, or to change a tape, has
+/// the time for it, and whose reader was forgotten keeps no other from being made.
+const STALLED_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// The backup that is being made: one at a time, since each takes room on the disk.
 #[derive(Clone, Default)]
-pub struct BackupSlot(Arc<(Mutex<bool>, Condvar)>);
+pub struct BackupSlot(Arc<(Mutex<TakenSlot>, Condvar)>);
+
+#[derive(Default)]
+struct TakenSlot {
+    by: Option<SlotHolder>,
+    serial: u64,
+}
+
+struct SlotHolder {
+    number: u64,
+    begun_ms: Millis,
+    /// When it last went on.
+    moved: Instant,
+}
 
 impl BackupSlot {
-    /// Errors: 409 `M_UNKNOWN`.
-    fn take(&self) -> Result<BackupPermit> {
-        let (is_taken, given_back) = &*self.0;
-        let mut taken = wait_timeout_while(given_back, lock(is_taken), SLOT_WAIT, |taken| *taken);
-        if *taken {
-            return Err(Error::new(ErrCode::Unknown, "Another backup is being made").with_status(409));
+    /// Takes the slot, of one that has stood still for `stalled` too. Errors: 409 `M_UNKNOWN`.
+    fn take(&self, now: Millis, stalled: Duration) -> Result<BackupPermit> {
+        let (slot, given_back) = &*self.0;
+        let is_held = |slot: &mut TakenSlot| slot.by.as_ref().is_some_and(|by| by.moved.elapsed() < stalled);
+        let mut slot = wait_timeout_while(given_back, lock(slot), SLOT_WAIT, is_held);
+        if is_held(&mut slot) {
+            let since = slot.by.as_ref().map_or(now, |by| by.begun_ms);
+            let message = format!("Another backup is being made, since {}", utc(since));
+            return Err(Error::new(ErrCode::Unknown, message).with_status(409));
         }
-        *taken = true;
-        Ok(BackupPermit(self.clone()))
+        if let Some(stalled) = &slot.by {
+            log::warn!(
+                "the backup that was begun at {} is read by nobody: another is made",
+                utc(stalled.begun_ms)
+            );
+        }
+        slot.serial += 1;
+        let number = slot.serial;
+        slot.by = Some(SlotHolder { number, begun_ms: now, moved: Instant::now() });
+        drop(slot);
+        Ok(BackupPermit { slot: self.clone(), number })
     }
 }
 
-struct BackupPermit(BackupSlot);
+struct BackupPermit {
+    slot: BackupSlot,
+    number: u64,
+}
+
+impl BackupPermit {
+    /// The backup goes on. Errors: it has stood still for so long that another is made.
+    fn go_on(&self) -> Result<()> {
+        match lock(&self.slot.0.0).by.as_mut().filter(|by| by.number == self.number) {
+            Some(by) => {
+                by.moved = Instant::now();
+                Ok(())
+            }
+            None => {
+                let gone = "Nobody read this backup for minutes, and another was begun";
+                Err(Error::new(ErrCode::Unknown, gone).with_status(503))
+            }
+        }
+    }
+}
 
 impl Drop for BackupPermit {
     fn drop(&mut self) {
-        let (is_taken, given_back) = &*self.0.0;
-        *lock(is_taken) = false;
-        given_back.notify_one();
+        let (slot, given_back) = &*self.slot.0;
+        let mut slot = lock(slot);
+        if slot.by.as_ref().is_some_and(|by| by.number == self.number) {
+            slot.by = None;
+            given_back.notify_one();
+        }
     }
 }
 
@@ -82,9 +134,9 @@ impl Admin<'_> {
         let Data::Folder(folder) = &self.config.data else {
             return Err(Error::invalid_param("A server without a data folder has nothing to be backed up"));
         };
-        let permit = self.backup_slot.take()?;
         let begun_ms = self.clock.now_ms();
-        let copy = self.copy_database(folder, wanted)?;
+        let permit = self.backup_slot.take(begun_ms, STALLED_AFTER)?;
+        let copy = self.copy_database(folder, || permit.go_on().is_ok() && wanted())?;
         let name = self.server_name().clone();
         let manifest = Manifest::new(name, SCHEMA_VERSION, begun_ms, copy.bytes());
         let pace = ReadPace::new(Box::new(self.store.positions()));
@@ -164,7 +216,7 @@ pub struct Backup {
     ready_at: usize,
     /// Then so many bytes of this, and zeros behind it.
     file: Option<(Box<dyn Read + Send>, u64, usize)>,
-    _permit: BackupPermit,
+    permit: BackupPermit,
 }
 
 /// Keeps the making of an archive, which takes a processor for itself, from being felt by those who write meanwhile: half of the
@@ -231,7 +283,7 @@ impl Backup {
             ready: Vec::new(),
             ready_at: 0,
             file: None,
-            _permit: permit,
+            permit,
         }
     }
 
@@ -332,6 +384,7 @@ impl Read for Backup {
         if buf.is_empty() {
             return Ok(0);
         }
+        self.permit.go_on().map_err(io::Error::other)?;
         loop {
             let read = match (self.ready.is_empty(), self.file.is_some()) {
                 (false, _) => self.read_ready(buf),
@@ -342,6 +395,8 @@ impl Read for Backup {
                 self.hash.update(&buf[..read]);
                 self.bytes += read as u64;
                 self.pace.made(self.bytes);
+                // However long a disk took over it.
+                self.permit.go_on().map_err(io::Error::other)?;
                 return Ok(read);
             }
             if self.file.is_none() && self.ready.is_empty() && !self.go_on().map_err(io::Error::other)? {

@@ -23,6 +23,9 @@ use crate::service::admin::Admin;
 /// After one that failed the next is tried so much later, at most.
 const RETRY_MS: Millis = 60 * 60 * 1000;
 
+/// While another backup is made it is looked so often whether it is over, or stands still.
+const SLOT_RETRY_MS: Millis = 10_000;
+
 /// How often the clock is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -101,6 +104,10 @@ impl Admin<'_> {
         match self.back_up_into(folder) {
             Ok(()) => begun + every,
             Err(_) if self.scheduler.is_stopping() => Millis::MAX,
+            Err(e) if e.status() == 409 => {
+                log::debug!("no backup yet in {}: {}", folder.display(), e.for_people());
+                self.clock.now_ms() + SLOT_RETRY_MS
+            }
             Err(e) => {
                 log::error!("no backup was made in {}: {}", folder.display(), e.for_people());
                 self.clock.now_ms() + RETRY_MS.min(every)

@@ -316,12 +316,30 @@ fn a_file_that_was_deleted_or_spoilt_is_forgotten_with_what_had_it() {
 }
 
 #[test]
+fn a_backup_that_nobody_reads_makes_way_for_another_and_takes_nothing_from_that() {
+    let slot = super::BackupSlot::default();
+    let take = |stalled: u64| slot.take(0, Duration::from_secs(stalled));
+    let forgotten = take(60).expect("free");
+    forgotten.go_on().expect("it is the one");
+    let e = take(60).err().expect("it has just gone on");
+    assert_eq!((e.status(), e.message()), (409, "Another backup is being made, since 1970-01-01 00:00:00Z"));
+    let other = take(0).expect("taken from one that stands still");
+    assert_eq!(forgotten.go_on().expect_err("it has to end").status(), 503);
+    drop(forgotten);
+    assert_eq!(take(60).err().expect("the other one goes on").status(), 409);
+    other.go_on().expect("it is the one");
+    drop(other);
+    take(60).expect("free again");
+}
+
+#[test]
 fn one_backup_is_made_at_a_time_and_none_without_a_data_folder() {
     let place = Place::new();
     let hs = place.open("first");
     let first = hs.admin().back_up(|| true).expect("a backup");
     let e = hs.admin().back_up(|| true).err().expect("one at a time");
-    assert_eq!((e.status(), e.message()), (409, "Another backup is being made"));
+    assert_eq!(e.status(), 409);
+    assert!(e.message().starts_with("Another backup is being made, since 20"), "{}", e.message());
     assert!(!place.0.join("first").join(COPY).exists(), "the copy has no name");
     drop(first);
     hs.admin().back_up(|| true).expect("the next one");
@@ -380,7 +398,7 @@ fn a_server_that_is_restored_under_a_wrong_clock_goes_on_behind_its_backup_and_e
         let manifest = Manifest::new(hs.server_name().clone(), SCHEMA_VERSION, begun_ms, copy.bytes());
         let mut seen = Vec::new();
         for round in ["one", "two"] {
-            let permit = hs.backup_slot.take().expect("no other one");
+            let permit = hs.backup_slot.take(0, STALLED_AFTER).expect("no other one");
             let copy = hs.admin().copy_database(&place.0.join("first"), || true).expect("a copy");
             let mut bytes = Vec::new();
             let pace = ReadPace::new(Box::new(hs.store.positions()));

@@ -1,7 +1,6 @@
 //! Delayed events that are due.
 
 use std::sync::Arc;
-use std::thread;
 
 use super::{SchedulerShared, UNWRITTEN_REST};
 use crate::clock::Millis;
@@ -28,7 +27,7 @@ pub(super) fn send_delayed_events(
         let Some((delay_id, user)) = due else { return Ok(()) };
         lock(&shared.state).sending.insert(delay_id.clone(), user);
         let (sending, hs) = (SendingGuard(shared.clone(), delay_id.clone()), hs.clone());
-        thread::Builder::new().name("delayed".to_owned()).spawn(move || {
+        let begun = shared.begin("delayed", move || {
             if let Err(error) = hs.rooms().send_due_delayed_event(&delay_id) {
                 log::log!(error.level(log::Level::Info), "a delayed event was not sent: {error}");
                 if error.status() >= 500 {
@@ -38,7 +37,10 @@ pub(super) fn send_delayed_events(
             }
             drop(hs);
             drop(sending);
-        })?;
+        });
+        if !begun {
+            return Ok(());
+        }
     }
 }
 

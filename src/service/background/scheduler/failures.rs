@@ -3,11 +3,40 @@
 //! and again.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
+use super::{AFTER_FAILED_LOOK_MS, LEASE_MS, SchedulerShared};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::service::Homeserver;
 use crate::store::Tx;
+
+/// Takes a job up: it is put off by a lease, and a thread of this name does it, which holds the `guard` meanwhile. Where there is no
+/// thread it is due again soon, and what else is due is gone on with.
+pub(super) fn take_up(
+    shared: &Arc<SchedulerShared>,
+    hs: &Arc<Homeserver>,
+    (name, guard): (&str, impl Send + 'static),
+    now: Millis,
+    put_off: impl Fn(&mut Tx<'_>, Millis) -> Result<()> + Clone + Send + 'static,
+    job: impl FnOnce(&Homeserver, Lease) + Send + 'static,
+) -> Result<()> {
+    let (until, lease, worker) = (now + LEASE_MS, put_off.clone(), hs.clone());
+    hs.store.write(move |tx| lease(tx, until))?;
+    let begun = shared.begin(name, move || {
+        job(&worker, Lease { until });
+        // In this order: who waits for the end of the work wants the homeserver back.
+        drop(worker);
+        drop(guard);
+    });
+    match begun {
+        true => Ok(()),
+        false => hs.store.write(move |tx| {
+            tx.is_due(now + AFTER_FAILED_LOOK_MS);
+            put_off(tx, now + AFTER_FAILED_LOOK_MS)
+        }),
+    }
+}
 
 /// A job that was taken up: until when it was put off by that, which nobody else says of it.
 #[derive(Debug, Clone, Copy)]
@@ -16,10 +45,6 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn until(until: Millis) -> Self {
-        Self { until }
-    }
-
     /// Says how a job has ended, and if it failed has it put off, unless it has been put off since it was taken up. `put_off` gets
     /// the time of the lease, and that of now.
     pub(super) fn end(
@@ -44,6 +69,7 @@ pub(super) fn log_unwritten(error: &Error) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use super::*;
@@ -84,10 +110,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_job_that_cannot_be_read_is_tried_again_after_pauses_and_given_up_in_the_end_like_any_other() {
+    /// A server with a job of each kind that cannot be read.
+    fn server_with_jobs(clock: &Clock) -> Arc<Homeserver> {
         let config = Config::for_name(ServerName::parse("here.example").expect("a name"));
-        let clock = Clock::new();
         let hs = Homeserver::open(config, clock.clone()).expect("a server");
         hs.store
             .write(|tx| {
@@ -103,6 +128,33 @@ mod tests {
                 ))?)
             })
             .expect("written");
+        hs
+    }
+
+    #[test]
+    fn what_no_thread_can_be_had_for_is_due_again_soon_and_puts_nothing_else_off() {
+        let clock = Clock::new();
+        let hs = server_with_jobs(&clock);
+        hs.scheduler.shared.refuses_threads.store(true, Ordering::Relaxed);
+        hs.start_background().expect("threads");
+        let soon = || {
+            let upto = clock.now_ms() + AFTER_FAILED_LOOK_MS;
+            found(&hs)
+                .iter()
+                .all(|row| row.is_some_and(|(_, due)| due.is_some_and(|due| 0 < due && due <= upto)))
+        };
+        wait_until(soon);
+        assert!(found(&hs).iter().all(|row| row.is_some_and(|(tried, _)| tried == 0)), "nobody has tried");
+        hs.scheduler.shared.refuses_threads.store(false, Ordering::Relaxed);
+        clock.advance(Duration::from_millis(AFTER_FAILED_LOOK_MS.unsigned_abs() + 1));
+        wait_until(|| has_been_tried(&hs, 1));
+        hs.stop_background();
+    }
+
+    #[test]
+    fn a_job_that_cannot_be_read_is_tried_again_after_pauses_and_given_up_in_the_end_like_any_other() {
+        let clock = Clock::new();
+        let hs = server_with_jobs(&clock);
         hs.start_background().expect("threads");
         for tried in 1..ATTEMPTS_MAX {
             wait_until(|| has_been_tried(&hs, tried));

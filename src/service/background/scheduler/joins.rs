@@ -1,13 +1,13 @@
 //! Joins of those whose knock was accepted.
 
 use std::sync::Arc;
-use std::thread;
 
-use super::{DueRow, LEASE_MS, Lease, SchedulerShared};
+use super::{DueRow, SchedulerShared, take_up};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
 use crate::service::Homeserver;
+use crate::store::Tx;
 
 /// How many are joined at once, beside other work, and how many times one user.
 pub(super) const JOINERS_MAX: usize = 8;
@@ -24,22 +24,21 @@ pub(super) fn join_who_was_let_in(
         {
             let mut state = lock(&shared.state);
             let of_user = state.joining.iter().filter(|(_, busy)| *busy == user).count();
-            if state.joining.len() >= JOINERS_MAX || of_user >= JOINERS_OF_USER_MAX {
+            let is_busy = state.joining.iter().any(|(of, who)| *of == room && *who == user);
+            if is_busy || state.joining.len() >= JOINERS_MAX || of_user >= JOINERS_OF_USER_MAX {
                 continue;
             }
             state.joining.push((room.clone(), user.clone()));
         }
-        let (joining, hs) = (JoiningGuard(shared.clone(), (room.clone(), user.clone())), hs.clone());
-        let (leased_room, leased, until) = (room.clone(), user.clone(), now + LEASE_MS);
-        hs.store.write(move |tx| tx.put_off_owed_join(&leased_room, &leased, until, false))?;
-        thread::Builder::new().name("joining".to_owned()).spawn(move || {
+        let row = (room.clone(), user.clone());
+        let joining = JoiningGuard(shared.clone(), row.clone());
+        let put_off = move |tx: &mut Tx<'_>, until| tx.put_off_owed_join(&row.0, &row.1, until, false);
+        take_up(shared, hs, ("joining", joining), now, put_off, move |hs, lease| {
             let pursued = hs.membership().pursue_owed_join(&room, &user);
             let what = format!("the join of {user} to {room} cannot be kept");
-            Lease::until(until).end(&hs, pursued, (&what, log::Level::Error), move |tx, leased, now| {
+            lease.end(hs, pursued, (&what, log::Level::Error), move |tx, leased, now| {
                 tx.owed_join_failed((&room, &user), leased, now)
             });
-            drop(hs);
-            drop(joining);
         })?;
     }
     Ok(())

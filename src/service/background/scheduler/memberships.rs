@@ -2,13 +2,13 @@
 //! that are looked up because something speaks against them.
 
 use std::sync::Arc;
-use std::thread;
 
-use super::{LEASE_MS, Lease, SchedulerShared, SchedulerState};
+use super::{SchedulerShared, SchedulerState, take_up};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
 use crate::service::Homeserver;
+use crate::store::Tx;
 use crate::store::rooms::remote_memberships::{DueMembership, DueShares};
 
 /// How many knocks, joins and leaves are told at once; of these, how many where the same server is asked first, and of one
@@ -61,9 +61,11 @@ impl Slots {
 
     /// Whether there is one for this.
     fn has_one_for(&self, state: &SchedulerState, due: &DueMembership) -> bool {
+        let is_busy =
+            state.pursuing.iter().any(|busy| busy.due.room == due.room && busy.due.user == due.user);
         let of_server = self.taken(state).filter(|busy| busy.server == due.server).count();
         let of_user = self.taken(state).filter(|busy| busy.user == due.user).count();
-        !self.are_taken(state) && of_server < self.of_server && of_user < self.of_user
+        !is_busy && !self.are_taken(state) && of_server < self.of_server && of_user < self.of_user
     }
 }
 
@@ -106,21 +108,17 @@ fn pursue(
     pursued: PursuedMembership,
     now: Millis,
 ) -> Result<()> {
-    let (pursuing, hs) = (PursuingGuard(shared.clone(), pursued.clone()), hs.clone());
+    let pursuing = PursuingGuard(shared.clone(), pursued.clone());
     let DueMembership { room, user, .. } = pursued.due;
-    let (leased_room, leased_user, until) = (room.clone(), user.clone(), now + LEASE_MS);
-    hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, until))?;
-    thread::Builder::new().name("due".to_owned()).spawn(move || {
+    let (leased_room, leased_user) = (room.clone(), user.clone());
+    let put_off = move |tx: &mut Tx<'_>, until| tx.lease_remote_membership(&leased_room, &leased_user, until);
+    take_up(shared, hs, ("due", pursuing), now, put_off, move |hs, lease| {
         let pursued = hs.membership().pursue_membership(&room, &user);
         let what = format!("{room} for {user}");
-        Lease::until(until).end(&hs, pursued, (&what, log::Level::Info), move |tx, leased, now| {
+        lease.end(hs, pursued, (&what, log::Level::Info), move |tx, leased, now| {
             tx.remote_membership_failed((&room, &user), leased, now)
         });
-        // In this order: who waits for the end of the work wants the homeserver back.
-        drop(hs);
-        drop(pursuing);
-    })?;
-    Ok(())
+    })
 }
 
 /// A membership that a thread is at, given back also when it panics.

@@ -3,7 +3,6 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::thread;
 
 use super::failures::log_unwritten;
 use super::{AFTER_FAILURE_MS, SchedulerShared, SchedulerState, UNWRITTEN_REST};
@@ -38,7 +37,7 @@ pub(super) fn pursue_pending_events(
         let due = hs.store.read(|db| db.rooms_with_due_pending(now, FETCHERS_MAX + busy.len()))?;
         for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
             lock(&shared.state).fetching.insert(room);
-            pursue(shared, hs, room)?;
+            pursue(shared, hs, room);
         }
     }
     if lock(&shared.state).fetching_remote.len() >= REMOTE_FETCHERS_MAX {
@@ -60,7 +59,7 @@ pub(super) fn pursue_pending_events(
             }
             state.fetching_remote.push((room, server));
         }
-        pursue(shared, hs, room)?;
+        pursue(shared, hs, room);
     }
     Ok(())
 }
@@ -79,9 +78,9 @@ impl Drop for FetchingGuard {
 }
 
 /// Pursues the waiting events of a room, which is noted already, on a thread of its own.
-fn pursue(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<()> {
+fn pursue(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, room: RoomKey) {
     let (fetching, hs) = (FetchingGuard(shared.clone(), room), hs.clone());
-    thread::Builder::new().name("waiting".to_owned()).spawn(move || {
+    shared.begin("waiting", move || {
         let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.incoming().pursue_pending(room)));
         let put_off = match pursued {
             Ok(Ok(())) => Ok(()),
@@ -100,6 +99,5 @@ fn pursue(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, room: RoomKey) ->
             fetching.0.rest(UNWRITTEN_REST);
         }
         drop(fetching);
-    })?;
-    Ok(())
+    });
 }

@@ -89,15 +89,15 @@ impl FetchLimits {
         quiet.try_insert((room, origin.clone()), until);
     }
 
-    /// Until when those servers are left in peace, if they are: whoever makes up events must not make us bother others.
-    pub(in crate::service) fn quiet_until(
+    /// For how long those servers are left in peace, if they are: whoever makes up events must not make us bother others.
+    pub(in crate::service) fn quiet_for(
         &self,
         room: RoomKey,
         origin: &ServerName,
         now: Millis,
     ) -> Option<Millis> {
         let quiet = lock(&self.quiet);
-        quiet.get(&(room, origin.clone())).copied().filter(|until| *until > now)
+        quiet.get(&(room, origin.clone())).map(|until| until - now).filter(|left| *left > 0)
     }
 
     pub(in crate::service) fn is_unfilled(&self, gap: (RoomKey, Place)) -> bool {

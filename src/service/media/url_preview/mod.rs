@@ -109,7 +109,7 @@ impl Media<'_> {
             log::debug!("no preview of {key}: {e}");
         }
         let preview = made.ok().map(Arc::new);
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         let until = now + if preview.is_some() { PREVIEW_MS } else { FAILURE_MS };
         let known = KnownPreview { until, preview: preview.clone() };
         let worth = |known: &KnownPreview| match known {
@@ -122,7 +122,7 @@ impl Media<'_> {
     }
 
     fn known_preview(&self, key: &str) -> Option<Option<Arc<Map<String, Value>>>> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         let known = lock(&self.url_previews.known);
         known.get(key).filter(|known| known.until > now).map(|known| known.preview.clone())
     }

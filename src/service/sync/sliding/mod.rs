@@ -330,7 +330,8 @@ impl Syncing<'_> {
 
     /// Forgets connections that were not used for long, a portion at a time. Returns when to go on.
     pub(in crate::service) fn sweep_sliding_connections(&self, now: Millis) -> Result<Option<Millis>> {
-        let due = self.sliding.sweep_ms.load(Ordering::Relaxed);
+        // A clock that was ahead and was put right is no reason to wait.
+        let due = self.sliding.sweep_ms.load(Ordering::Relaxed).min(now + SWEEP_EVERY_MS);
         if now < due {
             return Ok(Some(due));
         }
