@@ -92,8 +92,6 @@ impl Tx<'_> {
             let at_least = if by_the_clock < POSITION_BY_CLOCK_MAX { by_the_clock } else { 0 };
             self.stream.max(at_least) + leap
         };
-        // Nobody listens, and what is made due by this is found at the start.
-        self.wake_timer();
         let connection = self.conn();
         connection
             .execute("INSERT INTO lost_positions (after, upto) VALUES (?1, ?2)", [last, self.stream()])?;
