@@ -337,11 +337,24 @@ CREATE TABLE remote_memberships (
   pending_id TEXT,
   pending_version TEXT,
   pending BLOB,
+  -- While knocking, invited or joining: somebody else's removal of the user of which only the room can say whether it is
+  -- one. It is asked, or decides once this server is in it.
+  removal_id TEXT,
+  removal_version TEXT,
+  removal BLOB,
+  -- While invited or joining: the knock or other invite which this invite covers, since it comes from another server; with
+  -- what clients were shown of the room. It is what the user is again if the invite is worth nothing. While leaving, the
+  -- invite that did so: its server is told too. One, the first, however many invites come.
+  covered_id TEXT,
+  covered_version TEXT,
+  covered BLOB,
+  covered_stripped_state BLOB,
   -- What is kept of knock_room_state or invite_room_state, in the form for clients: a JSON array of stripped events.
   stripped_state BLOB NOT NULL,
   -- A JSON array of servers worth asking, best first: the one we knocked through leads.
   via TEXT NOT NULL,
-  -- For the scheduler: how often it tried in this state, and when it tries next; NULL if there is nothing to do.
+  -- For the scheduler: how often it tried in this state, and when it tries next; NULL if there is nothing to do. Of a
+  -- knock that was taken, and of an invite, when the room is asked about it.
   attempts INTEGER NOT NULL,
   due_ms INTEGER,
   -- 1 once the user asked to forget the room; the row is kept while other servers still have to be told of the leave.

@@ -3,8 +3,8 @@
 use serde_json::value::RawValue;
 
 use super::{
-    Effect, Fact, Fields, InviteAnswer, InviteOrder, JoinFailure, LeaveAnswer, Prepared, PriorMembership,
-    Refusal, RemoteMembership, RemoteState, RemovalBearing,
+    CoveredMembership, Effect, Fact, Fields, InviteOrder, JoinFailure, LeaveAnswer, Prepared,
+    PriorMembership, Refusal, RemoteMembership, RemoteState, RemovalBearing, RoomAnswer, order_of_invite,
 };
 use crate::backoff::Backoff;
 use crate::protocol::pdu::{Membership, Pdu};
@@ -13,17 +13,17 @@ use crate::protocol::{EventId, Millis, ServerName, UserId};
 /// After how many attempts nothing more is tried: about a week.
 pub const ATTEMPTS_MAX: u32 = 60;
 
-/// When the room is asked once more about an invite that it does not know, in milliseconds: its server may be slow to
-/// take in what we signed. After the last the invite is over.
-const INVITE_LOOK_PAUSES_MS: [Millis; INVITE_LOOKS_MAX as usize] = [500, 1_500, 4_000];
-/// So often it need not be asked where a ban speaks against the invite as well.
-const INVITE_LOOKS_MAX: u32 = 3;
-/// How often that is tried if no server can tell.
+/// When the room is asked once more about an invite that it does not know, or a removal, in milliseconds: its server may be
+/// slow to take in what we signed, or what others say. After the last it is as it says.
+const LOOK_PAUSES_MS: [Millis; 3] = [500, 1_500, 4_000];
+/// How often that is tried if no server can tell, and nobody said that the user was removed.
 const UNANSWERED_LOOKS_MAX: u32 = 6;
 
 /// How often a leave behind a join that may have been taken is tried although every server says that there is nothing
 /// to leave: for about half an hour.
 const ATTEMPTS_BEHIND_A_JOIN_MAX: u32 = 5;
+/// How often a join is tried that no server answers, where the invite covers something else that waits.
+const COVERING_JOINS_MAX: u32 = 5;
 
 /// Pauses of what is tried again: seconds at first, three hours in the end.
 const PAUSES: Backoff = Backoff { first_ms: 5_000, factor: 4, longest_ms: 3 * 3_600_000 };
@@ -50,8 +50,13 @@ pub fn apply(row: Option<RemoteMembership>, fact: Fact, now: Millis) -> Result<E
     let next = match (&row, fact) {
         (row, Fact::UserKnocks(knock)) => user_knocks(row.as_ref(), knock, now)?,
         (row, Fact::UserJoins { join, may_be_in }) => user_joins(row.as_ref(), join, may_be_in, now)?,
-        (row, Fact::InviteArrives { invite, invitee, stripped_state, from }) => {
-            invite_arrives(row.as_ref(), invite, &invitee, stripped_state, from, now)?
+        (row, Fact::InviteArrives { invite, invitee, stripped_state, from, left }) => {
+            let left = left.as_ref().map(|leave| (leave, true));
+            let order = match row {
+                Some(row) => row.order_of(&invite),
+                None => order_of_invite(&invite, left, None),
+            };
+            invite_arrives(row.as_ref(), (invite, order), &invitee, stripped_state, from, now)?
         }
         (None, Fact::UserLeaves(_) | Fact::UserForgets) => return Err(Refusal::NotInRoom),
         (None, _) => Next::Same,
@@ -81,19 +86,17 @@ fn happens_to(row: Fields, fact: Fact, now: Millis) -> Result<Next, Refusal> {
         Fact::KnockRefused { knock, leave } => row.knock_refused(&knock, leave, now),
         Fact::KnockUnanswered { knock } => {
             let waits = row.state == RemoteState::Knocking && row.told() == Some(&knock);
-            if waits { row.unanswered(now) } else { Next::Same }
+            if waits { row.knock_unanswered(now) } else { Next::Same }
         }
-        Fact::InviteDoubted if row.state == RemoteState::Invited && row.due_ms.is_none() => {
-            row.doubted(0, now)
-        }
+        Fact::InviteDoubted if row.state == RemoteState::Invited && row.due_ms.is_none() => row.doubted(now),
         Fact::InviteDoubted => Next::Same,
-        Fact::InviteLookedUp { invite, answer, leave } => row.invite_looked_up(&invite, answer, leave, now),
+        Fact::LookedUp { about, answer, leave } => row.looked_up(&about, answer, leave, now),
         Fact::JoinFailed { join, how, leave } => row.join_failed(&join, how, leave, now),
         Fact::UserLeaves(leave) => row.user_leaves(leave, now),
         Fact::LeaveSigned { told, leave, to } => row.leave_signed(&told, leave, to),
         Fact::LeaveAnswered { told, answer } => row.leave_answered(&told, answer, now),
         Fact::LeaveMayGoThrough(server) => row.leave_may_go_through(server),
-        Fact::Removed(removal) => row.removed(removal, now),
+        Fact::Removed { removal, from } => row.removed(removal, &from, now),
         Fact::UserForgets if row.state.is_over() => Next::Row(Fields { forgotten: true, ..row }),
         Fact::UserForgets => return Err(Refusal::NotLeft),
         // From now on the room's own state says who is a member. Only a leave that is still to be told stays, to be
@@ -125,6 +128,7 @@ fn user_knocks(row: Option<&RemoteMembership>, knock: Prepared, now: Millis) -> 
     let mut row = row_for(row, &event, event.sender());
     // It is handed in at once. If that does not come to an end, it is repeated.
     row.enter(RemoteState::Knocking, Some(now + backoff_ms(1)));
+    row.covered = None;
     row.tell(event);
     row.prefer(via);
     Ok(Next::Row(row))
@@ -143,18 +147,22 @@ fn user_joins(
     // One that was handed in before a leave may land yet, too.
     let may_be_in = may_be_in || row.may_be_in;
     row.enter(RemoteState::Joining, Some(now + backoff_ms(3)));
+    row.covered.take_if(|_| was.is_over());
     if was == RemoteState::Joining {
         row.attempts = attempts;
     }
     row.may_be_in = may_be_in;
     row.pending = Some(event);
-    row.prefer(via);
+    // What is covered is to be found by its own servers, should it come to that.
+    if row.covered.is_none() {
+        row.prefer(via);
+    }
     Ok(Next::Row(row))
 }
 
 fn invite_arrives(
     row: Option<&RemoteMembership>,
-    invite: Pdu,
+    (invite, order): (Pdu, InviteOrder),
     invitee: &UserId,
     stripped_state: Vec<Box<RawValue>>,
     from: ServerName,
@@ -163,7 +171,6 @@ fn invite_arrives(
     if row.is_some_and(|row| row.has_seen(&invite)) {
         return Ok(Next::Same);
     }
-    let order = row.map_or(InviteOrder::After, |row| row.order_of(&invite));
     let mut row = row_for(row, &invite, invitee);
     match (row.state, order) {
         // A leave that the room has, or may have at any moment, is not undone by an invite from before it: whoever
@@ -178,14 +185,15 @@ fn invite_arrives(
         // what was before has nothing to do with this invite.
         (was, order) => {
             if was.is_over() {
-                row.event = None;
+                (row.event, row.covered) = (None, None);
             }
             row.enter(RemoteState::Invited, (order == InviteOrder::Unclear).then_some(now));
         }
     }
-    row.tell(invite);
-    if !stripped_state.is_empty() {
-        row.stripped_state = stripped_state;
+    row.show_invite(invite, &from, stripped_state);
+    // The inviter's server is asked in any case; what is covered is found by those that are known already.
+    if row.covered.is_some() {
+        return Ok(Next::Row(row));
     }
     // An invite answers the knock before it: the specification leaves it to us to see that. The server that we knocked
     // through stays in front then: the inviter's is surely in the room, but may not be the one that answered us.
@@ -201,11 +209,14 @@ impl Fields {
         self.ended_ms = None;
         match state {
             RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited => {
-                (self.pending, self.may_be_in, self.forgotten) = (None, false, false);
+                (self.pending, self.removal, self.may_be_in, self.forgotten) = (None, None, false, false);
             }
             // What was before the join may be again: a room that was forgotten stays so until the join has succeeded.
             RemoteState::Joining => {}
-            RemoteState::Leaving | RemoteState::Closed => self.stripped_state.clear(),
+            RemoteState::Leaving | RemoteState::Closed => {
+                self.removal = None;
+                self.stripped_state.clear();
+            }
         }
     }
 
@@ -214,7 +225,31 @@ impl Fields {
     fn close(&mut self, now: Millis) {
         self.enter(RemoteState::Closed, None);
         self.pending.take_if(|event| event.membership() != Some(Membership::Leave));
-        (self.may_be_in, self.ended_ms) = (false, Some(now));
+        (self.covered, self.may_be_in, self.ended_ms) = (None, false, Some(now));
+    }
+
+    /// The invite that was shown is worth nothing, and what it covered is what the user is: the room is asked whether it
+    /// still is. False if there is nothing.
+    fn uncover(&mut self, now: Millis) -> bool {
+        let knows_it = self.prior().is_some();
+        let Some(CoveredMembership { event, stripped_state }) = self.covered.take() else { return false };
+        // Who removes by what knows of it may speak of it as well.
+        let removal = self.removal.take().filter(|_| knows_it);
+        let inviter = self.event.replace(event).map(|invite| invite.sender().server());
+        self.via.retain(|server| Some(server) != inviter.as_ref());
+        self.restore_version();
+        let is_knock = self.event.as_ref().and_then(Pdu::membership) == Some(Membership::Knock);
+        match (is_knock, stripped_state.is_empty()) {
+            (false, _) => self.enter(RemoteState::Invited, Some(now)),
+            (true, false) => self.enter(RemoteState::Knocked, Some(now)),
+            // Perhaps nobody has taken it yet. It is handed in again, which harms nothing, and was not the first time.
+            (true, true) => {
+                self.enter(RemoteState::Knocking, Some(now));
+                self.attempts = 1;
+            }
+        }
+        (self.stripped_state, self.removal) = (stripped_state, removal);
+        true
     }
 
     /// No server said yes or no: it is tried again later, and after a week no more.
@@ -235,8 +270,24 @@ impl Fields {
         now: Millis,
     ) -> Next {
         if self.state == RemoteState::Knocking && self.told() == Some(knock) {
-            self.enter(RemoteState::Knocked, None);
+            // What was handed in before may have been answered since, and is taken for a repeat all the same.
+            let (removal, is_repeat) = (self.removal.take(), self.attempts > 0);
+            self.enter(RemoteState::Knocked, (is_repeat || removal.is_some()).then_some(now));
             self.stripped_state = stripped_state;
+            match removal {
+                Some(removal) if removal.sender().server() == by => {
+                    self.tell(removal);
+                    self.close(now);
+                }
+                removal => self.removal = removal,
+            }
+            self.prefer([by]);
+            return Next::Row(self);
+        }
+        if let Some(covered) = self.covered.as_mut().filter(|covered| covered.event.event_id() == knock)
+            && !self.state.is_over()
+        {
+            covered.stripped_state = stripped_state;
             self.prefer([by]);
             return Next::Row(self);
         }
@@ -253,6 +304,9 @@ impl Fields {
     }
 
     fn knock_refused(mut self, knock: &EventId, leave: Pdu, now: Millis) -> Next {
+        if self.covered.take_if(|covered| covered.event.event_id() == knock).is_some() {
+            return Next::Row(self);
+        }
         if self.state != RemoteState::Knocking || self.told() != Some(knock) {
             return Next::Same;
         }
@@ -265,34 +319,65 @@ impl Fields {
         Next::Row(self)
     }
 
-    /// The room is to be asked about the invite, which it need not know for so many looks.
-    fn doubted(mut self, looks: u32, now: Millis) -> Next {
-        (self.attempts, self.due_ms) = (looks, Some(now));
+    /// Nobody answers. If the server that was asked first has removed the user, that is its answer.
+    fn knock_unanswered(mut self, now: Millis) -> Next {
+        let is_answer = |removal: &mut Pdu| self.via.first() == Some(&removal.sender().server());
+        match self.removal.take_if(is_answer) {
+            Some(removal) => {
+                self.tell(removal);
+                self.close(now);
+                Next::Row(self)
+            }
+            None => self.unanswered(now),
+        }
+    }
+
+    /// The room is to be asked.
+    fn doubted(mut self, now: Millis) -> Next {
+        (self.attempts, self.due_ms) = (0, Some(now));
         Next::Row(self)
     }
 
-    fn invite_looked_up(mut self, invite: &EventId, answer: InviteAnswer, leave: Pdu, now: Millis) -> Next {
-        // Who is asked has a time: if there is none, the matter is settled.
-        if self.state != RemoteState::Invited || self.told() != Some(invite) || self.due_ms.is_none() {
+    fn looked_up(mut self, about: &EventId, answer: RoomAnswer, leave: Pdu, now: Millis) -> Next {
+        // What is asked about has a time: if there is none, the matter is settled.
+        let waits = matches!(self.state, RemoteState::Invited | RemoteState::Knocked);
+        if !waits || self.told() != Some(about) || self.due_ms.is_none() {
             return Next::Same;
         }
         let looks = self.attempts + 1;
-        let pause = usize::try_from(self.attempts).ok().and_then(|done| INVITE_LOOK_PAUSES_MS.get(done));
+        let pause = usize::try_from(self.attempts).ok().and_then(|done| LOOK_PAUSES_MS.get(done));
+        // Whoever removes what the room knows has seen that it does; and a ban speaks against an invite from before it.
+        let is_ended = self.removal.as_ref().is_some_and(|removal| {
+            removal.membership() == Some(Membership::Ban) || removal.auth_events().contains(about)
+        });
         match (answer, pause) {
-            (InviteAnswer::Stands, _) => (self.attempts, self.due_ms) = (0, None),
-            (InviteAnswer::Unanswered, _) => {
-                (self.attempts, self.due_ms) =
-                    (looks, (looks < UNANSWERED_LOOKS_MAX).then(|| now + backoff_ms(looks)));
+            (RoomAnswer::Stands, Some(pause)) if self.removal.is_some() => {
+                (self.attempts, self.due_ms) = (looks, Some(now + pause));
             }
-            (InviteAnswer::Void(_), Some(pause)) => (self.attempts, self.due_ms) = (looks, Some(now + pause)),
-            (InviteAnswer::Void(Some(Membership::Knock)), None) if self.answers().is_some() => {
+            (RoomAnswer::Stands, _) => {
+                (self.attempts, self.due_ms, self.removal) = (0, None, None);
+            }
+            (RoomAnswer::Unanswered, _) => {
+                let most = if self.removal.is_some() { ATTEMPTS_MAX } else { UNANSWERED_LOOKS_MAX };
+                (self.attempts, self.due_ms) = (looks, (looks < most).then(|| now + backoff_ms(looks)));
+                self.removal.take_if(|_| looks >= most);
+            }
+            (RoomAnswer::Void(_), Some(pause)) if !is_ended => {
+                (self.attempts, self.due_ms) = (looks, Some(now + pause));
+            }
+            (RoomAnswer::Void(Some(Membership::Knock)), _)
+                if self.covered.is_none() && self.answers().is_some() =>
+            {
                 self.event = self.previous.take();
                 self.restore_version();
                 self.enter(RemoteState::Knocked, None);
             }
-            (InviteAnswer::Void(_), None) => {
-                self.tell(leave);
-                self.close(now);
+            (RoomAnswer::Void(_), _) => {
+                if !self.uncover(now) {
+                    let end = self.removal.take().unwrap_or(leave);
+                    self.tell(end);
+                    self.close(now);
+                }
             }
         }
         Next::Row(self)
@@ -311,12 +396,20 @@ impl Fields {
             }
             _ => return Next::Same,
         }
+        let is_covering = self.covered.is_some();
+        let attempts_max = if is_covering { COVERING_JOINS_MAX } else { ATTEMPTS_MAX };
         let taken_by = match how {
             JoinFailure::Refused if !self.may_be_in => return self.fall_back(now),
-            JoinFailure::Unanswered if self.attempts + 1 < ATTEMPTS_MAX => return self.unanswered(now),
+            JoinFailure::Unanswered if self.attempts + 1 < attempts_max => return self.unanswered(now),
             JoinFailure::Refused | JoinFailure::Unanswered => Vec::new(),
             JoinFailure::Taken(by) => by,
         };
+        // What a stranger makes of a join of theirs is nothing that the room is to be left for.
+        if is_covering {
+            self.via.retain(|server| !taken_by.contains(server));
+            self.uncover(now);
+            return Next::Row(self);
+        }
         // A server took the join, or may have: the room is to be left again.
         self.tell(leave);
         self.prefer(taken_by);
@@ -333,11 +426,18 @@ impl Fields {
     /// What was before the join is again.
     fn fall_back(mut self, now: Millis) -> Next {
         self.restore_version();
+        let removal = self.removal.take();
         match self.event.as_ref().map(Pdu::membership) {
             None => return Next::Gone,
-            Some(Some(Membership::Invite)) => self.enter(RemoteState::Invited, None),
+            Some(Some(Membership::Invite)) => {
+                self.enter(RemoteState::Invited, removal.is_some().then_some(now));
+                self.removal = removal;
+            }
             // It may not have been handed in yet: that is done (again) now, which harms nothing.
-            Some(Some(Membership::Knock)) => self.enter(RemoteState::Knocking, Some(now)),
+            Some(Some(Membership::Knock)) => {
+                self.enter(RemoteState::Knocking, Some(now));
+                self.removal = removal;
+            }
             Some(Some(Membership::Join | Membership::Leave | Membership::Ban) | None) => self.close(now),
         }
         Next::Row(self)
@@ -350,6 +450,18 @@ impl Fields {
         }
         // A join that was handed in may land yet, even if somebody removed the user meanwhile.
         self.may_be_in = has_join;
+        // It is left whatever there is: what was covered first, and whoever covered it is told too.
+        if let Some(covered) = self.covered.take() {
+            let covering = self.event.replace(covered.event);
+            // One that knows of the other is in the room, and may pass the leave on.
+            let knows = |event: &&Pdu| {
+                self.event.as_ref().is_some_and(|e| event.auth_events().contains(e.event_id()))
+            };
+            let inviter = covering.as_ref().filter(knows).map(|event| event.sender().server());
+            let known = std::mem::take(&mut self.via);
+            self.prefer(known.into_iter().chain(inviter));
+            self.covered = covering.map(|event| CoveredMembership { event, stripped_state: Vec::new() });
+        }
         self.tell(leave);
         self.enter(RemoteState::Leaving, Some(now));
         Next::Row(self)
@@ -373,7 +485,9 @@ impl Fields {
         if self.state != RemoteState::Leaving {
             return Next::Same;
         }
-        self.prefer([server]);
+        // It may be a stranger's, and the room's own servers come first.
+        let known = std::mem::take(&mut self.via);
+        self.prefer(known.into_iter().chain([server]));
         Next::Row(self)
     }
 
@@ -402,30 +516,62 @@ impl Fields {
         Next::Row(self)
     }
 
-    fn removed(mut self, removal: Pdu, now: Millis) -> Next {
-        match self.bearing_of(&removal) {
-            RemovalBearing::Over => return Next::Same,
-            // The invite stays until the room has been asked about it.
-            RemovalBearing::Unclear => {
-                let is_ban = removal.membership() == Some(Membership::Ban);
-                return self.doubted(if is_ban { INVITE_LOOKS_MAX } else { 0 }, now);
-            }
+    fn removed(mut self, removal: Pdu, from: &ServerName, now: Millis) -> Next {
+        let rests_on = |event: &Pdu| removal.auth_events().contains(event.event_id());
+        if let Some(covered) = self.covered.as_ref().filter(|_| !self.state.is_over())
+            && rests_on(&covered.event)
+            && !self.event.as_ref().is_some_and(rests_on)
+        {
+            // Others' word on it is asked for once it is what the user is.
+            return match self.is_vouched_for(&removal, from, &covered.event) {
+                true => self.no_longer_covers(now),
+                false => Next::Same,
+            };
+        }
+        let (bearing, is_certain) = (self.bearing_of(&removal), self.is_certain(&removal, from));
+        match (self.state, bearing) {
+            (_, RemovalBearing::Over) => return Next::Same,
             // Clients were told of their own leave, and there is nobody left to tell; unless a join of theirs is on its
-            // way. What becomes of that beside a removal is up to the room, and it is to be left in any case.
-            RemovalBearing::Ends if self.state == RemoteState::Leaving && self.has_join_on_its_way() => {
-                return Next::Same;
+            // way. What becomes of that beside a removal is up to the room, and it is to be left in any case. So it is
+            // where nobody vouches for the removal: at worst there is nothing to leave.
+            (RemoteState::Leaving, _) if !is_certain || self.has_join_on_its_way() => return Next::Same,
+            (RemoteState::Leaving, _) => self.close(now),
+            (RemoteState::Knocking, _) => {
+                (self.removal, self.due_ms) = (Some(removal), Some(now));
+                self.attempts = self.attempts.min(ATTEMPTS_MAX - 1);
             }
-            RemovalBearing::Ends if self.state == RemoteState::Leaving => {}
-            RemovalBearing::Ends => {
+            (RemoteState::Invited, RemovalBearing::Ends) if is_certain && self.covered.is_some() => {
+                self.removal = Some(removal);
+                self.uncover(now);
+            }
+            (RemoteState::Joining, _) if !is_certain || self.covered.is_some() => {
+                self.removal = Some(removal);
+            }
+            (_, RemovalBearing::Ends) if is_certain => {
                 // Whoever took the join may bring us into the room yet, which then decides.
                 let join = self.pending.take().filter(|_| self.state == RemoteState::Joining);
                 self.tell(removal);
                 self.close(now);
                 self.pending = join;
-                return Next::Row(self);
+            }
+            // It stays until the room has been asked.
+            (_, RemovalBearing::Ends | RemovalBearing::Unclear) => {
+                self.removal = Some(removal);
+                return if self.due_ms.is_none() { self.doubted(now) } else { Next::Row(self) };
             }
         }
-        self.close(now);
+        Next::Row(self)
+    }
+
+    /// What the invite covers is over, of which the inviter's server may know more.
+    fn no_longer_covers(mut self, now: Millis) -> Next {
+        let inviter = self.event.as_ref().map(|invite| invite.sender().server());
+        self.covered = None;
+        self.via.clear();
+        self.prefer(inviter);
+        if self.state == RemoteState::Invited && self.due_ms.is_none() {
+            return self.doubted(now);
+        }
         Next::Row(self)
     }
 }

@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 
 pub use apply::{ATTEMPTS_MAX, apply, backoff_ms};
 pub use order::{InviteOrder, RemovalBearing, bearing, order_of_invite};
-pub use row::{Fields, PriorMembership, RemoteMembership, SyncSection};
+pub use row::{CoveredMembership, Fields, PriorMembership, RemoteMembership, SyncSection};
 
 use crate::error::{ErrCode, Error};
 use crate::protocol::pdu::{Membership, Pdu};
@@ -117,16 +117,18 @@ pub enum Fact {
         stripped_state: Vec<Box<RawValue>>,
         /// Who brought it.
         from: ServerName,
+        /// The leave, by which the local user was out of the room when this server knew it, where nothing else is known.
+        left: Option<Pdu>,
     },
     /// The room refused the local user's join, though they are invited: it has to be asked about the invite.
     InviteDoubted,
-    /// Answer: what the room says of the invite.
-    InviteLookedUp {
-        /// The invite.
-        invite: EventId,
+    /// Answer: what the room says of the invite or knock that is in doubt.
+    LookedUp {
+        /// The invite or knock.
+        about: EventId,
         /// What it says.
-        answer: InviteAnswer,
-        /// What clients are told if it is void.
+        answer: RoomAnswer,
+        /// What clients are told if it is void and nobody's removal has ended it.
         leave: Pdu,
     },
 
@@ -171,7 +173,12 @@ pub enum Fact {
 
     /// Somebody else in the room kicked or banned the local user, or did at some time: a refused knock, a rescinded
     /// invite.
-    Removed(Pdu),
+    Removed {
+        /// The removal.
+        removal: Pdu,
+        /// Who brought it.
+        from: ServerName,
+    },
     /// The local user asks to forget the room.
     UserForgets,
     /// This server came into the room, through this user or another local one.
@@ -191,9 +198,9 @@ pub struct Prepared {
     pub via: Vec<ServerName>,
 }
 
-/// What the room says of an invite.
+/// What the room says of an invite or a knock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InviteAnswer {
+pub enum RoomAnswer {
     /// It, or something else that there is to leave.
     Stands,
     /// The room does not know it (yet, or any more). With the membership that stands in its place.

@@ -32,6 +32,12 @@ pub struct Fields {
     /// leaving a room that was being joined, that join, until a leave is handed in; and where somebody else ended it, that
     /// join, for whoever took it may bring us in yet.
     pub pending: Option<Pdu>,
+    /// Somebody else's removal of the user that nobody has vouched for yet whose word counts: the room is asked about it,
+    /// or decides once the user has come in.
+    pub removal: Option<Pdu>,
+    /// What the user is to the room if the invite in `event` is worth nothing; while leaving, the other way round: the
+    /// invite whose server has to be told too.
+    pub covered: Option<CoveredMembership>,
     /// Stripped state for clients, without the user's own member event. Who has left is shown nothing more of the room.
     pub stripped_state: Vec<Box<RawValue>>,
     /// Servers worth asking, best first.
@@ -49,6 +55,17 @@ pub struct Fields {
     pub may_be_in: bool,
     /// Position of the last change that clients can see; 0 if they have seen none.
     pub stream: i64,
+}
+
+/// A knock, or an invite, which a newer invite covers that comes from elsewhere: a stranger can make one for any room, as can
+/// who is in the room and keeps it to themselves, and ends nothing by that. It is one, however many invites come: the first
+/// that was covered.
+#[derive(Debug, Clone)]
+pub struct CoveredMembership {
+    /// The knock or invite.
+    pub event: Pdu,
+    /// What clients were shown of the room with it.
+    pub stripped_state: Vec<Box<RawValue>>,
 }
 
 /// The section of `/sync` that shows a remote membership.
@@ -121,6 +138,8 @@ impl Fields {
             event: None,
             previous: None,
             pending: None,
+            removal: None,
+            covered: None,
             stripped_state: Vec::new(),
             via: Vec::new(),
             attempts: 0,
@@ -189,9 +208,20 @@ impl Fields {
         self.is_of_same_inviter(other) && self.shows_room_as(other) && content(self) == content(other)
     }
 
+    /// The member event that the one which clients are told follows, as far as it says so itself or comes from who knows.
+    pub fn prior(&self) -> Option<&Pdu> {
+        let covered = self.covered.as_ref().map(|covered| &covered.event).filter(|_| !self.state.is_over());
+        match (covered, &self.event) {
+            (Some(covered), Some(event)) => {
+                Some(covered).filter(|covered| event.auth_events().contains(covered.event_id()))
+            }
+            _ => self.previous.as_ref(),
+        }
+    }
+
     /// The event id of the knock that this invite answers: the link of the two.
     pub fn answers(&self) -> Option<&EventId> {
-        let knock = self.previous.as_ref().filter(|p| p.membership() == Some(Membership::Knock))?;
+        let knock = self.prior().filter(|p| p.membership() == Some(Membership::Knock))?;
         self.event.as_ref().filter(|e| e.membership() == Some(Membership::Invite))?;
         Some(knock.event_id())
     }
@@ -237,11 +267,17 @@ impl Fields {
         }
     }
 
+    /// The member events of the user that it knows.
+    pub fn events(&self) -> impl Iterator<Item = &Pdu> {
+        let covered = self.covered.as_ref().map(|covered| &covered.event);
+        [self.event.as_ref(), covered, self.previous.as_ref(), self.pending.as_ref()].into_iter().flatten()
+    }
+
     /// The version by which an event about the user is read that comes from the room. Each event of a row has its own, since
     /// nothing keeps a server from naming another one with an invite: so it is that of the event which this one rests on. If
     /// it rests on none, it is one by which it can be read.
     pub fn version_of_news(&self, json: &[u8]) -> RoomVersion {
-        let known = || [&self.event, &self.previous, &self.pending].into_iter().flatten();
+        let known = || self.events();
         if known().all(|event| event.version().id == self.room_version.id) {
             return self.room_version;
         }
@@ -260,7 +296,9 @@ impl Fields {
     pub fn version_by_handshake(&self) -> Option<RoomVersion> {
         let knock = match self.state {
             RemoteState::Knocked => self.event.as_ref(),
-            RemoteState::Invited => self.previous.as_ref(),
+            RemoteState::Invited => {
+                self.covered.as_ref().map(|covered| &covered.event).or(self.previous.as_ref())
+            }
             RemoteState::Joining => return self.pending.as_ref().map(Pdu::version),
             RemoteState::Knocking | RemoteState::Leaving | RemoteState::Closed => None,
         };
@@ -278,9 +316,40 @@ impl Fields {
     /// Whether this very invite was seen before: it is what the user is looking at, what they answered, or what
     /// somebody took back.
     pub fn has_seen(&self, invite: &Pdu) -> bool {
-        let seen =
-            [&self.event, &self.previous].into_iter().flatten().any(|e| e.event_id() == invite.event_id());
+        let covered = self.covered.as_ref().map(|covered| &covered.event);
+        let mut seen = [self.event.as_ref(), covered, self.previous.as_ref()].into_iter().flatten();
+        let seen = seen.any(|event| event.event_id() == invite.event_id());
         seen || self.event.as_ref().is_some_and(|e| e.auth_events().contains(invite.event_id()))
+    }
+
+    /// The server whose word on this knock or invite counts: the one that took the knock, or the inviter's.
+    fn host_of(&self, member: &Pdu) -> Option<ServerName> {
+        match member.membership()? {
+            Membership::Invite => Some(member.sender().server()),
+            Membership::Knock => self.via.first().cloned(),
+            Membership::Join | Membership::Leave | Membership::Ban => None,
+        }
+    }
+
+    /// Whether an invite that `from` brings comes from the host of this knock or invite, who can say what has become of it.
+    /// Whoever else invites may be a stranger, or in the room and none whose invite gets there.
+    fn is_by_the_host(&self, invite: &Pdu, from: &ServerName, member: &Pdu) -> bool {
+        self.host_of(member).is_some_and(|host| host == invite.sender().server() || host == *from)
+    }
+
+    /// Whether the host of this knock or invite has made a removal itself, or passes it on, which it does with what its
+    /// room allows. What others say of it anybody can say who is in the room, whatever they may do there.
+    pub(super) fn is_vouched_for(&self, removal: &Pdu, from: &ServerName, member: &Pdu) -> bool {
+        self.host_of(member).is_some_and(|host| host == removal.sender().server() || host == *from)
+    }
+
+    /// Whether somebody's removal ends the membership without the room being asked.
+    pub(super) fn is_certain(&self, removal: &Pdu, from: &ServerName) -> bool {
+        let present = if self.state == RemoteState::Leaving { &self.previous } else { &self.event };
+        let Some(present) = present else { return false };
+        // Who took a knock shows by the servers only until others are asked something else.
+        let is_shown = self.state == RemoteState::Knocked || present.membership() != Some(Membership::Knock);
+        is_shown && self.is_vouched_for(removal, from, present)
     }
 
     /// Whether a removal ends what the local user is, or what they were: it may be a refusal of a knock that arrives
@@ -294,6 +363,35 @@ impl Fields {
     /// Makes this the member event that clients are told; the one before becomes `previous`.
     pub(super) fn tell(&mut self, event: Pdu) {
         self.previous = self.event.replace(event);
+    }
+
+    /// Whether the user is what `event` says, or waits for a join that may still lead back to it.
+    fn present(&self) -> Option<&Pdu> {
+        let event = self.event.as_ref().filter(|_| !self.state.is_over())?;
+        event.membership().filter(|m| matches!(m, Membership::Invite | Membership::Knock))?;
+        Some(event)
+    }
+
+    /// Makes this invite the one that is shown. What is not its server's to end is covered by it, not ended.
+    pub(super) fn show_invite(&mut self, invite: Pdu, from: &ServerName, stripped_state: Vec<Box<RawValue>>) {
+        let is_its_host = |covered: &CoveredMembership| self.is_by_the_host(&invite, from, &covered.event);
+        let takes_its_place = self.covered.as_ref().is_some_and(is_its_host);
+        let is_beside = self.present().is_some_and(|present| !self.is_by_the_host(&invite, from, present));
+        if takes_its_place {
+            self.previous = self.covered.take().map(|covered| covered.event);
+            self.event = Some(invite);
+        } else if self.covered.is_some() {
+            self.event = Some(invite);
+        } else if is_beside {
+            let stripped_state = std::mem::take(&mut self.stripped_state);
+            self.covered =
+                self.event.replace(invite).map(|event| CoveredMembership { event, stripped_state });
+        } else {
+            self.tell(invite);
+        }
+        if !stripped_state.is_empty() || self.covered.is_some() {
+            self.stripped_state = stripped_state;
+        }
     }
 
     /// Puts servers in front of those that are known to be worth asking, without repeats and without growing for ever.

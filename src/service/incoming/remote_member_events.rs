@@ -62,7 +62,7 @@ impl Incoming<'_> {
             Some(Checked::Passed(event)) => {
                 // The room may have said more while the key was fetched.
                 if let Some(row) = self.of_concern(room_id, &user, &event)? {
-                    self.apply_news(MemberNews { event, user, row: *row })?;
+                    self.apply_news(MemberNews { event, user, row: *row }, origin)?;
                 }
                 Ok(RemoteOutcome::Settled)
             }
@@ -112,12 +112,12 @@ impl Incoming<'_> {
         Ok(Some(Box::new(row)))
     }
 
-    fn apply_news(&self, news: MemberNews) -> Result<()> {
+    fn apply_news(&self, news: MemberNews, origin: &ServerName) -> Result<()> {
         let MemberNews { event, user, row } = news;
         if event.membership() == Some(Membership::Invite) {
             return self.invite_by_transaction(event, &user);
         }
-        row.map_or(Ok(()), |row| self.remove_by_transaction(event, user, row.room_id.clone()))
+        row.map_or(Ok(()), |row| self.remove_by_transaction(event, user, row.room_id.clone(), origin))
     }
 
     fn invite_by_transaction(&self, invite: VerifiedPdu, user: &UserId) -> Result<()> {
@@ -130,14 +130,21 @@ impl Incoming<'_> {
         self.membership().note_invite(&invite, user, &shown, None)
     }
 
-    /// Closes a membership.
-    fn remove_by_transaction(&self, event: VerifiedPdu, user: UserId, room_id: RoomId) -> Result<()> {
-        let (removal, now) = (event.clone(), self.clock.now_ms());
+    /// Closes a membership, or has the room asked whether it is over.
+    fn remove_by_transaction(
+        &self,
+        event: VerifiedPdu,
+        user: UserId,
+        room_id: RoomId,
+        origin: &ServerName,
+    ) -> Result<()> {
+        let (removal, from, now) = (event.clone(), origin.clone(), self.clock.now_ms());
         let outside = self.store.write(move |tx| {
             if check_not_resident(tx, &room_id).is_err() {
                 return Ok(false);
             }
-            note(tx, &room_id, &user, Fact::Removed(event.into()), now).map(|_| true)
+            let fact = Fact::Removed { removal: event.into(), from };
+            note(tx, &room_id, &user, fact, now).map(|_| true)
         })?;
         self.scheduler.wake();
         // We have come in since, and it is an event like any other.
@@ -171,12 +178,12 @@ struct MemberEventHead {
     state_key: String,
 }
 
-/// Whoever removes a local user knows the member event that they remove (auth events selection names the target's),
-/// which outsiders do not; or else speaks for the server that invited them, or that took their knock. Other servers
-/// that we asked, perhaps in vain and because a link said so, have no say.
+/// Whoever removes a local user knows the member event that they remove (auth events selection names the target's), which
+/// those do not who are not in the room; or else speaks for the server that invited them, or that took their knock. Other
+/// servers that we asked, perhaps in vain and because a link said so, have no say. Whether it is true is another question:
+/// every server in the room is told that event, whatever its users may do there.
 fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
-    let ours = [&row.event, &row.previous, &row.pending];
-    let rests_on_ours = ours.into_iter().flatten().any(|e| event.auth_events().contains(e.event_id()));
+    let rests_on_ours = row.events().any(|ours| event.auth_events().contains(ours.event_id()));
     let server = event.sender().server();
     let inviter = row.event.as_ref().map(|e| e.sender().server());
     let knocked = matches!(row.state, RemoteState::Knocking | RemoteState::Knocked);

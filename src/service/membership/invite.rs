@@ -514,11 +514,13 @@ impl Memberships<'_> {
             }
             let old_invite = old.as_ref().and_then(|row| invite_in_place_of(row, &origin)).cloned();
             let answers = old.as_ref().is_some_and(|row| answers_beside(row, &invite, &origin));
+            let left = left_behind(tx, invite.room_id(), &invitee)?;
             let fact = Fact::InviteArrives {
                 invite: invite.clone().into(),
                 invitee: invitee.clone(),
                 stripped_state: stripped,
                 from: origin.clone(),
+                left,
             };
             match apply(old, fact, now) {
                 Err(Refusal::LeaveUnderWay) => {
@@ -537,12 +539,22 @@ impl Memberships<'_> {
     }
 }
 
+/// The user's own leave from the last state that we know of the room: an invite that does not rest on it may be older, and
+/// is looked up.
+fn left_behind(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<Pdu>> {
+    let Some(room) = db.room(room_id)? else { return Ok(None) };
+    let present = db.state_event(room.key, "m.room.member", user.as_str())?;
+    Ok(present.filter(|event| event.sender() == user && event.membership() == Some(Membership::Leave)))
+}
+
 /// An invite that answers the local user's own knock is what they are joined by, if they want that, also if it does so beside
 /// another one (`answers`); so is one that takes its place.
 fn note_accepted_knock(tx: &mut Tx<'_>, old: Option<&EventId>, answers: bool, effect: &Effect) -> Result<()> {
     let Some(row) = effect.saved().filter(|row| row.state == RemoteState::Invited) else { return Ok(()) };
     let Some(invite) = row.told() else { return Ok(()) };
-    match old {
+    // What it only covers was not meant for whoever made it.
+    let is_covered = |old: &&EventId| row.covered.as_ref().is_some_and(|c| c.event.event_id() == *old);
+    match old.filter(|old| !is_covered(old)) {
         _ if answers || row.answers().is_some() => tx.owe_join(&row.room_id, &row.user_id, invite),
         Some(old) => tx.owe_join_by(&row.room_id, &row.user_id, old, invite),
         None => Ok(()),

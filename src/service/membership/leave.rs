@@ -47,6 +47,7 @@ impl Memberships<'_> {
         };
         // Who was removed while their join was on its way may come in yet: what the removal is worth, the room decides.
         if row.state.is_over() && !row.has_join_on_its_way() {
+            self.leave_where_removed(&row);
             return Ok(());
         }
         if let Err(e) = self.note_fact(room_id, user, Fact::UserLeaves(self.local_leave(&row, reason)?)) {
@@ -56,6 +57,17 @@ impl Memberships<'_> {
             return if is_over { Ok(()) } else { Err(e) };
         }
         self.wait_for_leave(room_id, user)
+    }
+
+    /// Somebody else's removal has ended it, and nobody is owed a leave. But the server that took the knock, or invited,
+    /// need not know of a removal that others made: it is handed one, and refuses it at worst.
+    fn leave_where_removed(&self, row: &RemoteMembership) {
+        let remover = row.event.as_ref().map(|event| event.sender()).filter(|user| **user != row.user_id);
+        let host = row.via.first().filter(|host| remover.is_some_and(|user| user.server() != **host));
+        let guard = host.and_then(|_| self.handshake_locks.try_take(&row.room_id, &row.user_id));
+        if let (Some(host), Some(_guard)) = (host, guard) {
+            self.leave_once(host, &row.room_id, &row.user_id);
+        }
     }
 
     /// Gives the leave a moment to arrive. Whoever was told that somebody has left may invite them at once, and the
@@ -109,7 +121,8 @@ impl Memberships<'_> {
         if let (Some(leave), Some(peer)) = (row.leave_handed_in(), candidates.first())
             && self.federation.send_leave(peer, &row.room_id, leave.event_id(), leave.json()).is_ok()
         {
-            return self.leave_answered(row, LeaveAnswer::Taken);
+            let peer = peer.clone();
+            return self.leave_taken(row, &peer);
         }
         // Of many each time another one is the first, since silent ones may take all the time there is.
         if candidates.len() > ASKED_IN_TIME {
@@ -122,7 +135,7 @@ impl Memberships<'_> {
                 break;
             }
             match self.leave_through(&peer, row, &mut expected) {
-                Ok(LeaveDelivery::HandedIn) => return self.leave_answered(row, LeaveAnswer::Taken),
+                Ok(LeaveDelivery::HandedIn) => return self.leave_taken(row, &peer),
                 Ok(LeaveDelivery::Needless) => return Ok(()),
                 Err(error) => answers.add(&peer, error),
             }
@@ -130,6 +143,30 @@ impl Memberships<'_> {
         let answer = if answers.undecided() { LeaveAnswer::Unanswered } else { LeaveAnswer::Refused };
         log::info!("no leave from {} for {}: {}", row.room_id, row.user_id, answers.into_error());
         self.leave_answered(row, answer)
+    }
+
+    /// One server took it. If the invite of another one was shown in place of what was left, that is told once.
+    fn leave_taken(&self, row: &RemoteMembership, by: &ServerName) -> Result<()> {
+        self.leave_answered(row, LeaveAnswer::Taken)?;
+        let inviter = row.covered.as_ref().map(|covering| covering.event.sender().server());
+        if let Some(server) = inviter.filter(|server| server != by) {
+            self.leave_once(&server, &row.room_id, &row.user_id);
+        }
+        Ok(())
+    }
+
+    /// Hands one server a leave, come of it what may: what it holds of the user is nothing that others know of.
+    pub(super) fn leave_once(&self, peer: &ServerName, room_id: &RoomId, user: &UserId) {
+        let made =
+            self.ask_template(peer, HandshakeKind::Leave, room_id, user).and_then(|(template, version)| {
+                let content = self.member_content(user, Membership::Leave, None);
+                let leave = content.and_then(|content| self.sign_template(&template, version, &content));
+                let leave = leave.map_err(|e| CallError::bad(e.message().to_owned()))?;
+                self.federation.send_leave(peer, room_id, leave.event_id(), leave.json())
+            });
+        if let Err(error) = made {
+            log::info!("{user} has not left {room_id} by way of {peer}: {error}");
+        }
     }
 
     fn leave_through(

@@ -43,7 +43,8 @@
 //! 4. **Who asks a server that does not wait asks again** for a second or two (`template_expectation`): while a
 //!    template rests on what the local user is no longer, or an invite that this server signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands,
-//!    or one with which the local user was not let in (`look_up_invite`).
+//!    or one with which the local user was not let in; and whether a removal is one that neither the inviter's server nor
+//!    the one that took the knock vouches for (`look_up`).
 //! 6. **What meets a join that a server has taken waits for its answer.** Who left meanwhile leaves the room that they
 //!    are in then, who was removed is removed from it; and if they were invited anew after that, the room is not entered
 //!    (`become_resident`).
@@ -120,9 +121,9 @@ impl Memberships<'_> {
             RemoteState::Knocking => self.deliver_knock(&row, &row.via),
             RemoteState::Joining => self.resume_join(&row),
             RemoteState::Leaving => self.deliver_leave(&row),
-            RemoteState::Invited => self.look_up_invite(&row),
+            RemoteState::Invited | RemoteState::Knocked => self.look_up(&row),
             // Nothing to tell anybody: settled since it was looked up.
-            RemoteState::Knocked | RemoteState::Closed => Ok(()),
+            RemoteState::Closed => Ok(()),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, RemoteState, apply};
 use crate::protocol::rooms::stripped_state::{self, STRIPPED_TYPES};
-use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
+use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId, VerifiedPdu};
 use crate::service::events::accept::{EventSource, authorise_copy, store_decision};
 use crate::service::events::authorise::{AuthContext, Verdict};
 use crate::service::events::entry::check_not_closed;
@@ -107,12 +107,25 @@ pub(in crate::service) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now:
 /// that comes with the room does not know of it; nor need anybody tell us of it again. It is received like an event that the
 /// room has sent: at once if nothing is lacking for that, else it is pending.
 fn take_along(tx: &mut Tx<'_>, room: &Room, row: &RemoteMembership, now: Millis) -> Result<()> {
-    let Some(event) = tx.member_event_of(row) else { return Ok(()) };
+    for event in tx.member_events_of(row) {
+        take_event_along(tx, room, row, event, now)?;
+    }
+    Ok(())
+}
+
+fn take_event_along(
+    tx: &mut Tx<'_>,
+    room: &Room,
+    row: &RemoteMembership,
+    event: VerifiedPdu,
+    now: Millis,
+) -> Result<()> {
     let from = match (row.state, event.membership()) {
         (RemoteState::Invited | RemoteState::Joining, Some(Membership::Invite)) => {
             Some(event.sender().server())
         }
-        (RemoteState::Knocked, Some(Membership::Knock)) => row.via.first().cloned(),
+        // One that is covered by a stranger's invite is still there.
+        (RemoteState::Knocked | RemoteState::Invited, Some(Membership::Knock)) => row.via.first().cloned(),
         _ => None,
     };
     // The room lets some servers in no more, which nobody outside of it knows.

@@ -13,7 +13,7 @@ use crate::error::{ErrCode, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, RemoteState};
+use crate::protocol::remote_membership::{Fact, RemoteMembership, RemoteState, RoomAnswer};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
 use crate::service::membership::Memberships;
 use crate::store::Db;
@@ -77,6 +77,8 @@ impl TemplateExpectation {
         let left = row
             .previous
             .as_ref()
+            // Of two each server knows its own.
+            .filter(|_| row.covered.is_none())
             .filter(|left| matches!(left.membership(), Some(Membership::Invite | Membership::Knock)));
         Self {
             on: left.map(|left| left.event_id().clone()),
@@ -145,51 +147,70 @@ impl Memberships<'_> {
         self.note_fact(room_id, user, Fact::InviteDoubted).map(drop)
     }
 
-    /// What the scheduler does with a row that is `invited` and in doubt: asks the room.
-    pub(super) fn look_up_invite(&self, row: &RemoteMembership) -> Result<()> {
-        let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
+    /// What the scheduler does with a row that is `invited` or `knocked` and in doubt: asks the room.
+    pub(super) fn look_up(&self, row: &RemoteMembership) -> Result<()> {
+        let (Some(about), Some(_)) = (row.told().cloned(), row.due_ms) else { return Ok(()) };
         let mut answer = None;
-        for peer in self.candidates(&target, Some(row))?.iter().take(SERVERS_ASKED_MAX) {
-            answer = invite_answer_of(
-                row,
-                self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id),
-            );
+        let servers = self.servers_that_know(row)?;
+        for peer in servers.iter().take(SERVERS_ASKED_MAX) {
+            answer =
+                answer_of(row, self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id));
             if answer.is_some() {
                 break;
             }
         }
-        let (answer, leave) = (answer.unwrap_or(InviteAnswer::Unanswered), self.local_leave(row, None)?);
-        let Some(invite) = row.told().cloned() else { return Ok(()) };
-        let fact = Fact::InviteLookedUp { invite, answer, leave };
+        let answer = answer.unwrap_or(RoomAnswer::Unanswered);
+        if answer == RoomAnswer::Unanswered {
+            self.scheduler.waits_for(&servers, &row.room_id, &row.user_id);
+        }
+        let fact = Fact::LookedUp { about, answer, leave: self.local_leave(row, None)? };
         let effect = self.note_fact(&row.room_id, &row.user_id, fact)?;
-        if effect.saved().is_some_and(|after| after.state != RemoteState::Invited) {
-            log::info!("the invite of {} to {} is not known there", row.user_id, row.room_id);
+        if effect.saved().is_some_and(|after| after.state != row.state) {
+            log::info!("that {} is {} in {} is not known there", row.user_id, row.state, row.room_id);
         }
         Ok(())
     }
+
+    /// Who is asked about what is in doubt: not the server whose word is the doubt. And of an invite that covers what
+    /// others know, those know nothing.
+    fn servers_that_know(&self, row: &RemoteMembership) -> Result<Vec<ServerName>> {
+        if let (Some(_), Some(inviter)) = (&row.covered, row.inviter()) {
+            return Ok(vec![inviter.server()]);
+        }
+        let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
+        let mut servers = self.candidates(&target, Some(row))?;
+        let accuser = row.removal.as_ref().map(|removal| removal.sender().server());
+        if servers.iter().any(|server| Some(server) != accuser.as_ref()) {
+            servers.retain(|server| Some(server) != accuser.as_ref());
+        }
+        Ok(servers)
+    }
 }
 
-/// What an answer to `make_leave` says of the invite in a row; none if nothing.
-fn invite_answer_of(
+/// What an answer to `make_leave` says of the invite or knock in a row; none if nothing.
+fn answer_of(
     row: &RemoteMembership,
     answer: CallResult<(Map<String, Value>, RoomVersion)>,
-) -> Option<InviteAnswer> {
+) -> Option<RoomAnswer> {
     let names = |template: &Map<String, Value>, event: &Option<Pdu>| {
         event.as_ref().is_some_and(|event| rests_on(template, event.event_id()))
     };
     match answer {
-        Ok((template, _)) if names(&template, &row.event) => Some(InviteAnswer::Stands),
+        Ok((template, _)) if names(&template, &row.event) => Some(RoomAnswer::Stands),
         Ok((template, _)) if names(&template, &row.previous) => {
             match row.previous.as_ref().and_then(Pdu::membership) {
                 // Two invited at once, and the room took the other invite.
-                Some(Membership::Invite) => Some(InviteAnswer::Stands),
-                before => Some(InviteAnswer::Void(before)),
+                Some(Membership::Invite) => Some(RoomAnswer::Stands),
+                before => Some(RoomAnswer::Void(before)),
             }
         }
+        Ok((template, _)) if names(&template, &row.covered.as_ref().map(|covered| covered.event.clone())) => {
+            Some(RoomAnswer::Void(None))
+        }
         // It is something there that we have not heard of: there is something to leave, at least.
-        Ok(_) => Some(InviteAnswer::Stands),
+        Ok(_) => Some(RoomAnswer::Stands),
         Err(CallError::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_FORBIDDEN") => {
-            Some(InviteAnswer::Void(None))
+            Some(RoomAnswer::Void(None))
         }
         Err(_) => None,
     }

@@ -197,7 +197,7 @@ fn of_all_rooms(context: &SyncContext<'_>, now: Millis) -> Result<(JsonList, i64
     for row in context.db.remote_memberships_of(context.user, since, true)? {
         let (Some(_), Some(event)) = (row.section(), &row.event) else { continue };
         if event.membership() != Some(Membership::Invite) || context.shows_invites_of(event.sender()) {
-            let event = client_format::of_remote_room(&context.format, event, row.previous.as_ref())?;
+            let event = client_format::of_remote_room(&context.format, event, row.prior())?;
             found.events.push((row.stream, event));
         }
     }

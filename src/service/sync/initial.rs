@@ -185,7 +185,7 @@ fn room_elsewhere(
     let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
     let (membership, invite) = match section {
         SyncSection::Invite if context.shows_invites_of(event.sender()) => {
-            let event = client_format::of_remote_room(&context.format, event, row.previous.as_ref())?;
+            let event = client_format::of_remote_room(&context.format, event, row.prior())?;
             (Membership::Invite, Some(event))
         }
         SyncSection::Leave if archived => {

@@ -302,14 +302,14 @@ fn remote(
 
 pub(super) fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Vec<Json>> {
     let mut events = row.stripped_state.clone();
-    events.push(own_event(own, row.previous.as_ref())?);
+    events.push(own_event(own, row.prior())?);
     Ok(events)
 }
 
 /// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over:
 /// in either as far as the client's filters want it there.
 fn remote_left(context: &SyncContext<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
-    let written = || client_format::of_remote_room(&context.format, event, row.previous.as_ref());
+    let written = || client_format::of_remote_room(&context.format, event, row.prior());
     let wants = |filter: &EventFilter| {
         !filter.wants_none() && filter.wants_room(row.room_id.as_str()) && filter.wants(event)
     };

@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::remote_membership::{Effect, Fields, RemoteMembership, RemoteState};
+use crate::protocol::remote_membership::{CoveredMembership, Effect, Fields, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, room_version};
 use crate::store::{Db, Tx};
 
@@ -20,7 +20,8 @@ const ENDED_PER_USER_MAX: u32 = 200;
 const SWEPT_ROWS_MAX: u32 = 20;
 
 const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
-     previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
+     previous_version, previous, pending_id, pending_version, pending, removal_id, removal_version, removal, \
+     covered_id, covered_version, covered, covered_stripped_state, stripped_state, via, attempts, due_ms, \
      forgotten, ended_ms, may_be_in, stream";
 
 /// A row that is due.
@@ -51,7 +52,8 @@ type MemberEventColumns = (Option<String>, Option<String>, Option<Vec<u8>>);
 /// What a row holds before its texts are made into types again.
 struct RemoteMembershipRow {
     names: [String; 4],
-    events: [MemberEventColumns; 3],
+    events: [MemberEventColumns; 5],
+    covered_stripped_state: Option<Vec<u8>>,
     stripped_state: Vec<u8>,
     via: String,
     attempts: u32,
@@ -62,21 +64,26 @@ struct RemoteMembershipRow {
     stream: i64,
 }
 
+fn columns_of(event: &Pdu) -> (&str, &str, &[u8]) {
+    (event.event_id().as_str(), event.version().id, event.json())
+}
+
 fn raw(row: &Row<'_>) -> rusqlite::Result<RemoteMembershipRow> {
     let event = |first: usize| -> rusqlite::Result<MemberEventColumns> {
         Ok((row.get(first)?, row.get(first + 1)?, row.get(first + 2)?))
     };
     Ok(RemoteMembershipRow {
         names: [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?],
-        events: [event(4)?, event(7)?, event(10)?],
-        stripped_state: row.get(13)?,
-        via: row.get(14)?,
-        attempts: row.get(15)?,
-        due_ms: row.get(16)?,
-        forgotten: row.get(17)?,
-        ended_ms: row.get(18)?,
-        may_be_in: row.get(19)?,
-        stream: row.get(20)?,
+        events: [event(4)?, event(7)?, event(10)?, event(13)?, event(16)?],
+        covered_stripped_state: row.get(19)?,
+        stripped_state: row.get(20)?,
+        via: row.get(21)?,
+        attempts: row.get(22)?,
+        due_ms: row.get(23)?,
+        forgotten: row.get(24)?,
+        ended_ms: row.get(25)?,
+        may_be_in: row.get(26)?,
+        stream: row.get(27)?,
     })
 }
 
@@ -93,7 +100,12 @@ impl RemoteMembershipRow {
             }
             _ => Ok(None),
         };
-        let [told, previous, pending] = self.events;
+        let [told, previous, pending, removal, covered] = self.events;
+        let shown = |json: &[u8]| serde_json::from_slice(json).map_err(Error::internal);
+        let covered = match (event(covered)?, self.covered_stripped_state) {
+            (Some(event), Some(json)) => Some(CoveredMembership { event, stripped_state: shown(&json)? }),
+            _ => None,
+        };
         Ok(RemoteMembership::from_store(Fields {
             room_id: RoomId::parse(&room_id)?,
             user_id: UserId::parse(&user_id)?,
@@ -102,7 +114,9 @@ impl RemoteMembershipRow {
             event: event(told)?,
             previous: event(previous)?,
             pending: event(pending)?,
-            stripped_state: serde_json::from_slice(&self.stripped_state).map_err(Error::internal)?,
+            removal: event(removal)?,
+            covered,
+            stripped_state: shown(&self.stripped_state)?,
             via: serde_json::from_str(&self.via).map_err(Error::internal)?,
             attempts: self.attempts,
             due_ms: self.due_ms,
@@ -134,9 +148,11 @@ impl Db<'_> {
         rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
     }
 
-    /// The member event of a row. What others sent was verified when it came, and the rest was made here.
-    pub fn member_event_of(&self, row: &RemoteMembership) -> Option<VerifiedPdu> {
-        row.event.clone().map(VerifiedPdu::from_store)
+    /// What a row says that the user is, and what an invite covers in it. What others sent was verified when it came, and the
+    /// rest was made here.
+    pub fn member_events_of(&self, row: &RemoteMembership) -> Vec<VerifiedPdu> {
+        let covered = row.covered.as_ref().map(|covered| &covered.event);
+        covered.into_iter().chain(&row.event).cloned().map(VerifiedPdu::from_store).collect()
     }
 
     /// Whether there is one.
@@ -216,7 +232,7 @@ impl Db<'_> {
         Ok(statement.exists(params![room.as_str(), server.as_str()])?)
     }
 
-    /// Rows that are due, the longest due first: the invites to be looked up (`looked_up`), or what is to be told. Of those
+    /// Rows that are due, the longest due first: the invites and knocks to be looked up (`looked_up`), or what is to be told. Of those
     /// for which the same server is asked first no more than so many, nor of one user more than so many of the rest.
     pub fn remote_memberships_due(
         &self,
@@ -235,7 +251,7 @@ impl Db<'_> {
                  FROM (
                    SELECT room_id, user_id, due_ms,
                      iif(json_valid(via), ifnull(json_extract(via, '$[0]'), ''), '') AS server
-                   FROM remote_memberships WHERE due_ms <= ?1 AND (state = 'invited') = ?2))
+                   FROM remote_memberships WHERE due_ms <= ?1 AND (state IN ('invited', 'knocked')) = ?2))
                WHERE of_server <= ?3)
              WHERE of_user <= ?4 ORDER BY due_ms LIMIT ?5",
         )?;
@@ -287,10 +303,14 @@ impl Tx<'_> {
     fn save_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
             "INSERT OR REPLACE INTO remote_memberships VALUES \
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
+              ?24, ?25, ?26, ?27, ?28, ?29)",
         )?;
-        let [event, previous, pending] = [&row.event, &row.previous, &row.pending]
-            .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.version().id, e.json())));
+        let covered = row.covered.as_ref();
+        let shown_before = covered.map(|covered| serde_json::to_vec(&covered.stripped_state)).transpose();
+        let events = [row.event.as_ref(), row.previous.as_ref(), row.pending.as_ref(), row.removal.as_ref()];
+        let [event, previous, pending, removal] = events.map(|e| e.map(columns_of));
+        let covered = covered.map(|covered| columns_of(&covered.event));
         statement.execute(params![
             row.room_id.as_str(),
             row.user_id.as_str(),
@@ -306,6 +326,13 @@ impl Tx<'_> {
             pending.map(|e| e.0),
             pending.map(|e| e.1),
             pending.map(|e| e.2),
+            removal.map(|e| e.0),
+            removal.map(|e| e.1),
+            removal.map(|e| e.2),
+            covered.map(|e| e.0),
+            covered.map(|e| e.1),
+            covered.map(|e| e.2),
+            shown_before.map_err(Error::internal)?,
             serde_json::to_vec(&row.stripped_state).map_err(Error::internal)?,
             serde_json::to_string(&row.via).map_err(Error::internal)?,
             row.attempts,
@@ -417,6 +444,8 @@ mod tests {
             event: Some(knock(room, user)),
             previous: None,
             pending: None,
+            removal: None,
+            covered: None,
             stripped_state: vec![RawValue::from_string("{\"shown\":\"before\"}".to_owned()).unwrap()],
             via: vec![ServerName::parse("b.org").unwrap()],
             attempts: 2,
@@ -441,6 +470,11 @@ mod tests {
         let mut row = fields(&room, &user, RemoteState::Knocking);
         (row.due_ms, row.forgotten, row.may_be_in) = (Some(50), true, true);
         (row.previous, row.pending) = (Some(knock(&room, &other)), Some(knock(&room, &user)));
+        row.removal = row.previous.clone();
+        row.covered = row
+            .event
+            .clone()
+            .map(|event| CoveredMembership { event, stripped_state: row.stripped_state.clone() });
         save(&store, row.clone(), true);
         let read = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
         assert!(read.stream > 0);

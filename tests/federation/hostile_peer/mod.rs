@@ -5,10 +5,12 @@
 //! - `knocks`: knocks, and answers to them.
 //! - `invites`: invites, theirs and ours.
 //! - `joins`: joins, and leaves that meet them.
+//! - `removals`: what others, in the room or not, end for our users.
 
 mod invites;
 mod joins;
 mod knocks;
+mod removals;
 mod templates;
 
 use std::sync::Arc;

@@ -382,10 +382,11 @@ impl Memberships<'_> {
         let (entered, user_id) = (room_id.clone(), user.clone());
         let (note, removed) = std::sync::mpsc::channel();
         let end_rows = move |tx: &mut Tx<'_>| {
-            let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == RemoteState::Closed);
-            if let Some(removal) =
-                row.and_then(|row| row.event.clone()).filter(|event| event.sender() != &user)
-            {
+            let row = tx.remote_membership(&room_id, &user)?;
+            let closed = row.as_ref().filter(|row| row.state == RemoteState::Closed);
+            let removal = closed.and_then(|row| row.event.clone()).filter(|event| event.sender() != &user);
+            // Or it is the room that decides whether it is one.
+            if let Some(removal) = removal.or_else(|| row.as_ref()?.removal.clone()) {
                 // Nobody is left to hear it only if we stopped waiting for the commit.
                 let _ = note.send(removal);
             }
@@ -439,11 +440,18 @@ impl Memberships<'_> {
         let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
         let Some(row) = row else { return Ok(()) };
         let leave = self.local_leave(&row, Some("The room could not be entered"))?;
-        let asked_again = how == JoinFailure::Unanswered;
-        let fact = Fact::JoinFailed { join: join.event_id().clone(), how, leave };
-        match asked_again {
-            true => self.note_unanswered(&row, &row.via, fact),
-            false => self.note_fact(&row.room_id, &row.user_id, fact).map(drop),
+        let fact = Fact::JoinFailed { join: join.event_id().clone(), how: how.clone(), leave };
+        match how {
+            JoinFailure::Unanswered => self.note_unanswered(&row, &row.via, fact),
+            JoinFailure::Refused => self.note_fact(&row.room_id, &row.user_id, fact).map(drop),
+            JoinFailure::Taken(by) => {
+                let effect = self.note_fact(&row.room_id, &row.user_id, fact)?;
+                // What the invite covered is nothing to these, who alone know of the join.
+                if effect.saved().is_some_and(|after| after.state != RemoteState::Leaving) {
+                    by.iter().for_each(|peer| self.leave_once(peer, &row.room_id, &row.user_id));
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -425,7 +425,7 @@ impl RoomTeller<'_> {
             let (Some(SyncSection::Leave), Some(event)) = (row.section_of_who_knows_it(), &row.event) else {
                 return Ok(None);
             };
-            let written = client_format::of_remote_room(&context.format, event, row.previous.as_ref())?;
+            let written = client_format::of_remote_room(&context.format, event, row.prior())?;
             return Ok(Some(RoomAnswer {
                 membership: event.membership(),
                 required_state: vec![written],
