@@ -206,3 +206,34 @@ fn a_leave_that_is_answered_after_this_server_came_into_the_room_is_done_there()
         assert!(bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_none());
     }
 }
+
+#[test]
+fn an_invite_from_before_the_user_left_is_asked_about_where_only_the_last_state_knows_that_they_did() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    for stands in [false, true] {
+        let bob = server.user(&format!("bob{stands}"));
+        let mut room = FakeRoom::new(&peer, "11", "public");
+        // It names nothing of what the user was since.
+        let old = room.membership(&peer, &room.creator, bob.id(), "invite");
+        let body = room.invite_body(&old);
+        peer.let_in(&room, bob.id());
+        bob.join_via(room.id.as_str(), &[peer.name().as_str()]);
+        bob.leave(room.id.as_str());
+        let is_out = || server.homeserver().store.read(|db| db.resident_room(&room.id)).unwrap().is_none();
+        wait_until("this server is out of the room", is_out);
+        let asked = peer.asked("make_leave").len();
+        if stands {
+            room.take(old.clone());
+            peer.answer_json("make_leave", 200, room.template(bob.id(), "leave"));
+        } else {
+            peer.answer_json("make_leave", 403, forbidden());
+        }
+        assert_eq!(peer.put_event(server.name(), "v2/invite", &room.id, &old, &body).0, 200);
+        wait_until("the room is asked, and it is as the room says", || {
+            server.advance(Duration::from_secs(5));
+            peer.asked("make_leave").len() > asked && invite_shown(&bob, &room).is_empty() != stands
+        });
+        server.advance(Duration::from_secs(600));
+        assert_eq!(invite_shown(&bob, &room).is_empty(), !stands);
+    }
+}
