@@ -10,13 +10,14 @@ use serde_json::{Map, Value};
 use super::guard::{HandshakeRequest, check_open};
 use super::invite_place::{await_invite, check_place};
 use super::knock::stripped_state_for_servers;
-use super::rows::{check_version, note, remote_membership_or_state};
+use super::open_door::{answers_beside, invite_in_place_of};
+use super::rows::{check_version, last_leave, note, remote_membership_or_state};
 use super::template::member_draft;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::CallError;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteMembership, RemoteState, apply};
+use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
 use crate::protocol::rooms::stripped_state;
 use crate::protocol::signatures::verify;
 use crate::protocol::{
@@ -514,7 +515,7 @@ impl Memberships<'_> {
             }
             let old_invite = old.as_ref().and_then(|row| invite_in_place_of(row, &origin)).cloned();
             let answers = old.as_ref().is_some_and(|row| answers_beside(row, &invite, &origin));
-            let left = left_behind(tx, invite.room_id(), &invitee)?;
+            let left = last_leave(tx, invite.room_id(), &invitee)?;
             let fact = Fact::InviteArrives {
                 invite: invite.clone().into(),
                 invitee: invitee.clone(),
@@ -539,14 +540,6 @@ impl Memberships<'_> {
     }
 }
 
-/// The user's own leave from the last state that we know of the room: an invite that does not rest on it may be older, and
-/// is looked up.
-fn left_behind(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<Pdu>> {
-    let Some(room) = db.room(room_id)? else { return Ok(None) };
-    let present = db.state_event(room.key, "m.room.member", user.as_str())?;
-    Ok(present.filter(|event| event.sender() == user && event.membership() == Some(Membership::Leave)))
-}
-
 /// An invite that answers the local user's own knock is what they are joined by, if they want that, also if it does so beside
 /// another one (`answers`); so is one that takes its place.
 fn note_accepted_knock(tx: &mut Tx<'_>, old: Option<&EventId>, answers: bool, effect: &Effect) -> Result<()> {
@@ -559,19 +552,6 @@ fn note_accepted_knock(tx: &mut Tx<'_>, old: Option<&EventId>, answers: bool, ef
         Some(old) => tx.owe_join_by(&row.room_id, &row.user_id, old, invite),
         None => Ok(()),
     }
-}
-
-/// The invite of a row that one from this server takes the place of, also as what the user is joined by: that one of another server
-/// is an answer to their knock is its own word alone.
-fn invite_in_place_of<'r>(row: &'r RemoteMembership, from: &ServerName) -> Option<&'r EventId> {
-    row.told().filter(|told| row.is_invited_by(told) && row.via.first() == Some(from))
-}
-
-/// Whether the server that the user knocked through answers their knock, after somebody else did.
-fn answers_beside(row: &RemoteMembership, invite: &Pdu, from: &ServerName) -> bool {
-    row.state == RemoteState::Invited
-        && row.via.first() == Some(from)
-        && row.answers().is_some_and(|knock| invite.auth_events().contains(knock))
 }
 
 /// What an entry of stripped state is.

@@ -21,8 +21,8 @@ use super::candidates::JoinTarget;
 use super::rows::remote_membership_or_state;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::remote_membership::{ATTEMPTS_MAX, backoff_ms};
-use crate::protocol::{Pdu, RoomId, UserId, json as matrix_json};
+use crate::protocol::remote_membership::{ATTEMPTS_MAX, RemoteMembership, RemoteState, backoff_ms};
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, json as matrix_json};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::membership::Memberships;
 use crate::store::Db;
@@ -140,4 +140,17 @@ fn may_join(account: &Account) -> bool {
 /// Whether the room has said no, and would say so again.
 fn is_final(error: &Error) -> bool {
     matches!(error.status(), 400..=404)
+}
+
+/// The invite of a row that one from this server takes the place of, also as what the user is joined by: that one of another server
+/// is an answer to their knock is its own word alone.
+pub(super) fn invite_in_place_of<'r>(row: &'r RemoteMembership, from: &ServerName) -> Option<&'r EventId> {
+    row.told().filter(|told| row.is_invited_by(told) && row.via.first() == Some(from))
+}
+
+/// Whether the server that the user knocked through answers their knock, after somebody else did.
+pub(super) fn answers_beside(row: &RemoteMembership, invite: &Pdu, from: &ServerName) -> bool {
+    row.state == RemoteState::Invited
+        && row.via.first() == Some(from)
+        && row.answers().is_some_and(|knock| invite.auth_events().contains(knock))
 }

@@ -207,6 +207,14 @@ pub(in crate::service) fn check_not_resident(db: &Db<'_>, room_id: &RoomId) -> R
     }
 }
 
+/// The user's own leave from the last state that we know of the room: an invite that does not rest on it may be older, and
+/// is looked up.
+pub(super) fn last_leave(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<Pdu>> {
+    let Some(room) = db.room(room_id)? else { return Ok(None) };
+    let present = db.state_event(room.key, "m.room.member", user.as_str())?;
+    Ok(present.filter(|event| event.sender() == user && event.membership() == Some(Membership::Leave)))
+}
+
 /// Whether the room's version is not another one, to the knowledge of this server: from a time when it was in the room, or by
 /// a handshake of one of its users with the room's servers. What others say who invite proves nothing. Errors: 403 `M_FORBIDDEN`.
 pub(super) fn check_version(db: &Db<'_>, invite: &Pdu) -> Result<()> {
