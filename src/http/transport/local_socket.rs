@@ -22,17 +22,22 @@ impl LocalSocket {
     /// Listens on a socket of this name. A socket that is there already is one that a killed server left: whoever calls
     /// holds the lock of the folder. Errors: the system's; what is there and is no socket stays.
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
-            Ok(_) => return Err(io::Error::new(ErrorKind::AlreadyExists, "something else has its name")),
-            Err(_) => {}
-        }
-        let (_folder, short) = short_enough(path)?;
+        let is_free = |path: &Path| match fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => Ok(()),
+            Ok(_) => Err(io::Error::new(ErrorKind::AlreadyExists, "something else has its name")),
+            Err(_) => Ok(()),
+        };
+        // Nobody sees it by its name before it is as it should be.
+        let beside = path.with_extension("new");
+        is_free(path)?;
+        is_free(&beside)?;
+        let _ = fs::remove_file(&beside);
+        let (_folder, short) = short_enough(&beside)?;
         let listener = UnixListener::bind(short)?;
-        let socket = Self { listener, path: path.to_owned() };
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        socket.listener.set_nonblocking(true)?;
-        Ok(socket)
+        fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
+        fs::rename(&beside, path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, path: path.to_owned() })
     }
 
     pub(super) fn as_raw_fd(&self) -> RawFd {
