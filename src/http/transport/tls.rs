@@ -51,6 +51,15 @@ pub(super) struct Tls {
     looking: AtomicBool,
 }
 
+/// That a thread looks at the files, over also when there is none, or it panics.
+struct LookingGuard(Arc<Tls>);
+
+impl Drop for LookingGuard {
+    fn drop(&mut self) {
+        self.0.looking.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Tls {
     /// Reads the certificate. Errors say which file is wrong and why.
     pub(super) fn new(source: Certificate) -> Result<Self> {
@@ -66,15 +75,9 @@ impl Tls {
             && lock(&self.seen).0.elapsed() >= LOOK_INTERVAL
             && !self.looking.swap(true, Ordering::Relaxed)
         {
-            let tls = self.clone();
-            let look = move || {
-                tls.look();
-                tls.looking.store(false, Ordering::Relaxed);
-            };
+            let looking = LookingGuard(self.clone());
             // Without a thread the next connection has it looked at.
-            if thread::Builder::new().name("certificate".to_owned()).spawn(look).is_err() {
-                self.looking.store(false, Ordering::Relaxed);
-            }
+            let _ = thread::Builder::new().name("certificate".to_owned()).spawn(move || looking.0.look());
         }
         self.config.load_full()
     }
