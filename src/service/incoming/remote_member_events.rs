@@ -10,6 +10,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, RemoteMembership, RemoteState, RemovalBearing};
 use crate::protocol::rooms::stripped_state;
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
+use crate::service::events::server_acl::RoomAcl;
 use crate::service::incoming::Incoming;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
@@ -130,8 +131,9 @@ impl Incoming<'_> {
         self.membership().note_invite(&invite, user, &shown, None)
     }
 
-    /// Closes a membership, or has the room asked whether it is over.
-    fn remove_by_transaction(
+    /// Closes a membership, or has the room asked whether it is over. Errors: 403 `M_FORBIDDEN` if this server is in the room by
+    /// now, which keeps the one out that says so.
+    pub(in crate::service) fn remove_by_transaction(
         &self,
         event: VerifiedPdu,
         user: UserId,
@@ -147,8 +149,12 @@ impl Incoming<'_> {
             note(tx, &room_id, &user, fact, now).map(|_| true)
         })?;
         self.scheduler.wake();
+        if outside {
+            return Ok(());
+        }
         // We have come in since, and it is an event like any other.
-        if outside { Ok(()) } else { self.events().receive_pdu(&removal.sender().server(), removal) }
+        self.store.read(|db| RoomAcl::of(db, &db.known_room(removal.room_id())?)?.check(origin))?;
+        self.events().receive_pdu(&removal.sender().server(), removal)
     }
 }
 

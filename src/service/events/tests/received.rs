@@ -81,3 +81,30 @@ fn an_outlier_that_gets_its_place_has_the_signatures_of_the_copy_that_was_judged
     assert!(given[0].to_object()["signatures"]["policy.example"].is_object());
     assert_consistent(&hs, &room);
 }
+
+#[test]
+fn a_removal_that_comes_at_the_moment_in_which_we_come_in_is_nothing_if_the_room_keeps_its_server_out() {
+    for kept_out in [false, true] {
+        let hs = homeserver();
+        let room = room(&hs, "11");
+        let mut other = Other::new(&room, "11");
+        other.join(&hs, &bob());
+        let carol = user("@carol:here.example");
+        let send = |sender: &UserId, kind: &str, key: &str, content: Value| {
+            hs.events().send(draft(&room, sender, kind, Some(key), content)).expect("allowed");
+        };
+        send(&carol, "m.room.member", carol.as_str(), json!({ "membership": "join" }));
+        let levels = json!({ "users": { alice().as_str(): 100, bob().as_str(): 50 } });
+        send(&alice(), "m.room.power_levels", "", levels);
+        let denied = if kept_out { json!(["there.example"]) } else { json!([]) };
+        send(&alice(), "m.room.server_acl", "", json!({ "allow": ["*"], "deny": denied }));
+        let end = only_extremity(&hs, &room);
+        let kick = ("m.room.member", Some(carol.as_str()));
+        let kick = other.event(&hs, &[&end], &bob(), kick, json!({ "membership": "leave" }));
+        // When it was looked at, nobody of this server was in the room.
+        let heard = hs.incoming().remove_by_transaction(kick, carol.clone(), room.clone(), &there());
+        assert_eq!(heard.err().map(|e| e.status()), kept_out.then_some(403));
+        let is_in = membership(&hs, &room, &carol) == Some(Membership::Join);
+        assert_eq!(is_in, kept_out);
+    }
+}
