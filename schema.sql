@@ -357,6 +357,9 @@ CREATE TABLE remote_memberships (
   -- knock that was taken, and of an invite, when the room is asked about it.
   attempts INTEGER NOT NULL,
   due_ms INTEGER,
+  -- Of one that somebody else's removal closed: 1 if the server that invited, or took the knock, may not know of that,
+  -- since others have confirmed it. It is told if the user leaves.
+  host_unaware INTEGER NOT NULL,
   -- 1 once the user asked to forget the room; the row is kept while other servers still have to be told of the leave.
   forgotten INTEGER NOT NULL,
   -- Of a closed one: since when.

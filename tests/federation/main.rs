@@ -5,6 +5,7 @@
 //!
 //! - `handshakes`: knocks, invites, joins and leaves in every way they can end.
 //! - `handshakes_that_meet`: two handshakes of one user in one room, every pair, in both orders and at once.
+//! - `unheard_removals`: who leaves a room whose host has not heard that somebody removed them.
 //! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
 //! - `overtaken_joins`: what meets a join that was taken and is not answered yet.
 //! - `decided_meanwhile`: what is decided here while another server is asked.
@@ -78,4 +79,5 @@ mod server_server_api;
 mod strangers_at_the_door;
 mod third_party_invites;
 mod to_device;
+mod unheard_removals;
 mod unread;

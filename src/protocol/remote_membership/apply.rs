@@ -90,7 +90,7 @@ fn happens_to(row: Fields, fact: Fact, now: Millis) -> Result<Next, Refusal> {
         }
         Fact::InviteDoubted if row.state == RemoteState::Invited && row.due_ms.is_none() => row.doubted(now),
         Fact::InviteDoubted => Next::Same,
-        Fact::LookedUp { about, answer, leave } => row.looked_up(&about, answer, leave, now),
+        Fact::LookedUp { about, answer, by, leave } => row.looked_up(&about, (answer, by), leave, now),
         Fact::JoinFailed { join, how, leave } => row.join_failed(&join, how, leave, now),
         Fact::UserLeaves(leave) => row.user_leaves(leave, now),
         Fact::LeaveSigned { told, leave, to } => row.leave_signed(&told, leave, to),
@@ -206,7 +206,7 @@ impl Fields {
     /// Goes over to a state, or begins it anew. `due`: when something is to be done in it.
     fn enter(&mut self, state: RemoteState, due: Option<Millis>) {
         (self.state, self.attempts, self.due_ms) = (state, 0, due);
-        self.ended_ms = None;
+        (self.ended_ms, self.host_unaware) = (None, false);
         match state {
             RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited => {
                 (self.pending, self.removal, self.may_be_in, self.forgotten) = (None, None, false, false);
@@ -338,7 +338,13 @@ impl Fields {
         Next::Row(self)
     }
 
-    fn looked_up(mut self, about: &EventId, answer: RoomAnswer, leave: Pdu, now: Millis) -> Next {
+    fn looked_up(
+        mut self,
+        about: &EventId,
+        (answer, by): (RoomAnswer, Option<ServerName>),
+        leave: Pdu,
+        now: Millis,
+    ) -> Next {
         // What is asked about has a time: if there is none, the matter is settled.
         let waits = matches!(self.state, RemoteState::Invited | RemoteState::Knocked);
         if !waits || self.told() != Some(about) || self.due_ms.is_none() {
@@ -374,9 +380,12 @@ impl Fields {
             }
             (RoomAnswer::Void(_), _) => {
                 if !self.uncover(now) {
+                    let is_other = |host: ServerName| by.as_ref() != Some(&host);
+                    let host_unaware = self.removal.is_some() && self.other_host().is_some_and(is_other);
                     let end = self.removal.take().unwrap_or(leave);
                     self.tell(end);
                     self.close(now);
+                    self.host_unaware = host_unaware;
                 }
             }
         }
@@ -445,8 +454,16 @@ impl Fields {
 
     fn user_leaves(mut self, leave: Pdu, now: Millis) -> Next {
         let has_join = self.has_join_on_its_way();
-        if self.state == RemoteState::Leaving || (self.state == RemoteState::Closed && !has_join) {
-            return Next::Same;
+        match self.state {
+            RemoteState::Leaving => return Next::Same,
+            // Clients know that it is over, and by whom.
+            RemoteState::Closed if self.host_unaware => {
+                self.enter(RemoteState::Leaving, Some(now));
+                self.prefer(self.unaware_host());
+                return Next::Row(self);
+            }
+            RemoteState::Closed if !has_join => return Next::Same,
+            _ => {}
         }
         // A join that was handed in may land yet, even if somebody removed the user meanwhile.
         self.may_be_in = has_join;
@@ -477,7 +494,8 @@ impl Fields {
             return Next::Same;
         }
         self.pending = Some(leave);
-        self.prefer([to]);
+        // The one that has to hear of it stays the first.
+        self.prefer(self.unaware_host().into_iter().chain([to]));
         Next::Row(self)
     }
 
@@ -500,8 +518,9 @@ impl Fields {
             LeaveAnswer::Unanswered => return self.unanswered(now),
             LeaveAnswer::Refused => {
                 // A server that does not know the invite may be slow to take it in, and is asked once more.
-                let left = self.previous.as_ref().and_then(Pdu::membership);
-                let is_slow = left == Some(Membership::Invite) && self.attempts == 0;
+                let left = self.previous.as_ref().filter(|_| !self.is_ended_by_others());
+                let is_invite = left.and_then(Pdu::membership) == Some(Membership::Invite);
+                let is_slow = is_invite && self.attempts == 0;
                 // And a join that was on its way may still come to be in the room.
                 let may_land = self.may_be_in && self.attempts < ATTEMPTS_BEHIND_A_JOIN_MAX;
                 if is_slow || may_land {

@@ -128,6 +128,8 @@ pub enum Fact {
         about: EventId,
         /// What it says.
         answer: RoomAnswer,
+        /// The server that says it.
+        by: Option<ServerName>,
         /// What clients are told if it is void and nobody's removal has ended it.
         leave: Pdu,
     },
@@ -150,7 +152,7 @@ pub enum Fact {
     },
 
     /// The local user leaves: withdraws a knock, rejects an invite, gives up a join. With what clients are told at
-    /// once, and no server is given.
+    /// once, and no server is given; unless they were told already that somebody else has ended it.
     UserLeaves(Pdu),
     /// The leave that a server is about to be handed.
     LeaveSigned {

@@ -46,6 +46,9 @@ pub struct Fields {
     pub attempts: u32,
     /// When it tries next.
     pub due_ms: Option<Millis>,
+    /// Of one that somebody else's removal ended: whether the server that invited, or took the knock, may not know of that, for
+    /// others have confirmed it. It is told if the user leaves.
+    pub host_unaware: bool,
     /// Whether the user asked to forget the room.
     pub forgotten: bool,
     /// When it came to its end.
@@ -144,6 +147,7 @@ impl Fields {
             via: Vec::new(),
             attempts: 0,
             due_ms: None,
+            host_unaware: false,
             forgotten: false,
             ended_ms: None,
             may_be_in: false,
@@ -255,6 +259,27 @@ impl Fields {
         self.has_join_on_its_way() && self.pending.as_ref().is_some_and(|pending| pending.event_id() == join)
     }
 
+    /// Whether somebody else ended it, which is also what clients are told if the user leaves after that.
+    pub fn is_ended_by_others(&self) -> bool {
+        self.state.is_over() && self.event.as_ref().is_some_and(|event| event.sender() != &self.user_id)
+    }
+
+    /// Whether the user has left already, or there is nothing that anybody would have to hear of if they do.
+    pub fn is_left(&self) -> bool {
+        match self.state {
+            RemoteState::Leaving => !self.has_join_on_its_way(),
+            RemoteState::Closed => !self.has_join_on_its_way() && !self.host_unaware,
+            RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited | RemoteState::Joining => {
+                false
+            }
+        }
+    }
+
+    /// Of one that somebody else ended before the user left: the server that has to hear of the leave, and that it is over.
+    pub fn unaware_host(&self) -> Option<ServerName> {
+        self.other_host().filter(|_| self.state == RemoteState::Leaving && self.is_ended_by_others())
+    }
+
     /// What has overtaken a join that was handed in, if the user waits for it no more.
     pub fn overtaken_by(&self) -> Option<Refusal> {
         match self.state {
@@ -307,8 +332,9 @@ impl Fields {
 
     /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.
     pub fn order_of(&self, invite: &Pdu) -> InviteOrder {
-        let is_known = self.state == RemoteState::Closed;
-        let ban = self.event.as_ref().filter(|e| is_known && e.membership() == Some(Membership::Ban));
+        let is_ban = |event: &&Pdu| self.state.is_over() && event.membership() == Some(Membership::Ban);
+        let ban = self.event.as_ref().filter(is_ban);
+        let is_known = ban.is_some() || self.state == RemoteState::Closed;
         let leave = ban.or(self.leave_handed_in()).map(|leave| (leave, is_known));
         order_of_invite(invite, leave, self.previous.as_ref())
     }
@@ -329,6 +355,13 @@ impl Fields {
             Membership::Knock => self.via.first().cloned(),
             Membership::Join | Membership::Leave | Membership::Ban => None,
         }
+    }
+
+    /// The server whose word on what the user is, or was before they were removed, counts, if it is another than theirs.
+    pub(super) fn other_host(&self) -> Option<ServerName> {
+        let member = if self.is_ended_by_others() { &self.previous } else { &self.event };
+        let host = member.as_ref().and_then(|member| self.host_of(member));
+        host.filter(|host| *host != self.user_id.server())
     }
 
     /// Whether an invite that `from` brings comes from the host of this knock or invite, who can say what has become of it.
@@ -437,6 +470,9 @@ impl PriorMembership {
     /// that removal: then it is an answer to it, and the room decides.
     pub(super) fn check(&self, row: Option<&RemoteMembership>, event: &Pdu) -> Result<(), Refusal> {
         let Some(row) = row.filter(|row| row.state.is_over()) else { return Ok(()) };
+        if row.unaware_host().is_some() && self.state != Some(RemoteState::Leaving) {
+            return Err(Refusal::LeftMeanwhile);
+        }
         if row.told() == self.told.as_ref() {
             return Ok(());
         }

@@ -147,7 +147,10 @@ fn answers(told: &EventId, previous: &EventId, pending: &EventId, leave: &Pdu) -
         by: server("b.example"),
         stripped_state,
     };
-    let looked_up = |answer| Fact::LookedUp { about: told.clone(), answer, leave: leave() };
+    let looked_up = |by: &str, answer| {
+        let by = Some(server(by));
+        Fact::LookedUp { about: told.clone(), answer, by, leave: leave() }
+    };
     let failed = |how| Fact::JoinFailed { join: pending.clone(), how, leave: leave() };
     let answered = |answer| Fact::LeaveAnswered { told: told.clone(), answer };
     vec![
@@ -156,10 +159,11 @@ fn answers(told: &EventId, previous: &EventId, pending: &EventId, leave: &Pdu) -
         ("taken, withdrawn", taken(previous, shown())),
         ("knock refused", Fact::KnockRefused { knock: told.clone(), leave: leave() }),
         ("knock unanswered", Fact::KnockUnanswered { knock: told.clone() }),
-        ("stands", looked_up(RoomAnswer::Stands)),
-        ("void", looked_up(RoomAnswer::Void(None))),
-        ("void, knock", looked_up(RoomAnswer::Void(Some(Membership::Knock)))),
-        ("look unanswered", looked_up(RoomAnswer::Unanswered)),
+        ("stands", looked_up("b.example", RoomAnswer::Stands)),
+        ("void", looked_up("b.example", RoomAnswer::Void(None))),
+        ("void elsewhere", looked_up("d.example", RoomAnswer::Void(None))),
+        ("void, knock", looked_up("b.example", RoomAnswer::Void(Some(Membership::Knock)))),
+        ("look unanswered", looked_up("b.example", RoomAnswer::Unanswered)),
         ("join refused", failed(JoinFailure::Refused)),
         ("join unanswered", failed(JoinFailure::Unanswered)),
         ("join useless", failed(JoinFailure::Taken(vec![server("c.example")]))),
@@ -215,13 +219,14 @@ fn shape(row: Option<&RemoteMembership>) -> String {
         _ => 1,
     };
     format!(
-        "{} {} < {previous}, covers {}, {} pending, {} in doubt, {attempts} attempts, due {}, forgotten {}, perhaps in {}, shown {} {}",
+        "{} {} < {previous}, covers {}, {} pending, {} in doubt, {attempts} attempts, due {}, unheard {}, forgotten {}, perhaps in {}, shown {} {}",
         row.state,
         kind(&row.event),
         kind(&row.covered.as_ref().map(|covered| covered.event.clone())),
         kind(&row.pending),
         kind(&row.removal),
         row.due_ms.is_some(),
+        row.host_unaware,
         row.forgotten,
         row.may_be_in,
         !row.stripped_state.is_empty(),
@@ -286,7 +291,7 @@ fn cell(row: Option<&RemoteMembership>, fact: Fact) -> String {
 }
 
 /// How each row of the table comes to be.
-const ROWS: [(&str, &[&str]); 28] = [
+const ROWS: [(&str, &[&str]); 32] = [
     ("none", &[]),
     ("knocking", &["knocks"]),
     ("knocking again", &["knocks", "taken", "knocks"]),
@@ -306,6 +311,13 @@ const ROWS: [(&str, &[&str]); 28] = [
     ("closed", &["knocks", "leaves", "leave signed", "leave taken"]),
     ("closed, a join on its way", &["invite", "joins", "kicked"]),
     ("closed by a ban", &["knocks", "taken", "banned"]),
+    ("closed by others, unheard", &["knocks", "taken", "kicked by a member", "void elsewhere"]),
+    ("leaving after others, unheard", &["knocks", "taken", "kicked by a member", "void elsewhere", "leaves"]),
+    (
+        "leaving after others, handed in",
+        &["invite", "kicked by a member", "void elsewhere", "leaves", "leave signed"],
+    ),
+    ("leaving after a ban, unheard", &["invite", "banned by a member", "void elsewhere", "leaves"]),
     ("forgotten", &["invite", "kicked", "forgets"]),
     ("knocking, perhaps refused", &["knocks", "kicked"]),
     ("knocked, perhaps refused", &["knocks", "taken", "kicked by a member"]),
@@ -355,11 +367,11 @@ fn every_row_that_can_come_to_be_is_whole() {
             Knocking | Knocked => (&[knock][..], &[None][..]),
             Invited => (&[invite][..], &[None][..]),
             Joining => (&[None, knock, invite, leave, ban][..], &[join][..]),
+            // One that somebody else had ended before.
+            Leaving if row.is_ended_by_others() => (&[leave, ban][..], &[None, leave][..]),
             Leaving => (&[leave][..], &[None, join, leave][..]),
             // A join that somebody else ended before it was answered.
-            Closed if row.event.as_ref().is_some_and(|event| event.sender() != &row.user_id) => {
-                (&[leave, ban][..], &[None, join][..])
-            }
+            Closed if row.is_ended_by_others() => (&[leave, ban][..], &[None, join, leave][..]),
             Closed => (&[leave][..], &[None, leave][..]),
         };
         assert!(is(&row.event, told) && is(&row.pending, pending), "{shape}");
@@ -378,6 +390,8 @@ fn every_row_that_can_come_to_be_is_whole() {
         let covered = row.covered.as_ref().map(|covered| covered.event.clone());
         let may_cover = matches!(row.state, Invited | Joining | Leaving);
         assert!(is(&covered, &[None, knock, invite]) && (may_cover || covered.is_none()), "{shape}");
+        assert!(!row.host_unaware || (row.state == Closed && row.is_ended_by_others()), "{shape}");
+        assert!(row.unaware_host().is_none() || row.state == Leaving, "{shape}");
         assert!(!row.may_be_in || matches!(row.state, Joining | Leaving), "{shape}");
         assert!(!row.forgotten || row.state.is_over() || row.state == Joining, "{shape}");
         assert!(row.stripped_state.is_empty() || !row.state.is_over(), "{shape}");
@@ -491,8 +505,8 @@ fn a_fact_that_comes_twice_does_no_more_than_once() {
     for (shape, KnownRow { row, cases }) in every_row() {
         for case in cases.iter().cloned() {
             // The second of these is another answer, and counts.
-            let counts =
-                matches!(case.name, "void" | "void, knock" | "stands" | "look unanswered" | "leave refused");
+            let counts = case.name.starts_with("void")
+                || matches!(case.name, "stands" | "look unanswered" | "leave refused");
             let Ok(once) = apply(row.clone(), case.fact.clone(), NOW) else { continue };
             if counts || case.name.ends_with("unanswered") {
                 continue;
@@ -540,6 +554,34 @@ fn what_was_prepared_before_the_user_left_or_was_removed_is_refused_unless_it_re
     assert_eq!(refused(&["invite", "kicked"], &["invite"], false), Some(Refusal::RemovedMeanwhile));
     assert_eq!(refused(&["invite", "kicked"], &["invite"], true), None);
     assert_eq!(refused(&["invite", "leaves"], &["invite", "leaves"], false), None);
+}
+
+#[test]
+fn who_was_removed_and_leaves_tells_the_host_that_has_not_heard_of_it_and_its_word_is_the_last() {
+    for was in [&["invite"][..], &["knocks", "taken"]] {
+        let then =
+            |more: &[&'static str]| after(&[was, &["kicked by a member"], more].concat()).expect("a row");
+        let (heard, unheard) = (then(&["void"]), then(&["void elsewhere"]));
+        assert!(!heard.host_unaware && heard.is_left() && unheard.host_unaware && !unheard.is_left());
+        let leaving = then(&["void elsewhere", "leaves"]);
+        assert_eq!((leaving.unaware_host(), leaving.is_left()), (Some(server("b.example")), true));
+        assert_eq!(leaving.event.as_ref().map(|removal| removal.sender().as_str()), Some(MEMBER));
+        // Also if another server was handed it.
+        let handed_in = then(&["void elsewhere", "leaves", "leave signed"]);
+        assert_eq!(
+            (handed_in.unaware_host(), handed_in.via[1].as_str()),
+            (Some(server("b.example")), "c.example")
+        );
+        let refused = then(&["void elsewhere", "leaves", "leave refused"]);
+        assert!(refused.state == Closed && !refused.host_unaware);
+    }
+    // What was prepared beside a removal makes no sense any more once the user has left.
+    let way = ["invite", "kicked by a member", "void elsewhere", "leaves"];
+    let (row, before) = (after(&way), PriorMembership::of(after(&way[..3]).as_ref()));
+    let rests_on: Vec<&Pdu> = row.iter().filter_map(|row| row.event.as_ref()).collect();
+    let join = Prepared { event: event(CAROL, "join", 9, &rests_on), before, via: Vec::new() };
+    let refused = apply(row.clone(), Fact::UserJoins { join, may_be_in: false }, NOW).err();
+    assert_eq!(refused, Some(Refusal::LeftMeanwhile));
 }
 
 #[test]

@@ -45,9 +45,9 @@ impl Memberships<'_> {
                 None => Err(Error::not_in_room()),
             };
         };
-        // Who was removed while their join was on its way may come in yet: what the removal is worth, the room decides.
-        if row.state.is_over() && !row.has_join_on_its_way() {
-            self.leave_where_removed(&row);
+        // Who was removed while their join was on its way may come in yet: what the removal is worth, the room decides. And the
+        // server that invited them, or took their knock, need not have heard of a removal that others made.
+        if row.is_left() {
             return Ok(());
         }
         if let Err(e) = self.note_fact(room_id, user, Fact::UserLeaves(self.local_leave(&row, reason)?)) {
@@ -57,17 +57,6 @@ impl Memberships<'_> {
             return if is_over { Ok(()) } else { Err(e) };
         }
         self.wait_for_leave(room_id, user)
-    }
-
-    /// Somebody else's removal has ended it, and nobody is owed a leave. But the server that took the knock, or invited,
-    /// need not know of a removal that others made: it is handed one, and refuses it at worst.
-    fn leave_where_removed(&self, row: &RemoteMembership) {
-        let remover = row.event.as_ref().map(|event| event.sender()).filter(|user| **user != row.user_id);
-        let host = row.via.first().filter(|host| remover.is_some_and(|user| user.server() != **host));
-        let guard = host.and_then(|_| self.handshake_locks.try_take(&row.room_id, &row.user_id));
-        if let (Some(host), Some(_guard)) = (host, guard) {
-            self.leave_once(host, &row.room_id, &row.user_id);
-        }
     }
 
     /// Gives the leave a moment to arrive. Whoever was told that somebody has left may invite them at once, and the
@@ -116,6 +105,7 @@ impl Memberships<'_> {
         let (mut answers, mut expected) =
             (HandshakeAnswers::new(self.clock.instant()), TemplateExpectation::to_leave(row));
         let mut candidates = self.candidates(&target, Some(row))?;
+        let unaware_host = row.unaware_host();
         // It was handed to a server, and no answer came: the same event again. What else the server says is of no use:
         // it may have it already.
         if let (Some(leave), Some(peer)) = (row.leave_handed_in(), candidates.first())
@@ -125,7 +115,10 @@ impl Memberships<'_> {
             return self.leave_taken(row, &peer);
         }
         // Of many each time another one is the first, since silent ones may take all the time there is.
-        if candidates.len() > ASKED_IN_TIME {
+        if let Some(host) = &unaware_host {
+            candidates.retain(|peer| peer != host);
+            candidates.insert(0, host.clone());
+        } else if candidates.len() > ASKED_IN_TIME {
             let first = row.attempts as usize % candidates.len();
             candidates.rotate_left(first);
         }
@@ -138,6 +131,10 @@ impl Memberships<'_> {
                 Ok(LeaveDelivery::HandedIn) => return self.leave_taken(row, &peer),
                 Ok(LeaveDelivery::Needless) => return Ok(()),
                 Err(error) => answers.add(&peer, error),
+            }
+            // The only one that has to hear of it knows that it is over.
+            if unaware_host.as_ref() == Some(&peer) && !answers.undecided() {
+                break;
             }
         }
         let answer = if answers.undecided() { LeaveAnswer::Unanswered } else { LeaveAnswer::Refused };
@@ -177,7 +174,7 @@ impl Memberships<'_> {
     ) -> CallResult<LeaveDelivery> {
         let (template, version) =
             self.ask_template_in_time(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, expected)?;
-        let reason = row.event.as_ref().and_then(|told| told.content_str("reason"));
+        let reason = reason_of(row);
         let content = self.member_content(&row.user_id, Membership::Leave, reason.as_deref());
         let leave = content.and_then(|content| self.sign_template(&template, version, &content));
         let leave = leave.map_err(|e| CallError::bad(e.message().to_owned()))?;
@@ -222,7 +219,7 @@ impl Memberships<'_> {
 
     /// Another local user entered the room before its servers knew of this leave: now we can say it ourselves.
     fn leave_after_all(&self, room: &Room, row: &RemoteMembership) -> Result<()> {
-        let reason = row.event.as_ref().and_then(|told| told.content_str("reason"));
+        let reason = reason_of(row);
         let present = self.store.read(|db| db.membership(room.key, &row.user_id))?;
         if let Some(Membership::Join | Membership::Invite | Membership::Knock) = present {
             self.leave_as_resident(room, &row.user_id, reason.as_deref())?;
@@ -262,6 +259,12 @@ impl Memberships<'_> {
         self.sliding.read_rooms_anew(user);
         Ok(())
     }
+}
+
+/// The reason that the user gave. Where somebody else had removed them before, what clients are told has that one's.
+fn reason_of(row: &RemoteMembership) -> Option<String> {
+    let own = row.event.as_ref().filter(|_| !row.is_ended_by_others())?;
+    own.content_str("reason")
 }
 
 /// What became of a leave that a server was to take.

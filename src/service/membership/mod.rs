@@ -44,7 +44,8 @@
 //!    template rests on what the local user is no longer, or an invite that this server signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands,
 //!    or one with which the local user was not let in; and whether a removal is one that neither the inviter's server nor
-//!    the one that took the knock vouches for (`look_up`).
+//!    the one that took the knock vouches for (`look_up`). Where others have confirmed it, that server is told if the
+//!    user leaves, in the background like of any leave.
 //! 6. **What meets a join that a server has taken waits for its answer.** Who left meanwhile leaves the room that they
 //!    are in then, who was removed is removed from it; and if they were invited anew after that, the room is not entered
 //!    (`become_resident`).

@@ -80,9 +80,11 @@ impl TemplateExpectation {
             // Of two each server knows its own.
             .filter(|_| row.covered.is_none())
             .filter(|left| matches!(left.membership(), Some(Membership::Invite | Membership::Knock)));
+        // Where somebody else has ended it, a refusal says that the server has heard of that.
+        let is_invite = left.is_some_and(|left| left.membership() == Some(Membership::Invite));
         Self {
             on: left.map(|left| left.event_id().clone()),
-            refusal_may_pass: left.is_some_and(|left| left.membership() == Some(Membership::Invite)),
+            refusal_may_pass: is_invite && !row.is_ended_by_others(),
             ..Self::default()
         }
     }
@@ -150,20 +152,16 @@ impl Memberships<'_> {
     /// What the scheduler does with a row that is `invited` or `knocked` and in doubt: asks the room.
     pub(super) fn look_up(&self, row: &RemoteMembership) -> Result<()> {
         let (Some(about), Some(_)) = (row.told().cloned(), row.due_ms) else { return Ok(()) };
-        let mut answer = None;
         let servers = self.servers_that_know(row)?;
-        for peer in servers.iter().take(SERVERS_ASKED_MAX) {
-            answer =
-                answer_of(row, self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id));
-            if answer.is_some() {
-                break;
-            }
-        }
-        let answer = answer.unwrap_or(RoomAnswer::Unanswered);
+        let said = servers.iter().take(SERVERS_ASKED_MAX).find_map(|peer| {
+            let template = self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id);
+            answer_of(row, template).map(|answer| (answer, Some(peer.clone())))
+        });
+        let (answer, by) = said.unwrap_or((RoomAnswer::Unanswered, None));
         if answer == RoomAnswer::Unanswered {
             self.scheduler.waits_for(&servers, &row.room_id, &row.user_id);
         }
-        let fact = Fact::LookedUp { about, answer, leave: self.local_leave(row, None)? };
+        let fact = Fact::LookedUp { about, answer, by, leave: self.local_leave(row, None)? };
         let effect = self.note_fact(&row.room_id, &row.user_id, fact)?;
         if effect.saved().is_some_and(|after| after.state != row.state) {
             log::info!("that {} is {} in {} is not known there", row.user_id, row.state, row.room_id);

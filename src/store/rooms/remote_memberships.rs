@@ -22,7 +22,7 @@ const SWEPT_ROWS_MAX: u32 = 20;
 const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
      previous_version, previous, pending_id, pending_version, pending, removal_id, removal_version, removal, \
      covered_id, covered_version, covered, covered_stripped_state, stripped_state, via, attempts, due_ms, \
-     forgotten, ended_ms, may_be_in, stream";
+     host_unaware, forgotten, ended_ms, may_be_in, stream";
 
 /// A row that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,7 @@ struct RemoteMembershipRow {
     via: String,
     attempts: u32,
     due_ms: Option<Millis>,
+    host_unaware: bool,
     forgotten: bool,
     ended_ms: Option<Millis>,
     may_be_in: bool,
@@ -80,10 +81,11 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<RemoteMembershipRow> {
         via: row.get(21)?,
         attempts: row.get(22)?,
         due_ms: row.get(23)?,
-        forgotten: row.get(24)?,
-        ended_ms: row.get(25)?,
-        may_be_in: row.get(26)?,
-        stream: row.get(27)?,
+        host_unaware: row.get(24)?,
+        forgotten: row.get(25)?,
+        ended_ms: row.get(26)?,
+        may_be_in: row.get(27)?,
+        stream: row.get(28)?,
     })
 }
 
@@ -120,6 +122,7 @@ impl RemoteMembershipRow {
             via: serde_json::from_str(&self.via).map_err(Error::internal)?,
             attempts: self.attempts,
             due_ms: self.due_ms,
+            host_unaware: self.host_unaware,
             forgotten: self.forgotten,
             ended_ms: self.ended_ms,
             may_be_in: self.may_be_in,
@@ -304,7 +307,7 @@ impl Tx<'_> {
         let mut statement = self.conn().prepare_cached(
             "INSERT OR REPLACE INTO remote_memberships VALUES \
              (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
-              ?24, ?25, ?26, ?27, ?28, ?29)",
+              ?24, ?25, ?26, ?27, ?28, ?29, ?30)",
         )?;
         let covered = row.covered.as_ref();
         let shown_before = covered.map(|covered| serde_json::to_vec(&covered.stripped_state)).transpose();
@@ -337,6 +340,7 @@ impl Tx<'_> {
             serde_json::to_string(&row.via).map_err(Error::internal)?,
             row.attempts,
             row.due_ms,
+            row.host_unaware,
             row.forgotten,
             row.ended_ms,
             row.may_be_in,
@@ -450,6 +454,7 @@ mod tests {
             via: vec![ServerName::parse("b.org").unwrap()],
             attempts: 2,
             due_ms: None,
+            host_unaware: false,
             forgotten: false,
             ended_ms: None,
             may_be_in: false,
@@ -468,7 +473,7 @@ mod tests {
         let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
         let other = UserId::parse("@o:a.org").unwrap();
         let mut row = fields(&room, &user, RemoteState::Knocking);
-        (row.due_ms, row.forgotten, row.may_be_in) = (Some(50), true, true);
+        (row.due_ms, row.host_unaware, row.forgotten, row.may_be_in) = (Some(50), true, true, true);
         (row.previous, row.pending) = (Some(knock(&room, &other)), Some(knock(&room, &user)));
         row.removal = row.previous.clone();
         row.covered = row

@@ -123,8 +123,8 @@ mod tests {
                      INSERT INTO owed_invites
                        VALUES ('!a:there.example', '@eve:there.example', 'there.example', 'nobody', '{{}}', 0, 0, 0);
                      INSERT INTO remote_memberships (room_id, user_id, state, room_version, stripped_state, via, attempts,
-                       due_ms, forgotten, may_be_in, stream)
-                       VALUES ({id}, 'knocking', 'unheard of', x'5b5d', '[]', 0, 0, 0, 0, 1)"
+                       due_ms, host_unaware, forgotten, may_be_in, stream)
+                       VALUES ({id}, 'knocking', 'unheard of', x'5b5d', '[]', 0, 0, 0, 0, 0, 1)"
                 ))?)
             })
             .expect("written");
