@@ -164,7 +164,8 @@ CREATE INDEX thread_subscriptions_by_thread ON thread_subscriptions (room_key, r
 -- it says of a local user, and what one who is joining it will need. `json` is as it was received; of a verified
 -- one whose hash was wrong the redacted form. Tried again at `due_ms`: that is `retry_ms`, when other servers are
 -- asked once more (the pauses grow with `attempts`), or 0 as soon as something came that it waits for. Given up some
--- days after `received_ms`. `bytes`: the length of `json`, to count with.
+-- days after `received_ms`. `bytes`: the length of `json`, to count with. `invitee`: of an invite that this server has signed
+-- and that its room, which it is in, is to tell of, the local user; who answers it waits for that.
 CREATE TABLE pending_events (
   pending INTEGER PRIMARY KEY,
   room_key INTEGER NOT NULL REFERENCES rooms,
@@ -177,8 +178,10 @@ CREATE TABLE pending_events (
   due_ms INTEGER NOT NULL,
   bytes INTEGER NOT NULL,
   json BLOB NOT NULL,
+  invitee TEXT,
   UNIQUE (event_id, origin)
 ) STRICT;
+CREATE INDEX pending_events_invitees ON pending_events (invitee, room_key) WHERE invitee IS NOT NULL;
 CREATE INDEX pending_events_due ON pending_events (due_ms, room_key);
 CREATE INDEX pending_events_by_room ON pending_events (room_key, due_ms);
 CREATE INDEX pending_events_shares ON pending_events (room_key, origin, bytes);

@@ -9,6 +9,7 @@
 //! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
 //! - `overtaken_joins`: what meets a join that was taken and is not answered yet.
 //! - `decided_meanwhile`: what is decided here while another server is asked.
+//! - `awaited_invites`: answers to an invite that was signed here and is not in the room yet.
 //! - `third_party_invites`: invites of e-mail addresses, through a scripted identity server.
 //! - `new_rooms`: those who are invited to a new room and cannot be reached hold up nobody.
 //! - `open_door`: whose knock is accepted is joined, if they want it so.
@@ -48,6 +49,7 @@
 pub mod common;
 
 mod apex;
+mod awaited_invites;
 mod beside_a_join;
 mod browsing;
 mod decided_meanwhile;

@@ -313,6 +313,11 @@ impl Notifier {
         }
     }
 
+    /// [`Notifier::wait`] for who wants to know only whether to look again.
+    pub fn has_news(&self, user: &UserId, after: i64, until: Instant) -> bool {
+        self.wait(user, after, until, None).0 == Woken::News
+    }
+
     /// How many requests wait at this moment.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)

@@ -498,7 +498,8 @@ impl Memberships<'_> {
         self.store.write(move |tx| {
             if let Some(room) = tx.resident_room(invite.room_id())? {
                 check_invite_as_resident(tx, &room, &origin, &invitee)?;
-                return await_invite(tx, &room, &invite, &origin, now).map(|()| InviteOutcome::Done);
+                return await_invite(tx, &room, (&invite, &invitee), &origin, now)
+                    .map(|()| InviteOutcome::Done);
             }
             let old = remote_membership_or_state(tx, invite.room_id(), &invitee)?;
             if old.as_ref().is_some_and(|row| row.has_seen(&invite)) {

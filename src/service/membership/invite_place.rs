@@ -1,13 +1,15 @@
 //! What invites from elsewhere a local user has to bear: how many wait for their answer, and how many one server sends them
 //! in an hour; and how many are awaited as events of rooms that this server is in.
 
+use std::time::Duration;
+
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::limits::fair_share::{self, ServerStanding};
 use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
 use crate::protocol::{Millis, Pdu, ServerName, UserId, VerifiedPdu};
 use crate::service::membership::Memberships;
 use crate::store::rooms::pending_events::NewPendingEvent;
-use crate::store::{Db, Room, Tx};
+use crate::store::{Db, Room, Status, Tx};
 
 /// How many invites to rooms that this server is not in wait for one user's answer at most.
 const OPEN_INVITES_MAX: usize = 200;
@@ -20,6 +22,9 @@ const RETRY_AFTER_MS: i64 = 3_600_000;
 /// so many of its server's events are pending: it would have come.
 const AWAITED_MS: i64 = 10_000;
 const AWAITED_BESIDE_MAX: usize = 50;
+/// For so long somebody waits who answers an invite before it has come, if it was signed within so long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const SIGNED_OF_LATE_MS: Millis = 60_000;
 
 impl Memberships<'_> {
     /// Counts an invite that comes in: not one that was seen before, nor the answer to a knock, which is asked for. Errors: 429
@@ -74,7 +79,7 @@ pub(super) fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result
 pub(super) fn await_invite(
     tx: &mut Tx<'_>,
     room: &Room,
-    invite: &VerifiedPdu,
+    (invite, invitee): (&VerifiedPdu, &UserId),
     origin: &ServerName,
     now: Millis,
 ) -> Result<()> {
@@ -84,6 +89,37 @@ pub(super) fn await_invite(
     if !may_be_true || tx.event_key(invite.event_id())?.is_some() {
         return Ok(());
     }
-    let event = (invite.event_id().clone(), invite.json());
-    tx.add_pending(&NewPendingEvent::for_keys(room.key, event, &[], (0, now + AWAITED_MS)), origin, now)
+    let event = NewPendingEvent::signed_invite(room.key, invite, invitee, now + AWAITED_MS);
+    tx.add_pending(&event, origin, now)
+}
+
+impl Memberships<'_> {
+    /// Who answers an invite to a room that this server is in may do so before the room has told of it, for the inviter's server
+    /// had the signature first. They wait for that; not for long, and only for an invite of theirs that was signed of late.
+    pub(in crate::service) fn wait_for_signed_invite(&self, room: &Room, user: &UserId) -> Result<()> {
+        let until = self.clock.instant() + ANSWER_TIMEOUT;
+        while self.clock.instant() < until {
+            // Before the look: what comes after it wakes them.
+            let seen = self.store.position();
+            let since = self.clock.now_ms() - SIGNED_OF_LATE_MS;
+            let awaited = self.store.read(|db| is_awaited(db, room, user, since))?;
+            if !awaited || !self.notifier.has_news(user, seen, until) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether there is an invite of this user of which it does not show yet what the room makes of it.
+fn is_awaited(db: &Db<'_>, room: &Room, user: &UserId, since: Millis) -> Result<bool> {
+    for invite in db.pending_invites(room.key, user, since)? {
+        match db.event_status(&invite)? {
+            Some((Status::Rejected | Status::SoftFailed, false)) => {}
+            // The current state may be worked out after it has come.
+            Some((Status::Accepted, false)) if db.late_extremities(room.key)?.is_empty() => {}
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
 }

@@ -66,6 +66,7 @@ impl Memberships<'_> {
 
     /// In a room that this server is in a knock is an ordinary event.
     fn knock_as_resident(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
+        self.wait_for_signed_invite(room, user)?;
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Knock) {
             return Ok(());
         }

@@ -73,6 +73,7 @@ impl Memberships<'_> {
 
     /// In a room that this server is in a leave is an ordinary event.
     pub(super) fn leave_as_resident(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
+        self.wait_for_signed_invite(room, user)?;
         match self.store.read(|db| db.membership(room.key, user))? {
             Some(Membership::Leave) => Ok(()),
             Some(Membership::Ban) => Err(Error::forbidden("You are banned from this room")),

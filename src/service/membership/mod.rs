@@ -21,7 +21,8 @@
 //! - `candidates`: which servers are asked, one after the other, until one says yes.
 //! - `template_expectation`: what a server should know of a local user by the time that it is asked.
 //! - `rows`: the rows of `remote_memberships`, read and changed. `locks`: one handshake at a time.
-//! - `invite_place`: how many invites strangers may make; how many knocks, `service/limits/knock_budget.rs` says.
+//! - `invite_place`: how many invites strangers may make, and which are awaited of rooms that this server is in; how
+//!   many knocks, `service/limits/knock_budget.rs` says.
 //! - `open_door`: who is joined because their knock was accepted.
 //! - `owed_invites`: a new room's invites, which may have to wait for other servers.
 //!
@@ -40,6 +41,8 @@
 //!    a leave, a knock, and a join that would be refused (`after_their_invite`). Their server shows an invite when it
 //!    signs it, before the room has it. Only `send_leave` does not wait. And an invite is not offered before the
 //!    server of somebody who was removed has heard of that (`after_removal`).
+//!    The other way round, in a room that this server is in, a local user's answer to an invite that it has signed waits
+//!    until the room tells of the invite (`wait_for_signed_invite`).
 //! 4. **Who asks a server that does not wait asks again** for a second or two (`template_expectation`): while a
 //!    template rests on what the local user is no longer, or an invite that this server signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands,
@@ -52,8 +55,8 @@
 //!
 //! So other requests wait for an invite, an invite for `send_leave` (or a transaction), and these for nobody: there
 //! is no circle. And every wait ends by itself: 3 within 5 seconds and for four requests at most, 2 within 3 seconds
-//! with a refusal, 1 for the user's answer within 2. A crash loses nothing but the waiting: each of these is a row
-//! with a time.
+//! with a refusal, 1 for the user's answer within 2, as long as the answer to a signed invite waits. A crash loses
+//! nothing but the waiting: each of these is a row with a time.
 
 mod candidates;
 mod guard;

@@ -181,7 +181,7 @@ impl Rooms<'_> {
         let own = target == draft.sender;
         let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
         let room = JoinTarget { room_id: draft.room.clone(), via: Vec::new() };
-        let resident = self.store.read(|db| Ok(db.resident_room(&draft.room)?.is_some()))?;
+        let resident = self.store.read(|db| db.resident_room(&draft.room))?;
         match membership {
             Membership::Invite => {
                 let mut extra = draft.content.clone();
@@ -198,9 +198,13 @@ impl Rooms<'_> {
                 )?;
             }
             Membership::Knock if own => self.membership().knock(&draft.sender, &room, reason.as_deref())?,
-            Membership::Leave if own && !resident => {
-                self.membership().leave(&draft.sender, &draft.room, reason.as_deref())?
-            }
+            Membership::Leave if own => match resident {
+                None => self.membership().leave(&draft.sender, &draft.room, reason.as_deref())?,
+                Some(room) => {
+                    self.membership().wait_for_signed_invite(&room, &target)?;
+                    return self.events().send(draft).map_err(not_there_as_forbidden);
+                }
+            },
             _ => return self.events().send(draft).map_err(not_there_as_forbidden),
         }
         self.store.read(|db| {

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::json::CanonicalObject;
-use crate::protocol::{EventId, Pdu, RoomVersion, ServerName, VerifiedPdu};
+use crate::protocol::{EventId, Pdu, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::store::{Db, RoomKey, Tx};
 
 /// The row id of a pending event.
@@ -62,9 +62,16 @@ pub struct NewPendingEvent {
     pub retry_ms: Millis,
     /// The event.
     pub json: Vec<u8>,
+    invitee: Option<UserId>,
 }
 
 impl NewPendingEvent {
+    /// An invite of a local user that this server has signed; the room tells of it until then, or it is looked at.
+    pub fn signed_invite(room: RoomKey, invite: &Pdu, invitee: &UserId, until: Millis) -> Self {
+        let event = (invite.event_id().clone(), invite.json());
+        Self { invitee: Some(invitee.clone()), ..Self::for_keys(room, event, &[], (0, until)) }
+    }
+
     /// An event whose signatures could not be checked for want of these servers' keys (none: for another reason), with
     /// how often they were asked for and when that is done next.
     pub fn for_keys(
@@ -74,7 +81,9 @@ impl NewPendingEvent {
         (attempts, retry_ms): (u32, Millis),
     ) -> Self {
         let needs = servers.iter().map(ToString::to_string).collect();
-        Self { room, event_id, verified: false, whole: false, needs, attempts, retry_ms, json: json.to_vec() }
+        let json = json.to_vec();
+        let (verified, whole, invitee) = (false, false, None);
+        Self { room, event_id, verified, whole, needs, attempts, retry_ms, json, invitee }
     }
 
     /// A verified event that needs these events first, with how often they were asked for and when that is done next.
@@ -85,7 +94,8 @@ impl NewPendingEvent {
         (attempts, retry_ms): (u32, Millis),
     ) -> Self {
         let (event_id, json) = (event.event_id().clone(), event.json().to_vec());
-        Self { room, event_id, verified: true, whole: event.is_whole(), needs, attempts, retry_ms, json }
+        let (verified, whole, invitee) = (true, event.is_whole(), None);
+        Self { room, event_id, verified, whole, needs, attempts, retry_ms, json, invitee }
     }
 
     /// Whether its signatures were checked.
@@ -224,6 +234,16 @@ impl Db<'_> {
         Ok(shares)
     }
 
+    /// The invites of a local user that this server has signed since then and that are pending still.
+    pub fn pending_invites(&self, room: RoomKey, invitee: &UserId, since: Millis) -> Result<Vec<EventId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT event_id FROM pending_events WHERE invitee = ?1 AND room_key = ?2 AND received_ms > ?3",
+        )?;
+        let ids =
+            statement.query_map(params![invitee.as_str(), room, since], |row| row.get::<_, String>(0))?;
+        ids.map(|id| EventId::parse(&id?)).collect()
+    }
+
     /// Whether the event is pending here, checked.
     pub fn is_pending(&self, id: &EventId) -> Result<bool> {
         let mut statement = self
@@ -300,7 +320,7 @@ impl Tx<'_> {
             .conn()
             .prepare_cached(
                 "INSERT INTO pending_events (room_key, event_id, origin, verified, received_ms, attempts, retry_ms,
-                   due_ms, bytes, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                   due_ms, bytes, json, invitee) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                  ON CONFLICT (event_id, origin) DO UPDATE SET verified = 1, json = excluded.json,
                    bytes = excluded.bytes, retry_ms = excluded.retry_ms, due_ms = excluded.due_ms
                  WHERE excluded.verified AND NOT pending_events.verified
@@ -318,6 +338,7 @@ impl Tx<'_> {
                     due,
                     i64::try_from(event.json.len()).unwrap_or(i64::MAX),
                     event.json,
+                    event.invitee.as_ref().map(UserId::as_str),
                 ],
                 |row| row.get(0),
             )
@@ -422,6 +443,20 @@ impl Tx<'_> {
                 params![need],
             )?;
             self.wake_timer();
+            self.wake_awaiting(need)?;
+        }
+        Ok(())
+    }
+
+    /// Somebody may wait for an invite that has come, or that the room refuses.
+    fn wake_awaiting(&mut self, event: &str) -> Result<()> {
+        let invitees: Vec<String> = self.rows(
+            "SELECT invitee FROM pending_events WHERE event_id = ?1 AND invitee IS NOT NULL",
+            params![event],
+            |row| row.get(0),
+        )?;
+        for invitee in invitees {
+            self.wake_user(&UserId::parse(&invitee)?);
         }
         Ok(())
     }

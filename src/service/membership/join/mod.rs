@@ -133,6 +133,7 @@ impl Memberships<'_> {
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Join) {
             return Ok(());
         }
+        self.wait_for_signed_invite(room, user)?;
         match self.authoriser(room, user) {
             Ok(Some(authoriser)) => drop(content.insert(AUTHORISER.to_owned(), authoriser.as_str().into())),
             Ok(None) => {}
