@@ -74,13 +74,17 @@ struct OwnStatement {
 impl KeyRing {
     /// Reads our keys from the database; makes the first one at the first start.
     pub fn open(store: &Store, server_name: &ServerName, clock: &Clock) -> Result<Self> {
-        let mut stored = store.read(|db| db.own_keys())?;
-        if !stored.iter().any(|k| k.expired_ms.is_none()) {
-            let now = clock.now_ms();
+        let now = clock.now_ms();
+        // On the writer's connection, which knows the schema by now: nobody waits for another one to read it.
+        let stored = store.write(move |tx| {
+            let stored = tx.own_keys()?;
+            if stored.iter().any(|key| key.expired_ms.is_none()) {
+                return Ok(stored);
+            }
             let key = new_key();
-            store.write(move |tx| tx.replace_own_key(key.key_id(), &key.seed(), now))?;
-            stored = store.read(|db| db.own_keys())?;
-        }
+            tx.replace_own_key(key.key_id(), &key.seed(), now)?;
+            tx.own_keys()
+        })?;
         let (mut own, mut signer) = (Vec::new(), None);
         for stored in stored {
             let key = SigningKey::from_seed(&stored.key_id, stored.seed)?;

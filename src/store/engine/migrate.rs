@@ -97,9 +97,13 @@ pub(super) fn difference(connection: &Connection) -> rusqlite::Result<Option<Str
     if is_as_written(connection)? { Ok(None) } else { different_definition(connection) }
 }
 
-/// What a database consists of; the tables of the index of words are SQLite's own.
-const DEFINITIONS: &str = "SELECT name, sql FROM sqlite_schema
-    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' AND name NOT GLOB 'event_texts_*'";
+/// What a database consists of.
+const DEFINITIONS: &str = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL";
+
+/// Whether something is in a database because the schema says so; the tables of the index of words are SQLite's own.
+fn is_defined_by_us(name: &str) -> bool {
+    !name.starts_with("sqlite_") && !name.starts_with("event_texts_")
+}
 
 /// Whether a database is the schema to the letter and in its order, as one is that this program laid out: no start has to wait for
 /// more than that.
@@ -107,6 +111,9 @@ fn is_as_written(connection: &Connection) -> rusqlite::Result<bool> {
     let mut statement = connection.prepare(DEFINITIONS)?;
     let (mut rows, mut to_come) = (statement.query([])?, next_definition(SCHEMA));
     while let Some(row) = rows.next()? {
+        if !is_defined_by_us(row.get_ref(0)?.as_str()?) {
+            continue;
+        }
         match to_come.strip_prefix(row.get_ref(1)?.as_str()?).and_then(|rest| rest.strip_prefix(';')) {
             Some(rest) => to_come = next_definition(rest),
             None => return Ok(false),
@@ -130,6 +137,9 @@ fn different_definition(connection: &Connection) -> rusqlite::Result<Option<Stri
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let name = row.get_ref(0)?.as_str()?;
+        if !is_defined_by_us(name) {
+            continue;
+        }
         let definition = evened(row.get_ref(1)?.as_str()?);
         if wanted.remove(name).is_none_or(|wanted| wanted != definition) {
             return Ok(Some(name.to_owned()));
