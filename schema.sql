@@ -4,6 +4,10 @@
 -- stream that numbers every visible change in commit order. Events are kept as the exact bytes that were signed or
 -- received; SQL never looks inside them.
 --
+-- Columns with times of this server's clock end in `_ms`, those with the time at which the timer takes a row up in `due_ms`.
+-- What becomes of each when a clock that was ahead is set right stands in src/store/engine/set_clock.rs, which a test holds
+-- against this file.
+--
 -- Who fills each table, what bounds it for each of them and what cleans it stands in src/store/bounds.rs, which a test
 -- holds against this file.
 
@@ -768,7 +772,7 @@ CREATE INDEX account_data_by_stream ON account_data (user_id, stream);
 -- Pushers: where users have what they are notified of sent. `details`: what the client said of it that is not here, a JSON
 -- object. It goes with the device that set it. `set_ms`: when that was. What is up to the stream position `cursor` was
 -- taken by the gateway, or is not to be sent; `badge` is the number of unread messages that it was told last. After
--- `failures` in a row it is not tried again before `retry_ms`. `failing_since`: when that began, and the position by then
+-- `failures` in a row it is not tried again before `retry_ms`. `failing_since_ms`: when that began, and the position by then
 -- (`failing_from`), up to which things are let go when it lasts too long.
 CREATE TABLE pushers (
   pusher INTEGER PRIMARY KEY,
@@ -783,7 +787,7 @@ CREATE TABLE pushers (
   badge INTEGER NOT NULL,
   failures INTEGER NOT NULL,
   retry_ms INTEGER NOT NULL,
-  failing_since INTEGER,
+  failing_since_ms INTEGER,
   failing_from INTEGER,
   UNIQUE (user_id, app_id, pushkey),
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
@@ -935,12 +939,12 @@ CREATE TABLE device_changes (
 CREATE INDEX device_changes_by_stream ON device_changes (stream);
 
 -- One row, once there was a reason: how `device_changes` are swept. Changes up to `upto` that are of interest to nobody go
--- at `due_ms`, when they are old enough; up to `swept_upto` some may have gone.
+-- at `next_ms`, when they are old enough; up to `swept_upto` some may have gone.
 CREATE TABLE device_changes_sweep (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   swept_upto INTEGER NOT NULL,
   upto INTEGER NOT NULL,
-  due_ms INTEGER NOT NULL
+  next_ms INTEGER NOT NULL
 ) STRICT;
 
 -- How well we know the devices and keys of other servers' users: up to which update of theirs. `fetched_ms`: when the

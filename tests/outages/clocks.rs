@@ -85,6 +85,26 @@ fn what_failed_under_a_clock_that_was_ahead_is_done_after_a_start_under_one_that
 }
 
 #[test]
+fn uris_that_a_user_asked_for_under_a_clock_that_was_ahead_stand_in_their_way_for_no_more_than_a_day() {
+    let mut here = TestServer::start();
+    let alice = here.user("alice");
+    let create = || alice.request("POST", "/_matrix/media/v1/create", Some(json!({}))).0;
+    here.set_clock_wrong_by(30 * 24 * HOUR_MS);
+    let asked_for = std::iter::repeat_with(create).take_while(|status| *status == 200).take(1000).count();
+    assert!((1..1000).contains(&asked_for), "a user may have so many: {asked_for}");
+    here.stop();
+    here.set_clock_wrong_by(0);
+    here.resume();
+    let now = || here.homeserver().clock.now_ms();
+    wait_until("they end within a day", || {
+        let first = here.homeserver().store.read(|db| db.next_media_expiry()).expect("a database");
+        first.is_some_and(|first| first <= now() + 24 * HOUR_MS)
+    });
+    here.advance(Duration::from_secs(24 * 3600));
+    assert_eq!(create(), 200);
+}
+
+#[test]
 fn a_clock_that_was_ahead_takes_no_keys_from_those_who_ask_for_some_when_it_is_right() {
     let (here, there) = TestServer::pair();
     let (alice, zoe) = (here.user("alice"), there.user("zoe"));

@@ -189,32 +189,11 @@ impl SchedulerShared {
 impl Scheduler {
     /// Starts the timer's thread. It keeps only a weak hold of the homeserver, and ends with it.
     pub fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
-        // What was under way when we last stopped is not, any more.
-        let now = hs.clock.now_ms();
-        let due = |db: &crate::store::Db<'_>| {
-            Ok(db.next_remote_membership_due()?.is_some()
-                || db.next_pending_due()?.is_some()
-                || db.next_owed_invite_due()?.is_some()
-                || db.next_owed_join_due()?.is_some()
-                || db.next_device_list_due()?.is_some()
-                || db.next_room_behind_backup_due()?.is_some()
-                || db.next_room_deletion_due()?.is_some()
-                || db.next_guest_removal_due()?.is_some()
-                || db.next_owed_bans_due()?.is_some()
-                || db.next_owed_profile_due()?.is_some()
-                || !db.unfinished_deactivations()?.is_empty()
-                || db.is_anything_too_late(now)?)
-        };
-        if hs.store.read(due)? {
-            hs.store.write(move |tx| {
-                tx.put_lateness_right(now)?;
-                set_clock::hasten(tx, now)
-            })?;
-        }
         let (shared, weak, clock) = (self.shared.clone(), Arc::downgrade(hs), hs.clock.clone());
+        let watch = ClockWatch::new(&clock);
         lock(&shared.state).ticking = true;
         thread::Builder::new().name("timer".to_owned()).spawn(move || {
-            run(&shared, &weak, &clock);
+            run(&shared, &weak, &clock, watch);
             lock(&shared.state).ticking = false;
             shared.moved.notify_all();
         })?;
@@ -350,10 +329,11 @@ fn nap(now: Millis, due: Option<Millis>) -> Duration {
     }
 }
 
-fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
-    let (mut next, mut watch) = (Some(Millis::MIN), ClockWatch::new(clock));
-    // The clock was set back: when what it had put off is done.
-    let mut set_back: Option<Instant> = None;
+fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock, mut watch: ClockWatch) {
+    let mut next = Some(Millis::MIN);
+    // When what is put off is looked to once more, which could not be done.
+    let started = weak.upgrade().filter(|hs| !set_clock::hasten_after_start(hs));
+    let mut hasten_at = started.map(|_| Instant::now() + UNWRITTEN_REST);
     loop {
         {
             let mut state = lock(&shared.state);
@@ -387,11 +367,11 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>, clock: &Clock) {
         let Some(hs) = weak.upgrade() else { return };
         hs.outgoing.relieve();
         if set_clock::tell_of_it(&mut watch, &hs) {
-            set_back = Some(Instant::now());
+            hasten_at = Some(Instant::now());
         }
-        if set_back.is_some_and(|at| at <= Instant::now()) {
+        if hasten_at.is_some_and(|at| at <= Instant::now()) {
             let later = Instant::now() + UNWRITTEN_REST;
-            set_back = Some(later).filter(|_| !set_clock::put_right(&hs));
+            hasten_at = Some(later).filter(|_| !set_clock::hasten_all(&hs));
             next = Some(Millis::MIN);
         }
         let now = hs.clock.now_ms();

@@ -27,7 +27,7 @@ const GONE_AFTER_MS: Millis = 30_000;
 /// Other servers are told again of those who are there: before they take us for dead.
 const TELL_INTERVAL_MS: Millis = 25 * 60_000;
 /// Users of other servers are taken to be offline when nothing was heard of them.
-const REMOTE_GONE_AFTER_MS: Millis = 30 * 60_000;
+pub(in crate::service) const REMOTE_GONE_AFTER_MS: Millis = 30 * 60_000;
 /// Users of another server whose last deed is later by this much are news.
 const LAST_ACTIVE_GRAIN_MS: Millis = 60_000;
 /// Longest status, in bytes.
@@ -461,11 +461,12 @@ impl Ephemeral<'_> {
 }
 
 fn is_as_before(before: &Presence, now: &Presence) -> bool {
-    let later = now.last_active_ms - before.last_active_ms;
+    // Before: under a clock that was ahead.
+    let apart = (now.last_active_ms - before.last_active_ms).abs();
     before.state == now.state
         && before.status == now.status
         && before.active == now.active
-        && (now.active || later < LAST_ACTIVE_GRAIN_MS)
+        && (now.active || apart < LAST_ACTIVE_GRAIN_MS)
 }
 
 /// What clients and servers are told.
@@ -498,6 +499,20 @@ mod tests {
     use super::*;
 
     const NOW: Millis = 1_000_000_000;
+
+    #[test]
+    fn what_was_heard_of_somebody_under_a_clock_that_was_ahead_is_replaced_by_what_is_heard_next() {
+        let last_active_at = |last_active_ms| Presence {
+            state: PresenceState::Unavailable,
+            status: None,
+            last_active_ms,
+            active: false,
+            until_ms: None,
+        };
+        let known = last_active_at(NOW);
+        let is_news = |ms| !is_as_before(&known, &last_active_at(NOW + ms));
+        assert_eq!([-3_600_000, -1_000, 0, 1_000, 3_600_000].map(is_news), [true, false, false, false, true]);
+    }
 
     fn online() -> LocalPresence {
         let mut here = LocalPresence::new(None, NOW);

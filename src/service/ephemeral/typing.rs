@@ -17,7 +17,7 @@ use crate::store::RoomKey;
 
 /// How long somebody types who does not say for how long, and the longest.
 const TIMEOUT_MS_USUAL: Millis = 30_000;
-const TIMEOUT_MS_MAX: Millis = 120_000;
+pub(in crate::service) const TIMEOUT_MS_MAX: Millis = 120_000;
 /// Other servers do not say for how long. They say it again in time if it lasts.
 const REMOTE_TIMEOUT_MS: Millis = 60_000;
 /// So often other servers are told again of somebody who goes on typing: before they take it to be over.

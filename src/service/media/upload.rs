@@ -31,7 +31,7 @@ const CROWDED_RATE_MIN: u64 = 16 << 10;
 /// URIs of one user for which nothing was uploaded yet.
 const PENDING_OF_USER_MAX: usize = 50;
 /// For how long nothing may be uploaded for a URI: "The recommended default expiration is 24 hours".
-const PENDING_EXPIRY_MS: Millis = 86_400_000;
+pub(in crate::service) const PENDING_EXPIRY_MS: Millis = 86_400_000;
 /// 124 random bits: more than "18 random characters", which nobody guesses.
 const MEDIA_ID_LETTERS: usize = 24;
 /// What a file takes of its user's share at least, since the smallest takes as much of the disk.

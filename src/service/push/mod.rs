@@ -6,7 +6,7 @@
 //! - `sweep`: what was read long ago goes.
 //! - `sender`: the threads that send; `next`: what goes next to a gateway; `payload`: what it is sent.
 
-mod next;
+pub(super) mod next;
 mod payload;
 pub mod pushers;
 pub mod rules;

@@ -22,7 +22,7 @@ use crate::store::{Db, RoomKey};
 /// more.
 const GIVE_UP_AFTER_MS: Millis = 24 * 3_600_000;
 /// After a knock was told, those upon the same room are told together after so long, in milliseconds.
-const BELL_PAUSE_MS: Millis = 60_000;
+pub(in crate::service) const BELL_PAUSE_MS: Millis = 60_000;
 /// A cursor that moved no further is not written for that alone.
 const UNWRITTEN_POSITIONS_MAX: i64 = 1000;
 /// Notifications that are looked at together.

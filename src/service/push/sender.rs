@@ -35,7 +35,7 @@ const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a stop waits for the threads to end.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pauses of a pusher whose gateway does not take what it is sent.
-const PAUSES: Backoff = Backoff::doubling(1_000, 3_600_000);
+pub(in crate::service) const PAUSES: Backoff = Backoff::doubling(1_000, 3_600_000);
 /// After something changed for a user, the number at their icons is looked at so much later: it often changes again.
 const BADGE_DELAY_MS: Millis = 1_500;
 /// When a pusher is looked at again that could not be read or written.
@@ -193,6 +193,9 @@ impl PushSender {
                 pusher.badge_at = pusher.badge_at.map(|at| at.min(now));
             }
         }
+        // Whoever is at one may have read before what it waits for.
+        let busy: Vec<_> = state.busy.keys().copied().collect();
+        busy.into_iter().for_each(|key| state.stand_in_line(key));
         drop(state);
         self.0.work.notify_all();
     }

@@ -162,12 +162,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// After a start nobody is at them.
-    pub fn hasten_guest_removals(&mut self, now: Millis) -> Result<()> {
-        self.execute("UPDATE guest_removals SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
-        Ok(())
-    }
-
     /// A room's guests have left, or may stay.
     pub fn end_guest_removal(&mut self, room: RoomKey) -> Result<()> {
         self.execute("DELETE FROM guest_removals WHERE room_key = ?1", params![room])?;

@@ -81,11 +81,4 @@ impl Tx<'_> {
         )?;
         Ok(())
     }
-
-    /// After a start nobody is at them.
-    pub fn hasten_owed_profiles(&mut self, now: Millis) -> Result<()> {
-        self.execute("UPDATE owed_profiles SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
-        self.is_due(now);
-        Ok(())
-    }
 }

@@ -77,7 +77,7 @@ pub struct Bell {
 
 const PUSHER: &str =
     "SELECT pusher, user_id, device_id, app_id, pushkey, enabled, details, set_ms, cursor, badge,
-    failures, retry_ms, failing_since, failing_from FROM pushers";
+    failures, retry_ms, failing_since_ms, failing_from FROM pushers";
 
 fn pusher_of(row: &Row<'_>) -> Result<Pusher> {
     let failing = (row.get::<_, Option<Millis>>(12)?, row.get::<_, Option<i64>>(13)?);
@@ -230,7 +230,7 @@ impl Tx<'_> {
     pub fn pusher_delivered(&mut self, key: PusherKey, cursor: i64, badge: i64) -> Result<()> {
         self.execute(
             "UPDATE pushers SET cursor = max(cursor, ?2), badge = ?3, failures = 0, retry_ms = 0,
-             failing_since = NULL, failing_from = NULL WHERE pusher = ?1",
+             failing_since_ms = NULL, failing_from = NULL WHERE pusher = ?1",
             params![key, cursor, badge],
         )?;
         Ok(())
@@ -240,7 +240,7 @@ impl Tx<'_> {
     pub fn pusher_failed(&mut self, key: PusherKey, set_ms: Millis, failure: &PusherFailure) -> Result<()> {
         let PusherFailure { cursor, failures, retry_ms, failing_since: (since, from) } = failure;
         self.execute(
-            "UPDATE pushers SET cursor = max(cursor, ?3), failures = ?4, retry_ms = ?5, failing_since = ?6,
+            "UPDATE pushers SET cursor = max(cursor, ?3), failures = ?4, retry_ms = ?5, failing_since_ms = ?6,
              failing_from = ?7 WHERE pusher = ?1 AND set_ms = ?2",
             params![key, set_ms, cursor, failures, retry_ms, since, from],
         )?;

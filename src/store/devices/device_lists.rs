@@ -316,13 +316,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Lets all lists that are to be fetched be fetched now.
-    pub fn hasten_all_device_lists(&mut self, now: Millis) -> Result<()> {
-        self.execute("UPDATE remote_device_lists SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
-        self.is_due(now);
-        Ok(())
-    }
-
     /// Keeps a device of another server's user. No more than `most` of one user are kept, and no more than
     /// [`REMOTE_DEVICES_BYTES_MAX`].
     pub fn set_remote_device(&mut self, user: &UserId, device: &RemoteDevice, most: usize) -> Result<()> {

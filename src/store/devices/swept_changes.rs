@@ -44,7 +44,7 @@ pub(in crate::store) fn swept_upto(connection: &Connection) -> rusqlite::Result<
 impl Db<'_> {
     /// What the next round takes; none if there was none to be.
     pub fn next_changes_sweep(&self) -> Result<Option<NextSweep>> {
-        let mut statement = self.conn().prepare_cached("SELECT upto, due_ms FROM device_changes_sweep")?;
+        let mut statement = self.conn().prepare_cached("SELECT upto, next_ms FROM device_changes_sweep")?;
         let next = statement.query_row([], |row| Ok(NextSweep { upto: row.get(0)?, due_ms: row.get(1)? }));
         Ok(next.optional()?)
     }
@@ -93,8 +93,8 @@ impl Tx<'_> {
     /// Says what the next round takes.
     pub fn plan_changes_sweep(&mut self, next: NextSweep) -> Result<()> {
         self.execute(
-            "INSERT INTO device_changes_sweep (one, swept_upto, upto, due_ms) VALUES (1, 0, ?1, ?2)
-             ON CONFLICT DO UPDATE SET upto = excluded.upto, due_ms = excluded.due_ms",
+            "INSERT INTO device_changes_sweep (one, swept_upto, upto, next_ms) VALUES (1, 0, ?1, ?2)
+             ON CONFLICT DO UPDATE SET upto = excluded.upto, next_ms = excluded.next_ms",
             params![next.upto, next.due_ms],
         )?;
         Ok(())

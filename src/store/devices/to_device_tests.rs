@@ -120,6 +120,23 @@ fn no_server_is_held_up_for_longer_than_minutes_by_a_device_that_fetches_nothing
 }
 
 #[test]
+fn no_server_is_held_up_for_longer_than_that_by_what_was_counted_under_a_clock_that_was_ahead() {
+    let friend = name("friend.example");
+    with_device_of_bob()
+        .write(move |tx| {
+            let origin = MessageOrigin::Neighbour(&friend);
+            pretend(tx, origin.of().0, origin.of().1, 10_000, 10_000)?;
+            let right = PRETENDED - 30 * DAY;
+            tx.hasten_all(right)?;
+            let mut add = |now: Millis| send(tx, Some(now), (&of(origin), "{}"), origin, now);
+            assert_eq!(add(right + HOLD_MAX_MS)?, InboxOutcome::Full);
+            assert_eq!(add(right + HOLD_MAX_MS + 1)?, InboxOutcome::Asleep);
+            Ok(())
+        })
+        .expect("written");
+}
+
+#[test]
 fn one_user_of_a_server_takes_a_part_of_its_share_and_loses_what_goes_beyond() {
     let (friend, stranger) = (name("friend.example"), name("stranger.example"));
     with_device_of_bob()

@@ -11,7 +11,7 @@
 //! - `restoring`: an empty folder that a server is restored into; `restored`: what becomes of a database that comes from a
 //!   backup;
 //! - `checkpoint`: the write-ahead log is folded into the database; `copy`: a copy of it is made while it is written;
-//! - `set_clock`: times that a clock which was ahead has left;
+//! - `set_clock`: every time that is kept, and what becomes of it when a clock that was ahead is set right;
 //! - `space`: what each table takes, and a database that is written anew;
 //! - `template`: the schema, compiled once for all databases that are worth nothing;
 //! - `sweep`: how tables that strangers fill are kept short; `sqlite_error`: what SQLite's errors mean.

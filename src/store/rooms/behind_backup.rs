@@ -43,13 +43,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// After a start, those that were being tried when the last process ended are due.
-    pub fn hasten_rooms_behind_backup(&mut self, now: Millis) -> Result<()> {
-        self.conn().execute("UPDATE rooms_behind_backup SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
-        self.is_due(now);
-        Ok(())
-    }
-
     /// Somebody was asked, or nobody will be.
     pub fn end_room_behind_backup(&mut self, room: RoomKey) -> Result<()> {
         self.conn().prepare_cached("DELETE FROM rooms_behind_backup WHERE room_key = ?1")?.execute([room])?;

@@ -154,13 +154,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Has all that have not ended be taken up now: nobody is at them after a start.
-    pub fn hasten_room_deletions(&mut self, now: Millis) -> Result<()> {
-        self.execute("UPDATE room_deletions SET due_ms = ?1 WHERE due_ms > ?1", params![now])?;
-        self.is_due(now);
-        Ok(())
-    }
-
     /// Writes down how far a deletion is.
     pub fn save_room_deletion(&mut self, deletion: &RoomDeletion, now: Millis) -> Result<()> {
         let over = deletion.stage.is_over();

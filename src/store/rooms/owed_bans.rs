@@ -122,11 +122,4 @@ impl Tx<'_> {
         self.conn().prepare_cached("DELETE FROM owed_bans WHERE room_id = ?1")?.execute([room.as_str()])?;
         Ok(())
     }
-
-    /// After a start nobody is at them.
-    pub fn hasten_owed_bans(&mut self, now: Millis) -> Result<()> {
-        self.conn().prepare_cached("UPDATE owed_bans SET due_ms = ?1 WHERE due_ms > ?1")?.execute([now])?;
-        self.is_due(now);
-        Ok(())
-    }
 }

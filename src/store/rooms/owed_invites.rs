@@ -177,13 +177,6 @@ impl Tx<'_> {
         self.is_due(now);
         Ok(())
     }
-
-    /// After a start, everything is tried again.
-    pub fn hasten_owed_invites(&mut self, now: Millis) -> Result<()> {
-        self.conn().execute("UPDATE owed_invites SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
-        self.is_due(now);
-        Ok(())
-    }
 }
 
 #[cfg(test)]

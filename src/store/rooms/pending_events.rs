@@ -415,13 +415,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// After a start, everything is tried again.
-    pub fn hasten_all_pending(&mut self, now: Millis) -> Result<()> {
-        self.execute("UPDATE pending_events SET retry_ms = ?1, due_ms = ?1 WHERE due_ms > ?1", params![now])?;
-        self.wake_timer();
-        Ok(())
-    }
-
     /// What waits for this is due now.
     pub(crate) fn hasten_pending_that_needs(&mut self, need: &str) -> Result<()> {
         // Every event that is stored asks this, and hardly ever does anything wait.

@@ -393,13 +393,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Makes everything due that is due some day: after a start nothing is under way.
-    pub fn hasten_remote_memberships(&mut self, now: Millis) -> Result<()> {
-        self.conn().execute("UPDATE remote_memberships SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
-        self.is_due(now);
-        Ok(())
-    }
-
     fn delete_remote_membership(&mut self, row: &RemoteMembership) -> Result<()> {
         let mut statement = self
             .conn()

@@ -20,35 +20,67 @@ pub(super) fn tell_of_it(watch: &mut ClockWatch, hs: &Homeserver) -> bool {
     set < 0
 }
 
-/// The clock was set back: what was put off by a clock that was ahead is not left until it is there again. False: that could not be
-/// written.
-pub(super) fn put_right(hs: &Homeserver) -> bool {
+/// After a start nobody is at anything: what was under way at the last stop, or was put off by a clock that was ahead by then, is done
+/// now. False: that could not be written.
+pub(super) fn hasten_after_start(hs: &Homeserver) -> bool {
+    hasten(hs, |tx, now| Ok(tx.is_anything_put_off(now)? || !tx.unfinished_deactivations()?.is_empty()))
+}
+
+/// The clock was set back: what was put off is not left until it is there again. Nobody is at it, or who is has noted that. False: that
+/// could not be written.
+pub(super) fn hasten_all(hs: &Homeserver) -> bool {
+    hasten(hs, |_, _| Ok(true))
+}
+
+/// Has everything be done now that was put off, if there is reason to.
+fn hasten(hs: &Homeserver, is_called_for: fn(&Tx<'_>, Millis) -> Result<bool>) -> bool {
     let now = hs.clock.now_ms();
-    let written = hs.store.write(move |tx| {
-        tx.put_lateness_right(now)?;
-        hasten(tx, now)
+    // Asked on the writer's connection, too: while the server starts there may be no other yet.
+    let hastened = hs.store.write(move |tx| {
+        let is_called_for = is_called_for(tx, now)?;
+        if is_called_for {
+            tx.hasten_all(now)?;
+            tx.hasten_deactivations(now)?;
+        }
+        Ok(is_called_for)
     });
+    if hastened.as_ref().is_ok_and(|hastened| !hastened) {
+        return true;
+    }
     hs.ephemeral().clock_set_back(now);
     hs.outgoing.clock_set_back();
     hs.push_sender.clock_set_back();
-    if let Err(error) = &written {
-        log::log!(error.level(log::Level::Error), "what the clock had put off is not done yet: {error}");
+    if let Err(error) = &hastened {
+        log::log!(error.level(log::Level::Error), "what was put off is not done yet: {error}");
     }
-    written.is_ok()
+    hastened.is_ok()
 }
 
-/// Has everything that is due some day be due now: nobody is at it, or who is has noted that.
-pub(super) fn hasten(tx: &mut Tx<'_>, now: Millis) -> Result<()> {
-    tx.wake_timer();
-    tx.hasten_remote_memberships(now)?;
-    tx.hasten_all_pending(now)?;
-    tx.hasten_owed_invites(now)?;
-    tx.hasten_owed_joins(now)?;
-    tx.hasten_all_device_lists(now)?;
-    tx.hasten_rooms_behind_backup(now)?;
-    tx.hasten_room_deletions(now)?;
-    tx.hasten_guest_removals(now)?;
-    tx.hasten_owed_bans(now)?;
-    tx.hasten_owed_profiles(now)?;
-    tx.hasten_deactivations(now)
+#[cfg(test)]
+mod tests {
+    use crate::service::accounts::login_tokens::LOGIN_TOKEN_LIFE_MS;
+    use crate::service::accounts::openid::TOKEN_LIFE_MS;
+    use crate::service::ephemeral::{presence, typing};
+    use crate::service::media::upload::PENDING_EXPIRY_MS;
+    use crate::service::push::{next::BELL_PAUSE_MS, sender::PAUSES};
+    use crate::store::devices::swept_changes::KEPT_MS;
+    use crate::store::engine::set_clock::furthest;
+
+    #[test]
+    fn a_start_takes_no_time_for_one_of_a_wrong_clock_that_a_right_one_has_written() {
+        let written = [
+            ("delayed_events", "due_ms", None),
+            ("login_tokens", "expires_ms", Some(LOGIN_TOKEN_LIFE_MS)),
+            ("openid_tokens", "expires_ms", Some(TOKEN_LIFE_MS)),
+            ("pushers", "retry_ms", Some(PAUSES.longest_ms)),
+            ("bells", "until_ms", Some(BELL_PAUSE_MS)),
+            ("to_device_shares", "since_ms", Some(0)),
+            ("device_changes_sweep", "next_ms", Some(KEPT_MS)),
+            ("typing", "until_ms", Some(typing::TIMEOUT_MS_MAX)),
+            ("typing", "told_ms", Some(0)),
+            ("presence", "until_ms", Some(presence::REMOTE_GONE_AFTER_MS)),
+            ("media", "expires_ms", Some(PENDING_EXPIRY_MS)),
+        ];
+        assert!(furthest().eq(written), "{:?}", furthest().collect::<Vec<_>>());
+    }
 }
