@@ -4,18 +4,13 @@
 //! A job that is taken up is first put off by a while, so that whatever happens to the thread that does it, it comes up
 //! again, and never twice at once.
 
-mod bans;
-mod behind_backup;
-mod deactivations;
 mod delayed;
-mod deletions;
 mod failures;
-mod guests;
 mod invites;
 mod joins;
 mod memberships;
+mod owed;
 mod pending;
-mod profiles;
 mod set_clock;
 
 use std::collections::{HashMap, HashSet};
@@ -406,12 +401,12 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     fetch_device_lists(shared, hs, now)?;
     merge_forks(shared, hs);
     pending::pursue_pending_events(shared, hs, now)?;
-    guests::remove_guests(shared, hs, now)?;
-    deletions::delete_rooms(shared, hs, now)?;
-    bans::carry_bans(shared, hs, now)?;
-    profiles::tell_rooms(shared, hs, now)?;
-    deactivations::leave_rooms(shared, hs, now)?;
-    behind_backup::ask_for_lost_events(shared, hs, now)?;
+    owed::take_up_first(shared, hs, now, &owed::GUESTS)?;
+    owed::take_up_first(shared, hs, now, &owed::DELETIONS)?;
+    owed::take_up_first(shared, hs, now, &owed::BANS)?;
+    owed::take_up_first(shared, hs, now, &owed::PROFILES)?;
+    owed::take_up_first(shared, hs, now, &owed::DEACTIVATIONS)?;
+    owed::take_up_first(shared, hs, now, &owed::LOST_EVENTS)?;
     invites::hand_out_invites(shared, hs, now)?;
     joins::join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
