@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use crate::common::client::{one_list, room_path, slide};
+use crate::common::client::{one_list, post, room_path, slide};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
@@ -233,4 +233,53 @@ fn what_a_server_says_of_a_room_is_told_to_nobody_who_would_ask_another() {
 
 fn room_host(user: &TestUser) -> String {
     UserId::parse(user.id()).expect("a user id").server().to_string()
+}
+
+/// Two servers of one room: one that lets `bob` in, and one that hands out what a join is made of and fails once it has it.
+fn room_of_one_that_fails(bob: &TestUser) -> (FakeRoom, Peer, Peer) {
+    let (good, failing) = (Peer::start(), Peer::start());
+    // Its id names no server.
+    let room = FakeRoom::new(&good, "12", "public");
+    good.let_in(&room, bob.id());
+    failing.answer_json("make_join", 200, room.template(bob.id(), "join"));
+    failing.answer_json("send_join", 500, json!({ "errcode": "M_UNKNOWN", "error": "no" }));
+    (room, good, failing)
+}
+
+#[test]
+fn a_join_that_is_taken_up_again_asks_who_failed_once_and_then_the_others() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (room, good, failing) = room_of_one_that_fails(&bob);
+    good.answer_json("make_join", 500, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
+    let (status, _) = post(&bob, &join_by(&room, &[&failing, &good]), json!({}));
+    assert_eq!(status, 502);
+    assert_eq!(failing.asked("send_join").len(), 1);
+    good.forget_answer("make_join");
+    server.advance(Duration::from_secs(3600));
+    bob.wait_for_room("join", room.id.as_str());
+    assert_eq!(failing.asked("send_join").len(), 2);
+}
+
+#[test]
+fn who_names_another_server_is_not_sent_back_to_the_one_that_failed() {
+    for leaves in [false, true] {
+        let server = TestServer::start();
+        let bob = server.user("bob");
+        let (room, good, failing) = room_of_one_that_fails(&bob);
+        assert_eq!(post(&bob, &join_by(&room, &[&failing]), json!({})).0, 502);
+        if leaves {
+            bob.leave(room.id.as_str());
+        }
+        let (status, said) = post(&bob, &join_by(&room, &[&good]), json!({}));
+        assert_eq!((status, said["room_id"].as_str()), (200, Some(room.id.as_str())), "{said}");
+        let asked = ["make_join", "send_join"].map(|part| failing.asked(part).len());
+        assert_eq!(asked, [1, 1], "after a leave: {leaves}");
+    }
+}
+
+fn join_by(room: &FakeRoom, servers: &[&Peer]) -> String {
+    let via: Vec<String> =
+        servers.iter().map(|peer| format!("via={}", segment(peer.name().as_str()))).collect();
+    format!("join/{}?{}", segment(room.id.as_str()), via.join("&"))
 }

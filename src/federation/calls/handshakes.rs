@@ -1,7 +1,7 @@
 //! The calls of the membership handshakes: `make_*`, `send_*`, invites.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -127,22 +127,30 @@ impl Client {
         object(self.get(peer, path, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)
     }
 
-    /// `PUT /v2/send_join`, or v1 where the peer knows no v2: hands our signed join in and gets the room.
+    /// `PUT /v2/send_join`, or v1 where the peer knows no v2: hands our signed join in and gets the room. `within`: how long
+    /// the peer may take over it, if that is less than it may take at all.
     pub fn send_join(
         &self,
         peer: &ServerName,
         room: &RoomId,
         id: &EventId,
         event: &[u8],
+        within: Duration,
     ) -> CallResult<JoinBody> {
-        let path = format!("/_matrix/federation/v2/send_join/{}/{}", enc(room), enc(id));
-        match self.put(peer, path, event, LONG_TIMEOUT, STATE_ANSWER_BYTES_MAX) {
+        let until = Instant::now() + within.min(LONG_TIMEOUT);
+        let put = |path| {
+            self.put(
+                peer,
+                path,
+                event,
+                until.saturating_duration_since(Instant::now()),
+                STATE_ANSWER_BYTES_MAX,
+            )
+        };
+        match put(format!("/_matrix/federation/v2/send_join/{}/{}", enc(room), enc(id))) {
             Err(e) if e.is_unrecognized() => {
                 let path = format!("/_matrix/federation/v1/send_join/{}/{}", enc(room), enc(id));
-                Ok(JoinBody {
-                    response: self.put(peer, path, event, LONG_TIMEOUT, STATE_ANSWER_BYTES_MAX)?,
-                    in_array: true,
-                })
+                Ok(JoinBody { response: put(path)?, in_array: true })
             }
             other => Ok(JoinBody { response: other?, in_array: false }),
         }

@@ -357,7 +357,8 @@ fn send_join_and_send_leave_fall_back_to_version_1() {
     });
     let (room, event) = (RoomId::parse("!r:x").expect("room"), EventId::parse("$e:x").expect("event"));
     let client = client();
-    let answer = client.send_join(&peer.name, &room, &event, b"{}").expect("an answer");
+    let answer =
+        client.send_join(&peer.name, &room, &event, b"{}", Duration::from_secs(60)).expect("an answer");
     assert_eq!(answer.read().expect("a room").state.len(), 1);
     client.send_leave(&peer.name, &room, &event, b"{}").expect("an answer");
     assert_eq!(peer.asked().len(), 4);

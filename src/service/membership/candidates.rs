@@ -16,6 +16,9 @@ const CANDIDATES_MAX: usize = 12;
 /// How long a client waits for a handshake at most: after this no further server is asked.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// So long a server that is asked has in any case.
+const SHARE_LEAST: Duration = Duration::from_secs(5);
+
 /// A room as somebody who is not in it knows it: its id, and servers that may let them in, best first.
 #[derive(Debug, Clone)]
 pub struct JoinTarget {
@@ -28,7 +31,8 @@ pub struct JoinTarget {
 impl Memberships<'_> {
     /// The servers to ask, best first and never ourselves: the one that we knocked through, the inviter's, those that
     /// the client named, others that were worth asking before, those that we saw in the room when we were in it, the
-    /// one in the room's id. Errors: 404 `M_NOT_FOUND` if there are none.
+    /// one in the room's id. Where none holds a knock or an invite of the user's, those that the client names come first:
+    /// what was asked before may be what they want to get away from. Errors: 404 `M_NOT_FOUND` if there are none.
     pub(super) fn candidates(
         &self,
         target: &JoinTarget,
@@ -40,7 +44,12 @@ impl Memberships<'_> {
             Some(room) => db.resident_servers(room.key),
             None => Ok(Vec::new()),
         })?;
-        let all = known.iter().take(1).cloned().chain(inviter).chain(target.via.iter().cloned());
+        let holds = |row: &RemoteMembership| {
+            matches!(row.state, RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited)
+        };
+        let named = target.via.iter().cloned();
+        let before = named.clone().filter(|_| !row.is_some_and(holds));
+        let all = before.chain(known.iter().take(1).cloned()).chain(inviter).chain(named);
         let all = all.chain(known.iter().skip(1).cloned()).chain(seen);
         let all = all.chain(target.room_id.server_name().and_then(|name| ServerName::parse(name).ok()));
         let mut candidates: Vec<ServerName> = Vec::new();
@@ -89,12 +98,24 @@ pub(super) struct HandshakeAnswers {
 
 impl HandshakeAnswers {
     pub fn new(now: Instant) -> Self {
-        Self { until: now + HANDSHAKE_TIMEOUT, refusal: None, limit: None, failure: None, undecided: false }
+        Self::within(now, HANDSHAKE_TIMEOUT)
+    }
+
+    /// For a handshake that may take so long.
+    pub fn within(now: Instant, time: Duration) -> Self {
+        Self { until: now + time, refusal: None, limit: None, failure: None, undecided: false }
     }
 
     /// Whether there is time to ask another server.
     pub fn has_time(&self, now: Instant) -> bool {
         now < self.until
+    }
+
+    /// How long one server may take, with so many that are asked after it: half of what is left, so that one that hangs
+    /// leaves some for each.
+    pub fn share(&self, now: Instant, others: usize) -> Duration {
+        let left = self.until.saturating_duration_since(now);
+        (if others > 0 { left / 2 } else { left }).max(SHARE_LEAST)
     }
 
     /// Somebody was not asked for want of time, who may yet say yes.
@@ -174,6 +195,19 @@ mod tests {
         said.into_iter().for_each(|error| answers.add(&peer, error));
         let undecided = answers.undecided();
         (answers.into_error().status(), undecided)
+    }
+
+    #[test]
+    fn one_server_that_hangs_leaves_time_for_each_of_the_others() {
+        let (mut now, time) = (Instant::now(), Duration::from_secs(180));
+        let answers = HandshakeAnswers::within(now, time);
+        assert_eq!(answers.share(now, 0), time);
+        for others in (0..4).rev() {
+            assert!(answers.has_time(now), "with {others} left");
+            now += answers.share(now, others);
+        }
+        assert!(!answers.has_time(now));
+        assert_eq!(answers.share(now, 1), SHARE_LEAST);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What comes of asking one server after the other to let a local user in.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::federation::CallError;
@@ -14,6 +14,24 @@ use crate::service::membership::candidates::HandshakeAnswers;
 pub(super) fn host_of(row: Option<&RemoteMembership>, by_itself: bool) -> Option<&ServerName> {
     let resumed = |row: &&RemoteMembership| row.state == RemoteState::Joining && row.answers().is_some();
     row.filter(|row| by_itself || resumed(row))?.via.first()
+}
+
+/// Who waits for a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiter {
+    Client,
+    /// Nobody: it is taken up again.
+    Timer,
+}
+
+impl Waiter {
+    /// How long all servers together may take. One that has to work through a large room may need minutes for it.
+    fn time(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Client => 180,
+            Self::Timer => 360,
+        })
+    }
 }
 
 /// What came of the attempts to join so far.
@@ -32,8 +50,8 @@ pub(super) struct JoinAttempts {
 }
 
 impl JoinAttempts {
-    pub fn new(now: Instant, host: Option<ServerName>) -> Self {
-        let answers = HandshakeAnswers::new(now);
+    pub fn new(now: Instant, host: Option<ServerName>, waiter: Waiter) -> Self {
+        let answers = HandshakeAnswers::within(now, waiter.time());
         Self { host, shut_out: false, answers, last: None, unsure: false, taken_by: Vec::new() }
     }
 
@@ -53,6 +71,17 @@ impl JoinAttempts {
         }
         self.last = Some(join);
         self.add(peer, error);
+    }
+
+    /// Takes down that this join was handed in before, and that nobody knows whether it was taken.
+    pub fn began_with(&mut self, join: Pdu) {
+        self.unsure = true;
+        self.last = Some(join);
+    }
+
+    /// How long the next server may take over a join, with so many that are asked after it.
+    pub fn share(&self, now: Instant, others: usize) -> Duration {
+        self.answers.share(now, others)
     }
 
     /// Whether the local user may be in the room, to the knowledge of others.

@@ -13,12 +13,12 @@ pub mod import;
 pub(super) mod receive;
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use self::attempts::{JoinAttempts, host_of};
+use self::attempts::{JoinAttempts, Waiter, host_of};
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open, check_still_holds};
 use super::guest_access::check_guest;
@@ -115,7 +115,7 @@ impl Memberships<'_> {
             let _guard = self.join_locks.lock_until(target.room_id.clone(), Instant::now() + LOCK_TIMEOUT);
             match self.resident_room(&target.room_id)? {
                 Some(room) => here(&room),
-                None => self.join_remotely(user, target, content, by),
+                None => self.join_remotely(user, target, content, (by, Waiter::Client)),
             }
         })
     }
@@ -177,17 +177,19 @@ impl Memberships<'_> {
         content: &Map<String, Value>,
     ) -> Result<()> {
         let mut answers = HandshakeAnswers::new(self.clock.instant());
-        for peer in self.candidates(target, None)? {
+        let candidates = self.candidates(target, None)?;
+        for (at, peer) in candidates.iter().enumerate() {
             if !answers.has_time(self.clock.instant()) {
                 break;
             }
-            match self.join_in_their_name(&peer, room, user, content) {
+            let within = answers.share(self.clock.instant(), candidates.len() - at - 1);
+            match self.join_in_their_name(peer, room, (user, content), within) {
                 Ok(join) => {
-                    self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?)?;
+                    self.events().receive_pdu(peer, self.events().with_policy_signature(join)?)?;
                     self.follow_upgrade_of(room, user)?;
                     return self.leave_if_barred(room, user);
                 }
-                Err(error) => answers.add(&peer, error),
+                Err(error) => answers.add(peer, error),
             }
         }
         Err(answers.into_error())
@@ -197,12 +199,12 @@ impl Memberships<'_> {
         &self,
         peer: &ServerName,
         room: &Room,
-        user: &UserId,
-        content: &Map<String, Value>,
+        (user, content): (&UserId, &Map<String, Value>),
+        within: Duration,
     ) -> CallResult<VerifiedPdu> {
         let (template, version) = self.ask_template(peer, HandshakeKind::Join, &room.room_id, user)?;
         let join = self.sign_template(&template, version, content).map_err(ours)?;
-        let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
+        let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json(), within)?;
         let answer = body.read()?;
         self.countersigned(&join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
     }
@@ -238,37 +240,44 @@ impl Memberships<'_> {
     }
 
     /// The handshake with the room's servers, one after the other. A join that was on its way when we last stopped is
-    /// repeated first, with the same event id.
+    /// repeated first, with the same event id; unless the client asks others now.
     fn join_remotely(
         &self,
         user: &UserId,
         target: &JoinTarget,
         content: &Map<String, Value>,
-        by: Option<&EventId>,
+        (by, waiter): (Option<&EventId>, Waiter),
     ) -> Result<()> {
         let row = self.store.read(|db| remote_membership_or_state(db, &target.room_id, user))?;
         if by.is_some_and(|invite| !row.as_ref().is_some_and(|row| row.is_invited_by(invite))) {
             return Err(stands_no_more());
         }
         let before = PriorMembership::of(row.as_ref());
-        let candidates = self.candidates(target, row.as_ref())?;
-        let mut attempts =
-            JoinAttempts::new(self.clock.instant(), host_of(row.as_ref(), by.is_some()).cloned());
+        let mut candidates = self.candidates(target, row.as_ref())?;
+        let host = host_of(row.as_ref(), by.is_some()).cloned();
+        let mut attempts = JoinAttempts::new(self.clock.instant(), host, waiter);
         let mut expected = self.store.read(|db| {
             TemplateExpectation::to_enter(db, HandshakeKind::Join, &target.room_id, user, row.as_ref())
         })?;
-        let unfinished =
-            row.filter(|row| row.state == RemoteState::Joining).and_then(|row| row.pending.clone());
-        if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
-            match self.hand_in_join(peer, &join) {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    attempts.not_in(peer, join, error);
-                    self.check_not_overtaken(&attempts)?;
+        let unfinished = row.filter(|row| row.state == RemoteState::Joining);
+        let unfinished = unfinished.and_then(|row| Some((row.pending.clone()?, row.via.first()?.clone())));
+        match unfinished {
+            Some((join, peer)) if candidates.first() == Some(&peer) => {
+                let within = attempts.share(self.clock.instant(), candidates.len() - 1);
+                match self.hand_in_join(&peer, &join, within) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => {
+                        attempts.not_in(&peer, join, error);
+                        self.check_not_overtaken(&attempts)?;
+                    }
                 }
+                // It has had its turn.
+                candidates.rotate_left(1);
             }
+            Some((join, _)) => attempts.began_with(join),
+            None => {}
         }
-        for peer in &candidates {
+        for (at, peer) in candidates.iter().enumerate() {
             if attempts.shut_out || !attempts.answers.has_time(self.clock.instant()) {
                 break;
             }
@@ -291,7 +300,8 @@ impl Memberships<'_> {
                 }
                 return Err(error);
             }
-            match self.hand_in_join(peer, &join) {
+            let within = attempts.share(self.clock.instant(), candidates.len() - at - 1);
+            match self.hand_in_join(peer, &join, within) {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     attempts.not_in(peer, join, error);
@@ -314,7 +324,7 @@ impl Memberships<'_> {
         let content = self.member_content(&row.user_id, Membership::Join, None)?;
         let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let Some(room) = self.resident_room(&row.room_id)? else {
-            return self.join_remotely(&row.user_id, &target, &content, None);
+            return self.join_remotely(&row.user_id, &target, &content, (None, Waiter::Timer));
         };
         // We have come in since. Whether they may too, the room says, and that is the end of it.
         let joined = self.join_as_resident(&room, &row.user_id, &target, content, None);
@@ -358,8 +368,8 @@ impl Memberships<'_> {
 
     /// Sends the committed join to one server, and imports the room that comes back. Once the server has said yes the
     /// join is in the room, whatever becomes of the answer here.
-    fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
-        let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;
+    fn hand_in_join(&self, peer: &ServerName, join: &Pdu, within: Duration) -> CallResult<()> {
+        let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json(), within)?;
         self.import_from(peer, join, body).map_err(CallError::after_success)
     }
 
