@@ -1,5 +1,7 @@
 //! Pages that clients open for what they cannot do themselves: a stage of interactive authentication, and logging in.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use doorstep::TestServer;
@@ -118,6 +120,37 @@ fn nothing_is_asked_for_but_a_click_where_registration_is_open() {
     assert_eq!(again(), 401, "looking at it does nothing");
     is_done(&browser.submit(&path, &[]));
     assert_eq!(again(), 200);
+}
+
+#[test]
+fn a_stage_can_be_completed_for_half_an_hour_whatever_the_wall_clock_is_set_to() {
+    const HOUR_MS: i64 = 3_600_000;
+    let server = TestServer::start();
+    let client = nobody(&server);
+    let begin = |name: &str| {
+        let wanted = json!({ "username": name, "password": "a good one" });
+        let id = session(client.request("POST", REGISTER, Some(wanted)));
+        (page_of("v3", "m.login.dummy", &id), id)
+    };
+    let mut browser = Browser::new(server.url());
+    let early = [("alice", HOUR_MS), ("bob", -HOUR_MS)].map(|(name, wrong_by)| (name, begin(name), wrong_by));
+    for (name, (path, id), wrong_by) in early {
+        server.set_clock_wrong_by(wrong_by);
+        let (late, _) = begin("eve");
+        is_form(&browser.get(&late), 200);
+        is_form(&browser.get(&path), 200);
+        is_done(&browser.submit(&path, &[]));
+        assert_eq!(
+            client.request("POST", REGISTER, Some(json!({ "auth": { "session": id } }))).0,
+            200,
+            "{name}"
+        );
+    }
+    let (path, _) = begin("eve");
+    server.advance(Duration::from_secs(29 * 60));
+    is_form(&browser.get(&path), 200);
+    server.advance(Duration::from_secs(2 * 60));
+    assert_eq!(browser.get(&path).status, 404, "its time is over, also by a clock that was set back");
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl Accounts<'_> {
         id: &str,
         what: impl FnOnce(&UiaSession, &mut StageProgress) -> Result<T>,
     ) -> Result<T> {
-        let now = self.clock.now_ms();
+        let now = self.clock.steady_ms();
         let mut sessions = lock(&self.uia_sessions.sessions);
         let session = sessions.all.get_mut(id).filter(|session| now < session.until_ms);
         let session = session.ok_or_else(unknown)?;
