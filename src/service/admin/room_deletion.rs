@@ -1,6 +1,9 @@
 //! A room is deleted: its local users leave (and may be brought to another room), its servers are told, and then
 //! everything there is of it goes. What is asked for is a row, and how far it is too, so that whatever happens in between it
 //! goes on where it was (`store/rooms/deletions.rs`, `store/rooms/purge.rs`). Nobody comes into the room meanwhile.
+//!
+//! Files that were shared in it stay, as with Synapse: whoever uploaded one may show it in other rooms too, and in encrypted ones
+//! nobody here could see that.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +15,6 @@ use serde_json::{Value, json};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::object_of;
-use crate::protocol::media::MxcUri;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::RemoteState;
 use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, json};
@@ -39,6 +41,9 @@ const ROWS_AT_ONCE_MAX: usize = 500;
 const EVENTS_AT_ONCE_MAX: usize = 50;
 /// Rows of events of whatever room that are looked at in one go for those of this one.
 const EVENTS_LOOKED_AT_MAX: EventKey = 10_000;
+/// The name of the new room, and what is said in it, as the JSON that they are sent as. What else an event consists of has room
+/// beside it, so that nobody has left before this is refused.
+const WORDS_BYTES_MAX: usize = 60_000;
 /// What is said where nothing else is, as by Synapse.
 const ROOM_NAME: &str = "Content Violation Notification";
 const MESSAGE: &str =
@@ -98,7 +103,8 @@ impl Deletion {
 impl Admin<'_> {
     /// Begins to delete a room, on behalf of an administrator: the id to ask by what becomes of
     /// it. Errors: 404 `M_NOT_FOUND` for a room that is not known here, unless it is to be blocked; 400 `M_UNKNOWN` if it is
-    /// being deleted already, or the new room's user is not one of ours.
+    /// being deleted already, or the new room's user is not one of ours; 400 `M_INVALID_PARAM` if what is to be said there is more
+    /// than an event holds.
     pub fn begin_room_deletion(
         &self,
         room_id: &RoomId,
@@ -137,6 +143,11 @@ impl Admin<'_> {
             && !(self.is_local(user) && self.store.read(|db| db.is_active_user(user))?)
         {
             return Err(unknown(format!("User must be our own: {user}")));
+        }
+        for (what, words) in [("message", &order.message), ("room_name", &order.room_name)] {
+            if serde_json::to_string(words).map_err(Error::internal)?.len() > WORDS_BYTES_MAX {
+                return Err(Error::invalid_param(format!("The {what} is longer than an event can be")));
+            }
         }
         let row = RoomDeletion {
             delete_id: random::letters(16),
@@ -469,23 +480,12 @@ impl Admin<'_> {
             self.store.write(move |tx| tx.purge_state_entries(&events, ROWS_AT_ONCE_MAX))
         })?;
         let events = Arc::into_inner(events).unwrap_or_default();
-        let (mut purged, mut files) = (Vec::new(), Vec::new());
+        let mut purged = Vec::new();
         for event in events {
-            let pdu = Pdu::parse(event.json.as_bytes(), version).ok();
-            files.extend(pdu.iter().flat_map(files_of));
-            purged.push((event, pdu.and_then(|pdu| pdu.redacts()).map(|id| id.as_str().to_owned())));
+            let redacts = Pdu::parse(event.json.as_bytes(), version).ok().and_then(|pdu| pdu.redacts());
+            purged.push((event, redacts.map(|id| id.as_str().to_owned())));
         }
-        let now = self.clock.now_ms();
-        self.store.write(move |tx| {
-            for (uri, sender) in files {
-                // What others made of it, or what is only quarantined, stays.
-                let row = tx.media(&uri, now)?.filter(|row| !row.quarantined);
-                if row.is_some_and(|row| row.uploader.is_none_or(|uploader| uploader == sender)) {
-                    tx.delete_media(&uri)?;
-                }
-            }
-            tx.purge_events(&purged)
-        })
+        self.store.write(move |tx| tx.purge_events(&purged))
     }
 
     /// Does something again and again until nothing is left to do, or the server stops.
@@ -495,22 +495,4 @@ impl Admin<'_> {
         }
         Ok(())
     }
-}
-
-/// The files that somebody shared by this message, and who: not what they are only shown with, like an avatar or a sticker,
-/// which are theirs in other rooms too.
-fn files_of(event: &Pdu) -> Vec<(MxcUri, UserId)> {
-    const SHARED: [&str; 4] = ["m.image", "m.file", "m.video", "m.audio"];
-    let content = Value::Object(event.content());
-    if event.event_type() != "m.room.message"
-        || !content["msgtype"].as_str().is_some_and(|msgtype| SHARED.contains(&msgtype))
-    {
-        return Vec::new();
-    }
-    let info = &content["info"];
-    [&content["url"], &content["file"]["url"], &info["thumbnail_url"], &info["thumbnail_file"]["url"]]
-        .into_iter()
-        .filter_map(|uri| MxcUri::parse(uri.as_str()?).ok())
-        .map(|uri| (uri, event.sender().clone()))
-        .collect()
 }

@@ -174,7 +174,8 @@ fn of_a_room_that_is_deleted_nothing_is_left_and_other_rooms_are_as_they_were() 
     assert!(!carol.initial_sync().to_string().contains(&room));
     assert_eq!(search(&alice, "Zanzibar"), 1);
     assert_eq!(alice.request("GET", &path(&room, "messages?dir=b"), None).0, 403);
-    assert!(hs.media().open(&MxcUri::parse(&uri).unwrap()).is_err());
+    // Files are their users': nobody knows where else they are shown.
+    assert!(hs.media().open(&MxcUri::parse(&uri).unwrap()).is_ok());
     let alias = format!("{V3}/directory/room/{}", segment(&format!("#gone:{}", here.name())));
     assert_eq!(alice.request("GET", &alias, None).0, 404);
     // The room's other server has heard of it, and those who come back find the room there.
@@ -251,6 +252,19 @@ fn users_are_brought_to_a_new_room_with_the_aliases_and_the_old_one_can_be_block
             .status(),
         400
     );
+    // What cannot be said in the new room is refused before anything is done.
+    let long = || Some("\"".repeat(35_000));
+    for wrong in [
+        DeletionOrder { message: long(), ..order.clone() },
+        DeletionOrder { room_name: long(), ..order.clone() },
+    ] {
+        let admin = here.homeserver().admin();
+        assert_eq!(admin.delete_room(&room_id, wrong.clone(), &by(&alice)).unwrap_err().status(), 400);
+        assert_eq!(admin.begin_room_deletion(&room_id, wrong, &by(&alice)).unwrap_err().status(), 400);
+    }
+    assert_eq!(alice.membership_of(&room, alice.id()).as_deref(), Some("join"));
+    assert!(here.homeserver().admin().room_deletion_statuses(&room_id).is_err(), "none was begun");
+    assert_eq!(here.homeserver().admin().room_block(&room_id).unwrap()["block"], false);
     let done = here.homeserver().admin().delete_room(&room_id, order, &by(&admin)).unwrap();
     let new_room = done.new_room_id.unwrap();
     assert_eq!(done.local_aliases, [format!("#pub:{}", here.name())]);
