@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::ask::{Operator, segment, table};
-use super::room::{rows_of, text};
+use super::room::{self, rows_of, text};
 use super::user::id_of;
 
 /// How many are asked for at a time.
@@ -49,7 +49,8 @@ struct List {
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "quarantine")]
 struct Quarantine {
-    /// the file: mxc://server/id, or a user, as alice, for all that they have uploaded
+    /// the file: mxc://server/id, or a user, as alice, for all that they have uploaded, or a room, as !id or #alias, for all that
+    /// can be read of being shared in it (of what is encrypted nothing can)
     #[argh(positional)]
     what: String,
     /// give it to them again
@@ -150,8 +151,15 @@ fn quarantine(what: &Quarantine, operator: &Operator) -> Result<(), Failure> {
         if what.undo {
             return Err(Failure::Misuse("what is in quarantine is given back file by file".to_owned()));
         }
-        let user = id_of(&what.what, operator)?;
-        let target = format!("/_synapse/admin/v1/user/{}/media/quarantine", segment(&user));
+        let target = match what.what.starts_with(['!', '#']) {
+            true => {
+                let room = room::id_of(&what.what, operator)?;
+                format!("/_synapse/admin/v1/room/{}/media/quarantine", segment(&room))
+            }
+            false => {
+                format!("/_synapse/admin/v1/user/{}/media/quarantine", segment(&id_of(&what.what, operator)?))
+            }
+        };
         let answer = operator.ask("POST", &target, None)?;
         operator.print(&answer, |answer| {
             format!("Nobody is given those {} files any more.", answer["num_quarantined"])

@@ -67,6 +67,10 @@ fn unrecognized(arg: &str, path: &str, here: &CommandInfoWithArgs) -> String {
     };
     match hint.or_else(misplaced) {
         Some(meant) => format!("there is no {quoted}: did you mean {meant}?"),
+        None if !here.commands.is_empty() && !arg.starts_with('-') => {
+            let names: Vec<&str> = here.commands.iter().map(|command| command.name).collect();
+            format!("there is no {quoted}: there is {}", names.join(", "))
+        }
         None => format!("there is no {quoted}"),
     }
 }

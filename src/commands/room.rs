@@ -24,7 +24,7 @@ enum What {
     List(List),
     Show(Show),
     Block(Block),
-    Purge(Purge),
+    Delete(Delete),
 }
 
 /// Lists the rooms that the server knows.
@@ -66,10 +66,12 @@ struct Block {
     undo: bool,
 }
 
-/// Deletes a room: users of this server leave it, and everything goes that there is of it here.
+/// Deletes a room: users of this server leave it, and everything goes that there is of it here. Files that were shared in it
+/// stay, since they may be shown elsewhere too: `doorstep media quarantine` gives nobody those of a room any more, as long as it
+/// is there.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "purge")]
-struct Purge {
+#[argh(subcommand, name = "delete")]
+struct Delete {
     /// the room: !id or #alias, of one of ours also without # and server
     #[argh(positional)]
     room: String,
@@ -97,7 +99,7 @@ pub fn run(room: &Room, operator: &Operator) -> Result<(), Failure> {
         What::List(what) => list(what, operator),
         What::Show(what) => show(what, operator),
         What::Block(what) => block(what, operator),
-        What::Purge(what) => purge(what, operator),
+        What::Delete(what) => delete(what, operator),
     }
 }
 
@@ -263,7 +265,7 @@ fn block(what: &Block, operator: &Operator) -> Result<(), Failure> {
     Ok(())
 }
 
-fn purge(what: &Purge, operator: &Operator) -> Result<(), Failure> {
+fn delete(what: &Delete, operator: &Operator) -> Result<(), Failure> {
     let room_id = id_of(&what.room, operator)?;
     if !(what.leave || what.to_room_of.is_some()) {
         // A room that is known only by a block, or by an invite, has no details.

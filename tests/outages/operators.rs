@@ -98,14 +98,21 @@ fn rooms_are_listed_shown_blocked_and_deleted_by_command_with_a_server_and_witho
             knocks.contains(bob.id()) && knocks.contains("Rain") && !knocks.contains('\u{1b}'),
             "{knocks}"
         );
-        let kept = run(&folder, &["room", "purge", &room]);
+        let kept = run(&folder, &["room", "delete", &room]);
         assert_eq!(kept.status.code(), Some(2), "{kept:?}");
+        assert!(done(&folder, &["media", "quarantine", &room]).contains("those 0 files"));
+        let wrong = run(&folder, &["room", "purge", &room]);
+        let told = String::from_utf8_lossy(&wrong.stderr).into_owned();
+        assert!(
+            wrong.status.code() == Some(2) && told.contains("there is list, show, block, delete"),
+            "{told}"
+        );
         assert!(done(&folder, &["media", "usage"]).contains("BYTES"));
     }
     assert_eq!(run(&folder, &["knocks", "--refuse", "alice", "--room", "pub"]).status.code(), Some(1));
     assert!(done(&folder, &["knocks", "--accept", "bob", "--room", "pub"]).contains("is invited"));
     assert_eq!(run(&folder, &["knocks", "--refuse", "bob"]).status.code(), Some(1));
-    assert!(done(&folder, &["room", "purge", &alias, "--leave", "--block"]).contains("is gone"));
+    assert!(done(&folder, &["room", "delete", &alias, "--leave", "--block"]).contains("is gone"));
     server.resume();
     assert!(done(&folder, &["room", "list", "--json"]).contains("\"total_rooms\":0"));
     let rejoin = alice.request("POST", &format!("{V3}/join/{}", segment(&room)), Some(json!({})));

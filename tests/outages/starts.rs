@@ -70,7 +70,14 @@ fn a_database_with_other_tables_than_this_program_asks_is_refused_at_the_start_a
         let database = Connection::open(served(&data)).expect("a database");
         database.execute_batch(change).expect("a change");
         drop(database);
+        let before = fs::read(format!("{data}/doorstep.db")).expect("a database");
         refused(&["serve", "--data", &data, "--listen", "0"], "made by another state of Doorstep");
+        for command in [&["vacuum"][..], &["user", "list"], &["stats"]] {
+            let told = outcome(doorstep(command).args(["--data", &data]));
+            assert!(told.0 == Some(1) && told.2.contains("nothing was changed"), "{command:?}: {told:?}");
+        }
+        let after = fs::read(format!("{data}/doorstep.db")).expect("a database");
+        assert!(before == after, "nothing was changed");
         check_tells(&data, "made by another state of Doorstep");
     }
 }
@@ -160,7 +167,7 @@ fn what_the_operator_does_stands_in_the_log() {
     for (args, told) in [
         (&["room", "block", "!x:a.example"][..], "the operator has blocked !x:a.example"),
         (&["room", "block", "--undo", "!x:a.example"], "the operator has unblocked !x:a.example"),
-        (&["room", "purge", "--block", "!x:a.example"], "the operator deletes !x:a.example, and blocks it"),
+        (&["room", "delete", "--block", "!x:a.example"], "the operator deletes !x:a.example, and blocks it"),
         (
             &["media", "quarantine", "mxc://a.example/x"],
             "the operator has quarantined the file mxc://a.example/x",

@@ -231,7 +231,7 @@ fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Opt
 }
 
 /// Refuses a database with other tables than this program asks.
-fn refuse_another_schema(connection: &Connection, path: &Path) -> Result<()> {
+pub(super) fn refuse_another_schema(connection: &Connection, path: &Path) -> Result<()> {
     match migrate::difference(connection).map_err(|e| unusable(path, &e))? {
         None => Ok(()),
         Some(what) => Err(refusal(another_schema(path, &what))),

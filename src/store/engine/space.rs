@@ -128,8 +128,8 @@ impl Store {
     /// Makes the database of a folder that no server has as small as it can be: all of it is written anew, beside the old one,
     /// which it then replaces. Gives how large it was, and is.
     ///
-    /// Errors: sentences for the operator: a server runs; there is no database; the disk has no room for another. Then the
-    /// database is as it was.
+    /// Errors: sentences for the operator: a server runs; there is no database, or one of another state of this program; the disk has no
+    /// room for another. Then the database is as it was.
     pub fn vacuum(folder: &Path) -> Result<(u64, u64)> {
         let (path, new) = (folder.join(FILE), folder.join(VACUUMED));
         let sql = |e: rusqlite::Error| unusable(&path, &e);
@@ -139,6 +139,7 @@ impl Store {
         let options = Options::default();
         let mut connection = open_for_writing(&path, &options)?;
         migrate::prepare(&mut connection, &path, &name, MayBe::default())?;
+        folder::refuse_another_schema(&connection, &path)?;
         let size = |path: &Path| fs::metadata(path).map(|found| found.len()).map_err(|e| cannot(folder, e));
         remove(&new).map_err(|e| cannot(folder, e))?;
         OpenOptions::new()
