@@ -456,12 +456,10 @@ CREATE TABLE search_again (
 ) STRICT;
 
 -- Events that users have asked to be sent later, unless they are restarted or cancelled before (MSC4140). `delay_id` is a
--- secret. `request`: the digest of the client's request, so that a repeat makes no second one. Sent `delay_ms` after
--- `since_ms`; tried at `due_ms`, which is later only if it could not be sent then for a reason that passes. Deleted with
--- the commit of the event.
+-- secret. Sent `delay_ms` after `since_ms`; tried at `due_ms`, which is later only if it could not be sent then for a reason
+-- that passes. Deleted with the commit of the event.
 CREATE TABLE delayed_events (
   delay_id TEXT PRIMARY KEY,
-  request BLOB UNIQUE,
   user_id TEXT NOT NULL,
   room_id TEXT NOT NULL,
   type TEXT NOT NULL,
@@ -846,15 +844,16 @@ CREATE TABLE sliding_rooms (
 CREATE INDEX sliding_rooms_by_version ON sliding_rooms (connection, version);
 
 -- Which event a client's request with a transaction id made (NULL: none), so that a repeat makes no second one and the
--- sending device recognises its own event. `request` is a digest of user, device, endpoint with its path, and
--- transaction id. Old rows are dropped as new ones come.
+-- sending device recognises its own event; or which delayed event, whatever became of that since. `request` is a digest of
+-- user, device, endpoint with its path, and transaction id. Old rows are dropped as new ones come.
 CREATE TABLE client_transactions (
   txn INTEGER PRIMARY KEY,
   sent_ms INTEGER NOT NULL,
   request BLOB NOT NULL UNIQUE,
   device_id TEXT NOT NULL,
   txn_id TEXT NOT NULL,
-  event_key INTEGER
+  event_key INTEGER,
+  delay_id TEXT
 ) STRICT;
 CREATE INDEX client_transactions_by_event ON client_transactions (event_key) WHERE event_key IS NOT NULL;
 

@@ -87,6 +87,35 @@ fn a_delayed_message_is_sent_once_when_it_is_due() {
 }
 
 #[test]
+fn a_repeat_of_the_request_sends_nothing_more_whatever_became_of_the_delayed_event() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let send = |user: &TestUser, txn: &str| {
+        delayed(user, &message_path(&room, txn), "60000", json!({ "msgtype": "m.text", "body": txn }))
+    };
+    let all = ["due", "sent", "cancelled"];
+    let first = all.map(|txn| id(send(&alice, txn)));
+    assert_eq!(act(&alice, &first[2], "cancel"), 200);
+    assert_eq!(act(&alice, &first[1], "send"), 200);
+    server.advance(Duration::from_secs(61));
+    wait_until("it is sent", || said(&alice, &room) == ["due", "sent"]);
+    assert_eq!(all.map(|txn| id(send(&alice, txn))), first);
+    assert_eq!(ids(&alice), [""; 0]);
+    server.advance(Duration::from_secs(61));
+    // The transaction ids of others, and of events that are sent at once, are others.
+    id(send(&bob, "cancelled"));
+    alice.put(&message_path(&room, "cancelled"), json!({ "msgtype": "m.text", "body": "at once" }));
+    assert_eq!(said(&alice, &room), ["at once", "due", "sent"]);
+    assert_eq!(ids(&bob).len(), 1);
+    // Who has left since is answered as well: nothing is made of it.
+    alice.leave(&room);
+    assert_eq!(id(send(&alice, "due")), first[0]);
+    assert_eq!(send(&alice, "new").0, 403);
+}
+
+#[test]
 fn a_delayed_event_is_sent_in_time_by_a_clock_that_nobody_moves() {
     let server = TestServer::start();
     let alice = server.user("alice");
@@ -284,7 +313,16 @@ fn delayed_events_are_sent_across_a_restart_of_the_server_and_those_of_a_closed_
     server.resume();
     wait_until("the leave is there", || alice.state(&room, MEMBER, &key) == Some(json!({})));
     assert_eq!(ids(&alice), std::slice::from_ref(&message));
+    let again = || {
+        let content = json!({ "msgtype": "m.text", "body": "x" });
+        id(delayed(&alice, &message_path(&room, "t"), "0", content))
+    };
+    assert_eq!(again(), message);
     assert_eq!((act(&alice, &leave, "send"), act(&alice, &message, "send")), (404, 200));
+    assert_eq!(said(&alice, &room), ["x"]);
+    server.kill();
+    server.resume();
+    assert_eq!((again(), ids(&alice).len()), (message, 0));
     assert_eq!(said(&alice, &room), ["x"]);
 }
 

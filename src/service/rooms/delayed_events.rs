@@ -2,8 +2,9 @@
 //! lives. So a call knows who has fallen out of it: whoever does not come back in time has sent their leave before.
 //!
 //! A delayed event is a row with a time, so that it is sent across a restart of the server; it goes in the very
-//! transaction in which its event comes into the room, so that it is sent at most once. What the room thinks of it is
-//! asked when it is sent, and not before.
+//! transaction in which its event comes into the room, so that it is sent at most once. Which request asked for it is kept
+//! for longer, since a client that never had the answer asks again, if need be when the event was sent or cancelled. What
+//! the room thinks of it is asked when it is sent, and not before.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -88,13 +89,21 @@ impl Rooms<'_> {
         if Value::Object(draft.content.clone()).to_string().len() > CONTENT_BYTES_MAX {
             return Err(Error::new(ErrCode::TooLarge, "The event is too large"));
         }
-        self.store.read(|db| {
+        let known = self.store.read(|db| {
+            if let Some(txn) = &txn
+                && let Some(known) = db.client_txn_delayed_event(txn)?
+            {
+                return Ok(Some(known));
+            }
             let room = readable_room(db, &draft.room)?;
             match db.membership(room.key, &draft.sender)? {
-                Some(Membership::Join) => Ok(()),
+                Some(Membership::Join) => Ok(None),
                 _ => Err(Error::not_in_room()),
             }
         })?;
+        if let Some(known) = known {
+            return Ok(known);
+        }
         let now = self.clock.now_ms();
         let event = DelayedEvent {
             delay_id: random::letters(ID_LETTERS),

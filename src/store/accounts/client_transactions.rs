@@ -67,6 +67,13 @@ impl Db<'_> {
         Ok(statement.exists([txn.digest()])?)
     }
 
+    /// The delayed event that this request has asked for before, which may be gone.
+    pub fn client_txn_delayed_event(&self, txn: &ClientTxn) -> Result<Option<String>> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT delay_id FROM client_transactions WHERE request = ?")?;
+        Ok(statement.query_row([txn.digest()], |row| row.get(0)).optional()?.flatten())
+    }
+
     /// The transaction ids with which this device of their sender sent some of these events.
     pub fn txns_of_events(
         &self,
@@ -102,10 +109,29 @@ impl Tx<'_> {
     /// Notes a request that was worked off, and the event that it made if it made one; and drops a few rows that are
     /// too old to matter.
     pub fn add_client_txn(&mut self, txn: &ClientTxn, event: Option<EventKey>, now: Millis) -> Result<()> {
+        self.note_client_txn(txn, (event, None), now)
+    }
+
+    /// Notes a request that asked for a delayed event, in the same way.
+    pub(in crate::store) fn add_client_txn_delayed(
+        &mut self,
+        txn: &ClientTxn,
+        delay_id: &str,
+        now: Millis,
+    ) -> Result<()> {
+        self.note_client_txn(txn, (None, Some(delay_id)), now)
+    }
+
+    fn note_client_txn(
+        &mut self,
+        txn: &ClientTxn,
+        (event, delay_id): (Option<EventKey>, Option<&str>),
+        now: Millis,
+    ) -> Result<()> {
         self.execute(
-            "INSERT INTO client_transactions (sent_ms, request, device_id, txn_id, event_key)
-             VALUES (?, ?, ?, ?, ?)",
-            params![now, txn.digest(), txn.device_id, txn.txn_id, event],
+            "INSERT INTO client_transactions (sent_ms, request, device_id, txn_id, event_key, delay_id)
+             VALUES (?, ?, ?, ?, ?, ?)",
+            params![now, txn.digest(), txn.device_id, txn.txn_id, event, delay_id],
         )?;
         // Row ids grow with time, so the first rows are the oldest. More out than in keeps the table bounded.
         if self.conn().last_insert_rowid() % SWEEP_EVERY == 0 {

@@ -96,25 +96,20 @@ impl Db<'_> {
         let mut statement = self.conn().prepare_cached("SELECT min(due_ms) FROM delayed_events")?;
         Ok(statement.query_row([], |row| row.get(0))?)
     }
-
-    /// The delayed event that this request has asked for before.
-    fn delayed_by_request(&self, request: &ClientTxn) -> Result<Option<String>> {
-        let mut statement =
-            self.conn().prepare_cached("SELECT delay_id FROM delayed_events WHERE request = ?1")?;
-        Ok(statement.query_row([request.digest()], |row| row.get(0)).optional()?)
-    }
 }
 
 impl Tx<'_> {
     /// Keeps an event to be sent later, and gives the id by which it is known: that of before if the request is a
-    /// repeat. None: the user has `most` of them already.
+    /// repeat, also if that one was sent or cancelled since. None: the user has `most` of them already.
     pub fn add_delayed_event(
         &mut self,
         event: &DelayedEvent,
         request: Option<&ClientTxn>,
         most: usize,
     ) -> Result<Option<String>> {
-        if let Some(known) = request.map(|request| self.delayed_by_request(request)).transpose()?.flatten() {
+        if let Some(request) = request
+            && let Some(known) = self.client_txn_delayed_event(request)?
+        {
             return Ok(Some(known));
         }
         let there: i64 = self
@@ -126,11 +121,10 @@ impl Tx<'_> {
         }
         self.remember(|cache| cache.keep_is_anything_delayed(None));
         self.execute(
-            "INSERT INTO delayed_events (delay_id, request, user_id, room_id, type, state_key, content, delay_ms,
-             since_ms, due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO delayed_events (delay_id, user_id, room_id, type, state_key, content, delay_ms, since_ms,
+             due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 event.delay_id,
-                request.map(ClientTxn::digest),
                 event.user_id.as_str(),
                 event.room_id.as_str(),
                 event.event_type,
@@ -141,6 +135,9 @@ impl Tx<'_> {
                 event.due_ms,
             ],
         )?;
+        if let Some(request) = request {
+            self.add_client_txn_delayed(request, &event.delay_id, event.since_ms)?;
+        }
         self.is_due(event.due_ms);
         Ok(Some(event.delay_id.clone()))
     }
