@@ -433,13 +433,14 @@ CREATE TABLE owed_bans (
 CREATE INDEX owed_bans_due ON owed_bans (due_ms);
 
 -- The text that search finds events by (protocol/search_text), by the row of the event: an index of words that keeps no
--- text. `room`: the key of the room, so that a search looks into the searcher's rooms only; one of the other three is
--- filled. What a message was changed into stands under the message. Written a portion at a time, behind the events.
+-- text, and takes for a word whatever stands between spaces, since it is given what was cut and folded before. `room`: the
+-- key of the room, so that a search looks into the searcher's rooms only; one of the other three is filled. What a message
+-- was changed into stands under the message. Written a portion at a time, behind the events.
 CREATE VIRTUAL TABLE event_texts USING fts5 (
   room, body, name, topic,
   content = '',
   contentless_delete = 1,
-  tokenize = "unicode61 remove_diacritics 2 categories 'L* N* Co Mn Mc'"
+  tokenize = "unicode61 remove_diacritics 0 categories 'L* M* N* P* S* C*'"
 );
 
 -- One row: all events up to this one are in that index, as far as they have such a text.

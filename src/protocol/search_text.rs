@@ -1,5 +1,6 @@
 //! What search finds text by: one cut into words for what is indexed and for what is looked for, so that the two always
-//! agree; which text of an event it is (client-server API, "Server Side Search"); how well a text fits.
+//! agree; which text of an event it is (client-server API, "Server Side Search"); how well a text fits. The index gets
+//! the words as they are cut and folded here, and has no opinion of its own.
 //!
 //! Scripts that are written without spaces have no words that could be cut out by rule: a run of their characters
 //! becomes its overlapping pairs and its last character, and a query for a run looks for its pairs in a row. So every
@@ -150,9 +151,10 @@ fn plain_topic(raw: &RawValue) -> Option<String> {
     topic.text.into_iter().find(is_plain).map(|text| text.body)
 }
 
-/// Whether this is a character of a script that is written without spaces, or (Hangul) with endings joined to words.
+/// Whether this is a character of a word in a script that is written without spaces, or (Hangul) with endings joined to
+/// words.
 fn is_unspaced(c: char) -> bool {
-    matches!(c,
+    let is_of_script = matches!(c,
         '\u{0e00}'..='\u{0eff}' // Thai, Lao
         | '\u{1000}'..='\u{109f}' // Burmese
         | '\u{1100}'..='\u{11ff}' // Hangul, as parts
@@ -164,41 +166,53 @@ fn is_unspaced(c: char) -> bool {
         | '\u{ac00}'..='\u{d7ff}' // Hangul
         | '\u{ff66}'..='\u{ff9f}' // half-width kana
         | '\u{20000}'..='\u{3ffff}' // Han
-    )
+    );
+    is_of_script && is_of_word(c)
 }
 
-fn is_of_word(c: char) -> bool {
-    c.is_alphanumeric() || is_accent(c)
-}
-
-fn is_accent(c: char) -> bool {
-    ('\u{300}'..='\u{36f}').contains(&c)
-}
-
-/// The text as it is indexed: its unspaced runs as pairs, everything else as it is.
-pub fn indexable(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_unspaced) {
-        return Cow::Borrowed(text);
+/// Whether this is a character of a word: a letter, a digit, or a mark on one of them.
+pub fn is_of_word(c: char) -> bool {
+    // The library takes its time over each: of most scripts it is asked once.
+    static KNOWN: LazyLock<Vec<bool>> =
+        LazyLock::new(|| ('\0'..'\u{3000}').map(|c| c.is_alphanumeric() || is_mark(c)).collect());
+    match KNOWN.get(c as usize) {
+        Some(known) => *known,
+        None => c.is_alphanumeric() || is_mark(c),
     }
-    let mut out = String::with_capacity(text.len() * 3);
-    for part in parts(text) {
+}
+
+/// Whether this is a mark on the character before it: an accent, a virama, a nukta. The library does not tell them by
+/// that name, but escapes them where they have nothing to stand on, and nowhere else.
+fn is_mark(c: char) -> bool {
+    // These few do not join with what is before them.
+    matches!(c, '\u{f3e}' | '\u{f3f}' | '\u{1ce1}' | '\u{1cf7}' | '\u{abec}')
+        || c.escape_debug().len() > 1
+            && ["x", c.encode_utf8(&mut [0; 4])].concat().escape_debug().count() == 2
+}
+
+/// A text as it is indexed: its words, a space between them.
+pub fn indexable(text: &str) -> String {
+    words(text).join(" ")
+}
+
+/// The words of a text, folded, in their order; of unspaced runs the pairs, and the last character.
+fn words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for part in text.split(|c| !is_of_word(c)).flat_map(parts) {
         if part.starts_with(is_unspaced) {
-            out.push(' ');
-            push_pairs(&mut out, part);
-            out.extend(part.chars().next_back());
-            out.push(' ');
+            words.extend(pairs(part));
+            words.extend(part.chars().next_back().map(String::from));
         } else {
-            out.push_str(part);
+            words.push(fold(part));
         }
     }
-    Cow::Owned(out)
+    words.retain(|word| !word.is_empty());
+    words
 }
 
-/// The overlapping pairs of a run, a space behind each.
-fn push_pairs(out: &mut String, run: &str) {
-    for (first, second) in run.chars().zip(run.chars().skip(1)) {
-        out.extend([first, second, ' ']);
-    }
+/// The overlapping pairs of a run.
+fn pairs(run: &str) -> impl Iterator<Item = String> {
+    run.chars().zip(run.chars().skip(1)).map(|(first, second)| String::from_iter([first, second]))
 }
 
 /// Cuts a text where an unspaced run begins or ends.
@@ -213,16 +227,10 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The words of a text, folded, in their order.
-fn words(text: &str) -> Vec<String> {
-    let cut = indexable(text);
-    cut.split(|c| !is_of_word(c) && !is_unspaced(c)).filter(|word| !word.is_empty()).map(fold).collect()
-}
-
 /// One condition of a query: these words in a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phrase {
-    /// The words, cut as what is indexed. Nothing but characters of words, and what stands between them; no quotes.
+    /// The words, cut and folded as what is indexed, a space between them. Nothing but characters of words; no quotes.
     pub text: String,
     /// Whether the last word stands for all that begin with it.
     pub is_prefix: bool,
@@ -252,7 +260,7 @@ impl SearchQuery {
             let texts = if quoted { vec![*section] } else { section.split_whitespace().collect() };
             for text in texts {
                 phrases.extend(parts(text).filter_map(|part| phrase(part, quoted)));
-                let words = text.split(|c| !is_of_word(c) && !is_unspaced(c)).filter(|word| !word.is_empty());
+                let words = text.split(|c| !is_of_word(c)).filter(|word| !word.is_empty());
                 written.extend(words.map(str::to_lowercase));
             }
         }
@@ -290,9 +298,8 @@ impl SearchQuery {
     /// What is to be highlighted in a text: the words that were looked for as they are written there.
     pub fn highlights(&self, text: &str, into: &mut BTreeSet<String>) {
         into.extend(self.written.iter().cloned());
-        let wanted: Vec<(String, bool)> =
-            self.phrases.iter().flat_map(|phrase| phrase.folded_words()).collect();
-        for word in text.split(|c| !is_of_word(c)).filter(|word| !word.is_empty()) {
+        let wanted: Vec<(&str, bool)> = self.phrases.iter().flat_map(Phrase::words).collect();
+        for word in text.split(|c| !is_of_word(c)).flat_map(parts) {
             let folded = fold(word);
             if wanted
                 .iter()
@@ -307,33 +314,31 @@ impl SearchQuery {
 /// A part of a query that is unspaced throughout or nowhere. None if there is no word in it.
 fn phrase(part: &str, quoted: bool) -> Option<Phrase> {
     if part.starts_with(is_unspaced) {
-        let mut text = String::new();
-        push_pairs(&mut text, part);
-        let is_single = text.is_empty();
-        let text = if is_single { part.to_owned() } else { text.trim_end().to_owned() };
+        let pairs: Vec<String> = pairs(part).collect();
+        let is_single = pairs.is_empty();
+        let text = if is_single { part.to_owned() } else { pairs.join(" ") };
         return Some(Phrase { text, is_prefix: is_single });
     }
-    let text: Vec<&str> = part.split(|c| !is_of_word(c)).filter(|word| !word.is_empty()).collect();
-    let is_prefix = !quoted && text.last()?.chars().count() >= PREFIX_CHARS_MIN;
-    Some(Phrase { text: text.join(" "), is_prefix })
+    let words = words(part);
+    let is_prefix = !quoted && words.last()?.chars().count() >= PREFIX_CHARS_MIN;
+    Some(Phrase { text: words.join(" "), is_prefix }).filter(|phrase| !phrase.text.is_empty())
 }
 
 impl Phrase {
     /// Its words with whether each stands for all that begin with it.
-    fn folded_words(&self) -> Vec<(String, bool)> {
-        let words: Vec<&str> = self.text.split(' ').collect();
-        let last = words.len().saturating_sub(1);
-        words.iter().enumerate().map(|(at, word)| (fold(word), self.is_prefix && at == last)).collect()
+    fn words(&self) -> impl Iterator<Item = (&str, bool)> {
+        let last = self.text.split(' ').count() - 1;
+        self.text.split(' ').enumerate().map(move |(at, word)| (word, self.is_prefix && at == last))
     }
 
     /// How often the phrase is in a text, a longer word that only begins with the last one counted half.
     fn count_in(&self, words: &[String]) -> f64 {
-        let wanted = self.folded_words();
+        let wanted: Vec<(&str, bool)> = self.words().collect();
         let fits = |row: &[String]| {
             let mut fit = 1.0;
             for (word, (wanted, prefix)) in row.iter().zip(&wanted) {
                 if word != wanted {
-                    if !prefix || !word.starts_with(wanted.as_str()) {
+                    if !prefix || !word.starts_with(wanted) {
                         return 0.0;
                     }
                     fit = 0.5;
@@ -345,55 +350,143 @@ impl Phrase {
     }
 }
 
-/// A text in lower case and without accents (of Latin and Greek letters), to compare with another.
+/// A text as it is compared with another: in lower case, without accents (of Latin and Greek letters) and points (of
+/// Hebrew and Arabic ones), and of the ways in which a letter may be written in one.
 pub fn fold(text: &str) -> String {
-    let lower = text.chars().flat_map(char::to_lowercase).filter(|c| !is_accent(*c));
-    lower.map(|c| if c.is_ascii() { c } else { without_accent(c) }).collect()
+    if text.is_ascii() {
+        return text.to_ascii_lowercase();
+    }
+    let mut folded = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii() {
+            folded.push(c.to_ascii_lowercase());
+        } else if is_capital(c) {
+            c.to_lowercase().for_each(|c| push_folded(&mut folded, c));
+        } else {
+            push_folded(&mut folded, c);
+        }
+    }
+    folded
 }
 
-fn without_accent(c: char) -> char {
-    static PLAIN: LazyLock<HashMap<char, char>> = LazyLock::new(|| {
-        ACCENTED.iter().flat_map(|(plain, accented)| accented.chars().map(|c| (c, *plain))).collect()
+fn push_folded(folded: &mut String, c: char) {
+    if !is_left_out(c) {
+        match plain(c) {
+            Some(plain) => folded.push_str(plain),
+            None => folded.push(c),
+        }
+    } else if let Some(letter) = folded.chars().next_back().and_then(|last| letter_of(last, c)) {
+        folded.pop();
+        folded.push(letter);
+    }
+}
+
+/// Whether this may have a small letter to it. Those in the ranges are two letters, of which one is a capital.
+fn is_capital(c: char) -> bool {
+    c.is_uppercase() || matches!(c, '\u{1c5}'..='\u{1f2}' | '\u{1f88}'..='\u{1ffc}')
+}
+
+/// The Cyrillic letter that another one is with this mark on it: no other writing of that one, as one with an accent is.
+fn letter_of(last: char, mark: char) -> Option<char> {
+    Some(match (last, mark) {
+        ('и', '\u{306}') => 'й',
+        ('у', '\u{306}') => 'ў',
+        ('і', '\u{308}') => 'ї',
+        ('г', '\u{301}') => 'ѓ',
+        ('к', '\u{301}') => 'ќ',
+        _ => return None,
+    })
+}
+
+/// What is part of a word and makes it no other: people write it or leave it out.
+fn is_left_out(c: char) -> bool {
+    matches!(c,
+        '\u{300}'..='\u{36f}' | '\u{1dc0}'..='\u{1dff}' // accents
+        | '\u{591}'..='\u{5bd}' | '\u{5bf}' | '\u{5c1}'..='\u{5c7}' // Hebrew points
+        | '\u{640}' | '\u{64b}'..='\u{652}' | '\u{670}' // Arabic points, and the stroke that stretches a word
+        | '\u{20d0}'..='\u{20ff}' | '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}' // what says how a sign is drawn
+    )
+}
+
+fn plain(c: char) -> Option<&'static str> {
+    static PLAIN: LazyLock<HashMap<char, &str>> = LazyLock::new(|| {
+        WRITTEN.iter().flat_map(|(plain, ways)| ways.chars().map(|c| (c, *plain))).collect()
     });
-    PLAIN.get(&c).copied().unwrap_or(c)
+    // Of most scripts there is none.
+    let may_be = matches!(c, '\u{b5}'..='\u{3ff}' | 'ё' | '\u{929}'..='\u{b5d}' | '\u{1e00}'..='\u{1fff}');
+    may_be.then(|| PLAIN.get(&c).copied()).flatten()
 }
 
-/// Letters with all that are made of them with accents, by their canonical decompositions.
-const ACCENTED: &[(char, &str)] = &[
-    ('a', "àáâãäåāăąǎǟǡǻȁȃȧḁạảấầẩẫậắằẳẵặ"),
-    ('b', "ḃḅḇ"),
-    ('c', "çćĉċčḉ"),
-    ('d', "ďḋḍḏḑḓ"),
-    ('e', "èéêëēĕėęěȅȇȩḕḗḙḛḝẹẻẽếềểễệ"),
-    ('f', "ḟ"),
-    ('g', "ĝğġģǧǵḡ"),
-    ('h', "ĥȟḣḥḧḩḫẖ"),
-    ('i', "ìíîïĩīĭįǐȉȋḭḯỉị"),
-    ('j', "ĵǰ"),
-    ('k', "ķǩḱḳḵ"),
-    ('l', "ĺļľḷḹḻḽ"),
-    ('m', "ḿṁṃ"),
-    ('n', "ñńņňǹṅṇṉṋ"),
-    ('o', "òóôõöōŏőơǒǫǭȍȏȫȭȯȱṍṏṑṓọỏốồổỗộớờởỡợ"),
-    ('p', "ṕṗ"),
-    ('r', "ŕŗřȑȓṙṛṝṟ"),
-    ('s', "śŝşšșṡṣṥṧṩ"),
-    ('t', "ţťțṫṭṯṱẗ"),
-    ('u', "ùúûüũūŭůűųưǔǖǘǚǜȕȗṳṵṷṹṻụủứừửữự"),
-    ('v', "ṽṿ"),
-    ('w', "ŵẁẃẅẇẉẘ"),
-    ('x', "ẋẍ"),
-    ('y', "ýÿŷȳẏẙỳỵỷỹ"),
-    ('z', "źżžẑẓẕ"),
-    ('α', "άἀἁἂἃἄἅἆἇὰάᾀᾁᾂᾃᾄᾅᾆᾇᾰᾱᾲᾳᾴᾶᾷ"),
-    ('ε', "έἐἑἒἓἔἕὲέ"),
-    ('η', "ήἠἡἢἣἤἥἦἧὴήᾐᾑᾒᾓᾔᾕᾖᾗῂῃῄῆῇ"),
-    ('ι', "ΐίϊἰἱἲἳἴἵἶἷὶίῐῑῒΐῖῗ"),
-    ('ο', "όὀὁὂὃὄὅὸό"),
-    ('ρ', "ῤῥ"),
-    ('υ', "ΰϋύὐὑὒὓὔὕὖὗὺύῠῡῢΰῦῧ"),
-    ('ω', "ώὠὡὢὣὤὥὦὧὼώᾠᾡᾢᾣᾤᾥᾦᾧῲῳῴῶῷ"),
-    ('е', "ё"),
+/// Letters with all that stand for them as well: those that are made of them with accents, by their canonical
+/// decompositions and with strokes; two that are written as one; the sigma at the end of a word and the long s; what
+/// Greek letters are in formulas; of Indic letters with a nukta each with the mark.
+const WRITTEN: &[(&str, &str)] = &[
+    ("a", "àáâãäåāăąǎǟǡǻȁȃȧḁạảấầẩẫậắằẳẵặ"),
+    ("ae", "æǽǣ"),
+    ("b", "ḃḅḇ"),
+    ("c", "çćĉċčḉ"),
+    ("d", "ďḋḍḏḑḓđ"),
+    ("e", "èéêëēĕėęěȅȇȩḕḗḙḛḝẹẻẽếềểễệ"),
+    ("f", "ḟ"),
+    ("g", "ĝğġģǧǵḡ"),
+    ("h", "ĥȟḣḥḧḩḫẖħ"),
+    ("i", "ìíîïĩīĭįǐȉȋḭḯỉịı"),
+    ("j", "ĵǰ"),
+    ("k", "ķǩḱḳḵ"),
+    ("l", "ĺļľḷḹḻḽł"),
+    ("m", "ḿṁṃ"),
+    ("n", "ñńņňǹṅṇṉṋ"),
+    ("o", "òóôõöōŏőơǒǫǭȍȏȫȭȯȱṍṏṑṓọỏốồổỗộớờởỡợøǿ"),
+    ("oe", "œ"),
+    ("p", "ṕṗ"),
+    ("r", "ŕŗřȑȓṙṛṝṟ"),
+    ("s", "śŝşšșṡṣṥṧṩſẛ"),
+    ("ss", "ß"),
+    ("t", "ţťțṫṭṯṱẗŧ"),
+    ("u", "ùúûüũūŭůűųưǔǖǘǚǜȕȗṳṵṷṹṻụủứừửữự"),
+    ("v", "ṽṿ"),
+    ("w", "ŵẁẃẅẇẉẘ"),
+    ("x", "ẋẍ"),
+    ("y", "ýÿŷȳẏẙỳỵỷỹ"),
+    ("z", "źżžẑẓẕ"),
+    ("α", "άἀἁἂἃἄἅἆἇὰάᾀᾁᾂᾃᾄᾅᾆᾇᾰᾱᾲᾳᾴᾶᾷ"),
+    ("β", "ϐ"),
+    ("ε", "έἐἑἒἓἔἕὲέϵ"),
+    ("η", "ήἠἡἢἣἤἥἦἧὴήᾐᾑᾒᾓᾔᾕᾖᾗῂῃῄῆῇ"),
+    ("θ", "ϑ"),
+    ("ι", "ΐίϊἰἱἲἳἴἵἶἷὶίῐῑῒΐῖῗ\u{1fbe}"),
+    ("κ", "ϰ"),
+    ("μ", "µ"),
+    ("ο", "όὀὁὂὃὄὅὸό"),
+    ("π", "ϖ"),
+    ("ρ", "ῤῥϱ"),
+    ("σ", "ς"),
+    ("υ", "ΰϋύὐὑὒὓὔὕὖὗὺύῠῡῢΰῦῧ"),
+    ("φ", "ϕ"),
+    ("ω", "ώὠὡὢὣὤὥὦὧὼώᾠᾡᾢᾣᾤᾥᾦᾧῲῳῴῶῷ"),
+    ("е", "ё"),
+    ("\u{928}\u{93c}", "\u{929}"),
+    ("\u{930}\u{93c}", "\u{931}"),
+    ("\u{933}\u{93c}", "\u{934}"),
+    ("\u{915}\u{93c}", "\u{958}"),
+    ("\u{916}\u{93c}", "\u{959}"),
+    ("\u{917}\u{93c}", "\u{95a}"),
+    ("\u{91c}\u{93c}", "\u{95b}"),
+    ("\u{921}\u{93c}", "\u{95c}"),
+    ("\u{922}\u{93c}", "\u{95d}"),
+    ("\u{92b}\u{93c}", "\u{95e}"),
+    ("\u{92f}\u{93c}", "\u{95f}"),
+    ("\u{9a1}\u{9bc}", "\u{9dc}"),
+    ("\u{9a2}\u{9bc}", "\u{9dd}"),
+    ("\u{9af}\u{9bc}", "\u{9df}"),
+    ("\u{a32}\u{a3c}", "\u{a33}"),
+    ("\u{a38}\u{a3c}", "\u{a36}"),
+    ("\u{a16}\u{a3c}", "\u{a59}"),
+    ("\u{a17}\u{a3c}", "\u{a5a}"),
+    ("\u{a1c}\u{a3c}", "\u{a5b}"),
+    ("\u{a2b}\u{a3c}", "\u{a5e}"),
+    ("\u{b21}\u{b3c}", "\u{b5c}"),
+    ("\u{b22}\u{b3c}", "\u{b5d}"),
 ];
 
 #[cfg(test)]
@@ -413,9 +506,10 @@ mod tests {
     #[test]
     fn runs_without_spaces_are_cut_into_pairs_and_the_rest_stays() {
         assert_eq!(indexable("plain text"), "plain text");
-        assert_eq!(indexable("go to 東京都 now"), "go to  東京 京都 都  now");
-        assert_eq!(indexable("日本語test"), " 日本 本語 語 test");
-        assert_eq!(indexable("猫"), " 猫 ");
+        assert_eq!(indexable("go to 東京都 now"), "go to 東京 京都 都 now");
+        assert_eq!(indexable("日本語test"), "日本 本語 語 test");
+        assert_eq!(indexable("猫"), "猫");
+        assert_eq!(indexable("ไป ๏ ซื้อ"), "ไป ป ซื ื้ ้อ อ");
         assert_eq!(words("Cafe\u{301} ÉTÉ, 東京"), ["cafe", "ete", "東京", "京"]);
     }
 
@@ -476,6 +570,38 @@ mod tests {
         assert!(query.rank("cat cat cat") > query.rank("a cat here"));
         assert!(query.rank("a cat") > query.rank(&format!("a cat {}", "and more ".repeat(200))));
         assert!(query.rank("a category") > 0.0 && query.rank("dogs") == 0.0);
+    }
+
+    #[test]
+    fn words_have_letters_digits_and_the_marks_on_them() {
+        for c in '\0'..='\u{7f}' {
+            assert_eq!(is_of_word(c), c.is_ascii_alphanumeric(), "{c:?}");
+        }
+        // A virama, a nukta, an accent, a vowel sign, a point, what says how a sign is drawn.
+        let marks = "\u{94d}\u{93c}\u{301}\u{9be}\u{5b8}\u{fe0f}";
+        assert!(marks.chars().all(is_of_word));
+        let others = "。、।؟־•“”…—🎉❤\u{200b}\u{200c}\u{200d}\u{a0}\u{fffd}\u{e000}";
+        assert_eq!(others.chars().find(|c| is_of_word(*c)), None);
+    }
+
+    #[test]
+    fn a_folded_text_is_the_same_however_it_was_written() {
+        for (text, folded) in [
+            ("ÉTÉ Cafe\u{301}", "ete cafe"),
+            ("ΓΙΏΡΓΟΣ γιώργος", "γιωργοσ γιωργοσ"),
+            ("Straße STRAẞE STRASSE", "strasse strasse strasse"),
+            ("İzmir Işık ışık", "izmir isik isik"),
+            ("Ёлка мой МОЙ мои\u{306}", "елка мой мой мой"),
+            ("Київ Киі\u{308}в ў у\u{306}", "київ київ ў ў"),
+            ("Łódź Ærø Œuvre ﬆ", "lodz aero oeuvre ﬆ"),
+            ("שָׁלוֹם الْعَرَبِيَّة العـربية", "שלום العربية العربية"),
+            ("हिन्दी தமிழ் ガギ", "हिन्दी தமிழ் ガギ"),
+            ("প\u{9dc}া \u{958}लम", "প\u{9a1}\u{9bc}া \u{915}\u{93c}लम"),
+            ("❤\u{fe0f}", "❤"),
+        ] {
+            assert_eq!((fold(text), fold(folded)), (folded.to_owned(), folded.to_owned()));
+        }
+        assert!(WRITTEN.iter().all(|(_, ways)| ways.chars().all(|c| plain(c).is_some())));
     }
 
     #[test]

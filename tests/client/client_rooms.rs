@@ -481,6 +481,31 @@ fn aliases_are_made_resolved_shown_and_deleted() {
 }
 
 #[test]
+fn published_rooms_are_found_by_words_that_are_written_otherwise() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    for (name, terms) in [
+        ("CAFÉ am Eck", &["cafe", "Café", "CAFE\u{301}", "fé a"][..]),
+        ("İzmir", &["izmir", "IZMIR", "İZMİR", "ızm"]),
+        ("Straßenfest", &["strasse", "STRASSE", "straße", "STRAẞE"]),
+        ("Η παρέα του Γιώργου", &["ΓΙΩΡΓΟΥ", "παρεα"]),
+        ("Всё о чае", &["все о", "ВСЁ"]),
+        ("小明的房间", &["房间"]),
+        ("हिन्दी मंडली", &["हिन्दी", "मंडली"]),
+        ("50 % _off_", &["%", "_", "_off"]),
+    ] {
+        alice.create_room_with(json!({"visibility": "public", "name": name}));
+        for term in terms {
+            let filter = json!({"filter": {"generic_search_term": term}});
+            let chunk = alice.post(&format!("{V3}/publicRooms"), filter)["chunk"].clone();
+            let names: Vec<&str> =
+                chunk.as_array().unwrap().iter().filter_map(|room| room["name"].as_str()).collect();
+            assert_eq!(names, [name], "{term}");
+        }
+    }
+}
+
+#[test]
 fn the_published_directory_is_searched_and_paged() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

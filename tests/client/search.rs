@@ -148,6 +148,72 @@ fn words_are_found_whatever_their_accents_endings_script_and_the_query_has_no_op
 }
 
 #[test]
+fn every_word_of_a_script_with_marks_inside_its_words_is_found_as_it_is_written() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let texts = [
+        "मुझे हिन्दी में पढ़ना और लिखना बहुत अच्छा लगता है क्योंकि यह मेरी मातृभाषा है। धन्यवाद",
+        "नमस्कार तुम्ही कसे आहात वाढदिवसाच्या शुभेच्छा",
+        "আমি বাংলায় কথা বলতে পছন্দ করি বন্ধু শুভ জন্মদিন সন্ধ্যা",
+        "నమస్కారం మీరు ఎలా ఉన్నారు ధన్యవాదాలు పుట్టినరోజు శుభాకాంక్షలు",
+        "வணக்கம் நீங்கள் எப்படி இருக்கிறீர்கள் நன்றி பிறந்தநாள் வாழ்த்துக்கள்",
+        "ನೀವು ಹೇಗಿದ್ದೀರಾ ಧನ್ಯವಾದಗಳು ಹುಟ್ಟುಹಬ್ಬದ ಶುಭಾಶಯಗಳು",
+        "നമസ്കാരം സുഖമാണോ നന്ദി ജന്മദിനാശംസകൾ",
+        "ආයුබෝවන් ස්තූතියි ශ්\u{200d}රී සුභ උපන්දිනයක්",
+        "ਪੰਜਾਬੀ ਸਤਿ ਸ੍ਰੀ ਅਕਾਲ",
+        "ગુજરાતી મિત્રો",
+        "မင်္ဂလာပါ နေကောင်းလား",
+        "ភាសាខ្មែរ សួស្តី។",
+        "བོད་ཡིག བཀྲ་ཤིས",
+        "می\u{200c}خواهم خانه\u{200c}ای بخرم",
+        "𞤀𞤣𞤤𞤢𞤥 𞤆𞤵𞤤𞤢𞤪",
+    ];
+    for text in texts {
+        alice.send(&room, text);
+    }
+    for text in texts {
+        for word in text.split_whitespace() {
+            assert!(found(&alice, word).contains(&text.to_owned()), "{word}");
+            assert!(found(&alice, &format!("\"{word}\"")).contains(&text.to_owned()), "{word} in quotes");
+        }
+    }
+    // A word that another begins with is found in it, as in any script; another word is not.
+    assert_eq!(found(&alice, "हिन्द"), [texts[0]]);
+    assert_eq!(found(&alice, "हिन"), [texts[0]]);
+    assert_eq!(found(&alice, "हिन्दू"), [""; 0]);
+    let answer = search(&alice, &json!({ "search_term": "हिन्द" }));
+    assert!(answer["highlights"].as_array().unwrap().contains(&json!("हिन्दी")), "{answer}");
+}
+
+#[test]
+fn a_word_is_found_in_the_other_ways_in_which_it_may_be_written() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    for (text, terms) in [
+        ("ο Γιώργος ήρθε", &["ΓΙΩΡΓΟΣ", "γιωργος", "Γιώργος", "ηρθε", "ΉΡΘΕ", "Γιώργο"][..]),
+        ("in der Hauptstraße 3", &["hauptstrasse", "HAUPTSTRASSE", "hauptstraße", "HAUPTSTRAẞE"]),
+        ("Masse und Gruss", &["Maße", "Gruß", "\"maße und gruß\""]),
+        ("Işık İzmir", &["ışık", "IŞIK", "isik", "izmir", "IZMIR", "İzmir", "ızmır"]),
+        ("ещё ёлка", &["еще", "ЕЩЁ", "елка", "е\u{308}лка"]),
+        ("мой чай", &["мои\u{306}", "ЧАЙ"]),
+        ("Łódź og smørrebrød", &["lodz", "ŁÓDŹ", "smorrebrod", "SMØRREBRØD"]),
+        ("שָׁלוֹם עולם", &["שלום", "שָׁלוֹם"]),
+        ("الْعَرَبِيَّة", &["العربية", "الْعَرَبِيَّة", "العـربية"]),
+        ("❤\u{fe0f}love 1\u{fe0f}\u{20e3}", &["love", "\"love 1\""]),
+    ] {
+        alice.send(&room, text);
+        for term in terms {
+            assert_eq!(found(&alice, term), [text], "{term}");
+        }
+    }
+    for other in ["мои", "чаи"] {
+        assert_eq!(found(&alice, other), [""; 0], "{other}");
+    }
+}
+
+#[test]
 fn results_come_by_time_or_by_rank_in_pages_that_repeat_and_leave_out_nothing() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

@@ -82,6 +82,29 @@ fn everybody_is_found_where_the_settings_say_so_and_a_name_of_one_room_stays_the
 }
 
 #[test]
+fn users_are_found_by_names_that_are_written_otherwise_or_with_marks() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let bob = server.user("bob");
+    private_room(&alice, &[&bob]);
+    for (name, terms) in [
+        ("Γιώργος Παππάς", &["ΓΙΩΡΓΟΣ", "γιωργος", "παππας"][..]),
+        ("Jörg Weiß", &["weiss", "WEIẞ", "jorg weiß"]),
+        ("İsmail Işık", &["ismail", "IŞIK", "ışık"]),
+        ("Сергей Королёв", &["сергей", "королев", "КОРОЛЁВ"]),
+        ("प्रिया (हिन्दी)", &["हिन्दी", "प्रिया", "हिन्"]),
+        ("சுந்தர் பிச்சை", &["பிச்சை", "சுந்தர்"]),
+    ] {
+        set_name(&bob, name);
+        for term in terms {
+            assert_eq!(ids(&find(&alice, term)), [bob.id()], "{term}");
+        }
+    }
+    set_name(&bob, "Сергей");
+    assert_eq!(ids(&find(&alice, "сергеи")), [""; 0]);
+}
+
+#[test]
 fn users_of_other_servers_are_found_as_their_rooms_know_them_and_answers_are_bounded() {
     let (here, there) = TestServer::pair();
     let (alice, zoe) = (here.user("alice"), there.user("zoe"));

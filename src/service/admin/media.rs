@@ -9,6 +9,7 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::order;
 use crate::protocol::media::{MediaId, MxcUri};
+use crate::protocol::search_text::fold;
 use crate::protocol::{UserId, json};
 use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::{Admin, next_place, number};
@@ -213,7 +214,7 @@ impl Admin<'_> {
     pub fn media_usage(&self, page: &UsagePage) -> Result<Value> {
         let limit = page.limit.min(PAGE_MAX);
         let usage = self.store.read(|db| db.media_usage(page.between))?;
-        let search = page.search.as_deref().map(str::to_lowercase);
+        let search = page.search.as_deref().map(fold);
         let mut users: Vec<_> = usage
             .into_iter()
             .map(|usage| {
@@ -222,7 +223,7 @@ impl Admin<'_> {
                 (name, usage)
             })
             .filter(|(name, usage)| {
-                let has = |text: &str, term: &str| text.to_lowercase().contains(term);
+                let has = |text: &str, term: &str| fold(text).contains(term);
                 search.as_deref().is_none_or(|term| {
                     has(&usage.user_id, term) || name.as_deref().is_some_and(|name| has(name, term))
                 })

@@ -11,6 +11,7 @@ use crate::order;
 use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::PowerLevel;
 use crate::protocol::pdu::Membership;
+use crate::protocol::search_text::fold;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::admin::{Admin, next_place, number};
@@ -193,17 +194,14 @@ impl RoomsPage {
             return Ok(false);
         }
         let Some(term) = &self.search else { return Ok(true) };
-        let lower = term.to_lowercase();
+        let folded = fold(term);
         let name = text_of(db, room, "m.room.name", "name")?;
         let alias = text_of(db, room, "m.room.canonical_alias", "alias")?;
         // Of an alias only the part that is its own: everybody's has a server name.
         let local =
             alias.as_deref().and_then(|alias| alias.strip_prefix('#')?.split_once(':')).map(|part| part.0);
         Ok(room.room_id.as_str() == term
-            || [name.as_deref(), local]
-                .into_iter()
-                .flatten()
-                .any(|text| text.to_lowercase().contains(&lower)))
+            || [name.as_deref(), local].into_iter().flatten().any(|text| fold(text).contains(&folded)))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::order;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
+use crate::protocol::search_text::fold;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::may_send_state;
@@ -268,7 +269,8 @@ impl Rooms<'_> {
         let mut rooms = if bridged { Vec::new() } else { self.store.read(published_rooms)? };
         let total = rooms.len();
         if let Some(filter) = &request.filter {
-            rooms.retain(|room| filter.wants(room));
+            let term = fold(filter.generic_search_term.as_deref().unwrap_or(""));
+            rooms.retain(|room| filter.wants(room, &term));
         }
         order::sort_by(&mut rooms, |a, b| {
             b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
@@ -327,11 +329,10 @@ fn no_alias(alias: &RoomAlias) -> Error {
 }
 
 impl PublicRoomsFilter {
-    fn wants(&self, room: &PublishedRoom) -> bool {
-        let term = self.generic_search_term.as_deref().unwrap_or("").to_lowercase();
+    /// `term`: what is searched for, folded.
+    fn wants(&self, room: &PublishedRoom, term: &str) -> bool {
         let texts = [&room.name, &room.topic, &room.canonical_alias];
-        let found =
-            term.is_empty() || texts.into_iter().flatten().any(|text| text.to_lowercase().contains(&term));
+        let found = term.is_empty() || texts.into_iter().flatten().any(|text| fold(text).contains(term));
         found && self.room_types.as_ref().is_none_or(|types| types.contains(&room.room_type))
     }
 }

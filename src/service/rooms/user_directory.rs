@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::order;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
-use crate::protocol::search_text::fold;
+use crate::protocol::search_text::{fold, is_of_word};
 use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::limits::search_turns::SearchTurn;
@@ -319,9 +319,8 @@ impl Term {
             return Some(2);
         }
         let begins_a_word = |word: &String| {
-            let is_word_of = |text: &str| {
-                text.split(|c: char| !c.is_alphanumeric()).any(|part| part.starts_with(word.as_str()))
-            };
+            let is_word_of =
+                |text: &str| text.split(|c| !is_of_word(c)).any(|part| part.starts_with(word.as_str()));
             // Names in scripts without spaces have no words to begin.
             is_word_of(localpart) || is_word_of(&name) || !word.is_ascii() && name.contains(word.as_str())
         };

@@ -270,3 +270,75 @@ impl Db<'_> {
         text.optional().map(Option::flatten).map_err(Error::from)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::protocol::search_text::is_of_word;
+    use crate::store::engine::migrate::SCHEMA;
+
+    /// The index of a database, or one of other characters, with a table of its words.
+    fn index(categories: Option<&str>) -> Connection {
+        let database = Connection::open_in_memory().unwrap();
+        let from = SCHEMA.find("CREATE VIRTUAL TABLE event_texts").unwrap();
+        let mut sql = SCHEMA[from..].split_inclusive(';').next().unwrap().to_owned();
+        if let Some(other) = categories {
+            let (before, after) = sql.split_once("categories '").unwrap();
+            let (_, after) = after.split_once('\'').unwrap();
+            sql = format!("{before}categories '{other}'{after}");
+        }
+        database.execute_batch(&sql).unwrap();
+        database.execute_batch("CREATE VIRTUAL TABLE words USING fts5vocab(event_texts, instance)").unwrap();
+        database
+    }
+
+    fn put(database: &Connection, row: usize, text: &str) {
+        let sql = "INSERT INTO event_texts (rowid, body) VALUES (?1, ?2)";
+        database.prepare_cached(sql).unwrap().execute(params![row as i64, text]).unwrap();
+    }
+
+    /// The words of each row, in their order.
+    fn words(database: &Connection) -> Vec<String> {
+        let mut statement = database.prepare("SELECT term FROM words ORDER BY doc, \"offset\"").unwrap();
+        let words = statement.query_map([], |row| row.get(0)).unwrap();
+        words.collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    #[test]
+    fn the_index_has_the_very_words_that_a_text_was_cut_into_whatever_characters_they_have() {
+        let database = index(None);
+        let all: Vec<char> = (char::MIN..=char::MAX).filter(|c| is_of_word(*c)).collect();
+        let mut expected = Vec::new();
+        for (row, characters) in all.chunks(2000).enumerate() {
+            let text: Vec<String> = characters.iter().map(|c| format!("{c}x{c}")).collect();
+            let cut = indexable(&text.join(" - "));
+            put(&database, row, &cut);
+            expected.extend(cut.split(' ').map(str::to_owned));
+        }
+        let words = words(&database);
+        let differing = words.iter().zip(&expected).find(|(word, expected)| word != expected);
+        assert_eq!((differing, words.len()), (None, expected.len()));
+    }
+
+    #[test]
+    fn what_the_index_takes_for_a_mark_is_part_of_a_word() {
+        let all: Vec<char> = (char::MIN..=char::MAX).filter(|c| *c != '\0').collect();
+        let [marks, unknown] = ["Mn Mc", "Zp"].map(|categories| {
+            let database = index(Some(categories));
+            for (row, characters) in all.chunks(4000).enumerate() {
+                put(&database, row, &characters.iter().flat_map(|c| [*c, ' ']).collect::<String>());
+            }
+            words(&database)
+        });
+        // What it does not know at all it takes for a letter.
+        let [marks, unknown]: [HashSet<char>; 2] =
+            [marks, unknown].map(|words| words.iter().filter_map(|word| word.chars().next()).collect());
+        let marks: Vec<&char> = marks.difference(&unknown).collect();
+        assert!(marks.len() > 1500, "{}", marks.len());
+        assert_eq!(marks.iter().find(|mark| !is_of_word(***mark)), None);
+    }
+}
