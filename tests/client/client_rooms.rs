@@ -481,6 +481,34 @@ fn aliases_are_made_resolved_shown_and_deleted() {
 }
 
 #[test]
+fn whoever_removes_somebody_that_is_not_there_is_told_so() {
+    let server = TestServer::start();
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| server.user(name));
+    let room = alice.create_room();
+    bob.join(&room);
+    let act = |user: &TestUser, verb: &str, target: &TestUser| {
+        let body = json!({ "user_id": target.id() });
+        let (status, answer) = user.request("POST", &room_path(&room, verb), Some(body));
+        let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
+        (status, text("errcode"), text("error"))
+    };
+    let refused = |errcode: &str, error: String| (403, errcode.to_owned(), error);
+    let no_ban = || refused("M_BAD_STATE", "That user is not banned".to_owned());
+    let not_there = |user: &TestUser| refused("M_FORBIDDEN", format!("{} is not in the room", user.id()));
+    assert_eq!(act(&alice, "unban", &bob), no_ban());
+    bob.leave(&room);
+    for target in [&bob, &carol] {
+        assert_eq!(act(&alice, "unban", target), no_ban());
+        assert_eq!(act(&alice, "kick", target), not_there(target));
+        // Who is not in the room themselves is told nothing else.
+        for verb in ["unban", "kick"] {
+            let refusal = refused("M_FORBIDDEN", "You are not in this room".to_owned());
+            assert_eq!(act(&carol, verb, target), refusal);
+        }
+    }
+}
+
+#[test]
 fn published_rooms_are_found_by_words_that_are_written_otherwise() {
     let server = TestServer::start();
     let alice = server.user("alice");
