@@ -76,6 +76,32 @@ CREATE INDEX events_timeline ON events (room_key, stream, sub) WHERE stream IS N
 CREATE INDEX events_by_time ON events (room_key, origin_server_ts, depth) WHERE stream IS NOT NULL;
 CREATE INDEX events_outgoing ON events (room_key, stream) WHERE outgoing = 1;
 
+-- Events that are verified by nothing but the word of the server by which we came into the room, since the key of a server
+-- that signed them could not be had otherwise (a room of some age has many). They hold for the room as that server showed
+-- it: if we leave it, and come in by another one, what that one does not show too makes everything from before go.
+CREATE TABLE vouched_events (
+  room_key INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  PRIMARY KEY (room_key, event_key)
+) STRICT, WITHOUT ROWID;
+
+-- Events of rooms that are being imported and are too many to be kept in memory meanwhile. They are nobody's: what enters the
+-- room copies them into `events`, and what is left here at a start was never entered. `number`: that of the import, and
+-- in the lower 24 bits that of the event in it. `in_state`: it is part of the state, others only rest on it. `vouched`: as
+-- of `vouched_events`.
+CREATE TABLE staged_events (
+  number INTEGER PRIMARY KEY,
+  event_id TEXT NOT NULL,
+  type TEXT NOT NULL,
+  state_key TEXT,
+  membership TEXT,
+  in_state INTEGER NOT NULL,
+  vouched INTEGER NOT NULL,
+  depth INTEGER NOT NULL,
+  origin_server_ts INTEGER NOT NULL,
+  json BLOB NOT NULL
+) STRICT;
+
 -- Forward extremities: accepted events that no accepted event names in its prev_events, but for late extremities.
 CREATE TABLE extremities (
   room_key INTEGER NOT NULL,

@@ -40,7 +40,8 @@
 //! Everything that comes in was written by somebody who may be lying, and for each kind of lie there is one mechanism:
 //!
 //! - *It is not theirs.* [`protocol::signatures::verify`]: only a verified signature makes evidence, only evidence for everyone
-//!   who has to sign makes a [`protocol::VerifiedPdu`], and only that gets into a room, in the very form that was judged.
+//!   who has to sign makes a [`protocol::VerifiedPdu`], and only that gets into a room, in the very form that was judged. It
+//!   says whether its keys are certain, or rest on the word of the server that shows us a room (`store/rooms/vouched_events.rs`).
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
 //!   budget by its length. Everything else stays text until somebody needs it.
 //! - *There is too much of it.* `src/store/bounds.rs`: who fills each table, with whose share, and what cleans it. Knocks have
@@ -180,6 +181,7 @@ pub mod internals {
     pub use crate::service::rooms::create::CreateRoom;
     pub use crate::store::rooms::events::TimelineRange;
     pub use crate::store::rooms::pending_events::NewPendingEvent;
+    pub use crate::store::rooms::room_import::StagedEvents;
     pub use crate::store::servers::server_keys::{StatementSource, StoredKey};
     pub use crate::store::{Db, Place, Status, Store, StoredEvent};
 }

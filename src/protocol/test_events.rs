@@ -30,7 +30,7 @@ pub fn key(server: &str) -> SigningKey {
 
 /// Finds every server's key, valid for ever.
 pub fn known(server: &str, key_id: &str) -> Option<KeyAt> {
-    (key_id == "ed25519:k").then(|| KeyAt { key: key(server).verify_key(), valid_until_ms: i64::MAX })
+    (key_id == "ed25519:k").then(|| KeyAt::stated(key(server).verify_key(), i64::MAX))
 }
 
 /// A room id of the version's form.

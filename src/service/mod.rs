@@ -147,6 +147,8 @@ pub struct Homeserver {
     pub sliding: sync::sliding::SlidingState,
     /// One import of a room at a time.
     pub join_locks: KeyedLock<RoomId>,
+    /// What imports of rooms have left behind.
+    pub import_leftovers: membership::join::import::ImportLeftovers,
     /// The certificate of the HTTPS listeners, where it is got from an authority.
     pub acme: acme::Acme,
 }
@@ -282,6 +284,7 @@ impl Homeserver {
             search_turns: limits::search_turns::SearchTurns::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),
+            import_leftovers: membership::join::import::ImportLeftovers::default(),
             acme: acme::Acme::default(),
         }))
     }

@@ -95,6 +95,19 @@ pub const TABLES: &[TableBounds] = &[
         HISTORY,
     ),
     table(
+        "vouched_events",
+        &[rooms("at most one for each event", "")],
+        "the same event with a key that is certain; the room's deletion",
+    ),
+    table(
+        "staged_events",
+        &[users(
+            "the events of one answer to a join, 256 MiB at most, for each join of the user that is on its way",
+            "",
+        )],
+        "the end of the import, whatever it is, and the next start",
+    ),
+    table(
         "extremities",
         &[rooms(BY_EVENTS, "")],
         "each event takes out those that it names; forks are joined",

@@ -155,7 +155,7 @@ fn how_long_an_event_takes_to_check() {
     let (server, key) =
         (ServerName::parse("two.example").expect("a name"), SigningKey::generate([1; 32], "k"));
     let signed = sign::seal(&join.to_object(), &server, &key, room.version).expect("an event");
-    let known = KeyAt { key: key.verify_key(), valid_until_ms: i64::MAX };
+    let known = KeyAt::stated(key.verify_key(), i64::MAX);
     let keys = |_: &str, _: &str| Some(known);
     let what = |how: &str| format!("a join of {} bytes, {how}", signed.json().len());
     per_round(&what("looked at"), 20_000, || {

@@ -357,7 +357,7 @@ fn verification_says_the_same() {
     }
     let ours_known = |server: &str, key_id: &str| {
         let known = SERVERS.contains(&server) && key_id == "ed25519:k_1";
-        known.then(|| KeyAt { key: keys(server).0.verify_key(), valid_until_ms: i64::MAX })
+        known.then(|| KeyAt::stated(keys(server).0.verify_key(), i64::MAX))
     };
     let mut seen = [0; 3];
     for_each_event(|random, event, version, rules, case| {

@@ -37,7 +37,7 @@ impl Keys {
     /// Looks a key up as the service does; all are valid for ever.
     pub fn find(&self, server: &str, key_id: &str) -> Option<KeyAt> {
         let key = self.0.get(server).filter(|key| key.key_id() == key_id)?;
-        Some(KeyAt { key: key.verify_key(), valid_until_ms: i64::MAX })
+        Some(KeyAt::stated(key.verify_key(), i64::MAX))
     }
 
     /// Whether everyone has signed an event who has to.

@@ -120,6 +120,16 @@ pub struct KeyAt {
     pub key: VerifyKey,
     /// Events from before this moment may be signed with it.
     pub valid_until_ms: i64,
+    /// Until when its server says so, or a notary that counts. For what is beyond, and for all if this is none, there is
+    /// nothing but the word of the server that shows us a room.
+    pub stated_until_ms: Option<i64>,
+}
+
+impl KeyAt {
+    /// A key as its server states it.
+    pub fn stated(key: VerifyKey, valid_until_ms: i64) -> Self {
+        Self { key, valid_until_ms, stated_until_ms: Some(valid_until_ms) }
+    }
 }
 
 /// Adds a signature to an object, beside those that it has. What is signed is everything but `signatures` and

@@ -16,9 +16,22 @@ use crate::protocol::pdu::{Membership, ParsedPdu, Pdu};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 use crate::protocol::signatures::sign::{KeyAt, POLICY_KEY_ID, SigningKey, seal};
 
-/// Evidence that a server has signed an event: only a verified signature makes one.
+/// Evidence that a server has signed an event: only a verified signature makes one. With it: whose word it rests on that
+/// the key is that server's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedBy(ServerName);
+pub struct SignedBy(ServerName, Proof);
+
+/// How it is known that an event is signed by those who have to have signed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// By keys that their servers state, or notaries that count.
+    Certain,
+    /// By a key, at least, for which there is nothing but the word of the server that shows us the room. Good for that
+    /// room as that server shows it, and for nothing else.
+    Vouched,
+    /// It is from our own database, which knows.
+    Stored,
+}
 
 impl SignedBy {
     /// Who has signed.
@@ -34,6 +47,7 @@ impl SignedBy {
 pub struct VerifiedPdu {
     pdu: Pdu,
     whole: bool,
+    proof: Proof,
 }
 
 impl Deref for VerifiedPdu {
@@ -56,7 +70,10 @@ impl VerifiedPdu {
         let lacking = |server: &ServerName| !evidence.iter().any(|signed| signed.server() == server);
         match required_signers(&kept)?.into_iter().find(lacking) {
             Some(server) => Err(SignatureError::Unsigned(server)),
-            None => Ok(Self { pdu: kept, whole }),
+            None => {
+                let is_vouched = evidence.iter().any(|signed| signed.1 == Proof::Vouched);
+                Ok(Self { pdu: kept, whole, proof: if is_vouched { Proof::Vouched } else { Proof::Certain } })
+            }
         }
     }
 
@@ -70,19 +87,24 @@ impl VerifiedPdu {
     ) -> Result<Self> {
         let pdu = seal(object, server, key, version)?;
         // It was signed by the line above.
-        Ok(Self::with_evidence(pdu, true, &[SignedBy(server.clone())])?)
+        Ok(Self::with_evidence(pdu, true, &[SignedBy(server.clone(), Proof::Certain)])?)
     }
 
     /// An event from our own database, where it came as a verified one. For the store alone.
     pub(crate) fn from_store(pdu: Pdu) -> Self {
         let whole = pdu.canonical().content_hash_matches();
-        Self { pdu, whole }
+        Self { pdu, whole, proof: Proof::Stored }
     }
 
     /// An event that a test made.
     #[cfg(test)]
     pub(crate) fn unchecked(pdu: Pdu) -> Self {
-        Self { pdu, whole: true }
+        Self { pdu, whole: true, proof: Proof::Certain }
+    }
+
+    /// How it is known who has signed it.
+    pub fn proof(&self) -> Proof {
+        self.proof
     }
 
     /// Whether it has all of its content: its content hash is right.
@@ -94,13 +116,13 @@ impl VerifiedPdu {
     /// server that signed before.
     pub(crate) fn with_signature(&self, server: &str, key_id: &str, signature: &str) -> Result<Self> {
         let pdu = self.with_canonical(self.canonical().with_signature(server, key_id, signature))?;
-        Ok(Self { pdu, whole: self.whole })
+        Ok(Self { pdu, whole: self.whole, proof: self.proof })
     }
 
     /// The event with one more signature of ours: on an invite to a local user, or a join that a local user
     /// authorises.
     pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Result<Self> {
-        Ok(Self { pdu: self.pdu.signed(server, key)?, whole: self.whole })
+        Ok(Self { pdu: self.pdu.signed(server, key)?, whole: self.whole, proof: self.proof })
     }
 }
 
@@ -262,7 +284,10 @@ fn evidence_of(
     for (key_id, signature) in counting_signatures(object, server) {
         match keys(server.as_str(), &key_id).filter(|known| is_valid_at(known, pdu)) {
             Some(known) if known.key.verifies(message, &signature) => {
-                evidence = Some(SignedBy(server.clone()));
+                // Of several signatures one suffices whose key is certain.
+                if !matches!(evidence, Some(SignedBy(_, Proof::Certain))) {
+                    evidence = Some(SignedBy(server.clone(), proof_by(&known, pdu)));
+                }
             }
             Some(_) => return Err(SignatureError::Wrong(server.clone(), key_id)),
             None => unknown.push((server.clone(), key_id)),
@@ -278,6 +303,12 @@ fn evidence_of(
 /// Room version 5, "Signing key validity period".
 fn is_valid_at(known: &KeyAt, pdu: &Pdu) -> bool {
     !pdu.version().enforce_key_validity || known.valid_until_ms >= pdu.origin_server_ts()
+}
+
+/// Whose word it rests on that a valid key was its server's when the event was made.
+fn proof_by(known: &KeyAt, pdu: &Pdu) -> Proof {
+    let is_stated = |until: i64| !pdu.version().enforce_key_validity || until >= pdu.origin_server_ts();
+    if known.stated_until_ms.is_some_and(is_stated) { Proof::Certain } else { Proof::Vouched }
 }
 
 /// Why a received event is dropped before anybody asks whether it is allowed.

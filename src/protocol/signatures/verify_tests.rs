@@ -77,8 +77,7 @@ fn a_third_party_invite_may_come_from_another_server() {
 
 #[test]
 fn from_version_5_on_a_key_must_have_been_valid_when_the_event_was_made() {
-    let until =
-        |ms: i64| move |name: &str, _: &str| Some(KeyAt { key: key(name).verify_key(), valid_until_ms: ms });
+    let until = |ms: i64| move |name: &str, _: &str| Some(KeyAt::stated(key(name).verify_key(), ms));
     for version in all() {
         let event = pdu(version, &json!({"origin_server_ts": 1000}), &[A]);
         assert!(verify_event(&event, &until(1000)).is_ok());
@@ -101,7 +100,7 @@ fn of_several_signatures_the_known_ones_must_all_be_right_and_the_others_do_not_
         Pdu::from_object(event, version).expect("well formed")
     };
     let both = |name: &str, key_id: &str| match key_id {
-        "ed25519:other" => Some(KeyAt { key: other.verify_key(), valid_until_ms: i64::MAX }),
+        "ed25519:other" => Some(KeyAt::stated(other.verify_key(), i64::MAX)),
         _ => known(name, key_id),
     };
     for harmless in [

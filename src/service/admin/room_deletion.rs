@@ -64,6 +64,10 @@ pub struct DeletionOrder {
     pub purge: bool,
     /// Also if some of our users cannot be made to leave.
     pub force_purge: bool,
+    /// Whether it is no administrator who wants this: the room is being entered again, and what there is of it from before
+    /// counts no more (`service/membership/join/import.rs`).
+    #[serde(default)]
+    pub entered_anew: bool,
 }
 
 /// What has become of the users and aliases of a room that is deleted.
@@ -409,8 +413,8 @@ impl Admin<'_> {
         self.until_done(|| self.store.write(move |tx| tx.purge_lost_owed_events(ROWS_AT_ONCE_MAX)))?;
         // What came meanwhile of a room that we are not in.
         self.until_done(|| self.store.write(move |tx| tx.purge_rows(key, ROWS_AT_ONCE_MAX)))?;
-        let room_id = room_id.clone();
-        self.store.write(move |tx| tx.finish_purge(key, &room_id))?;
+        let (room_id, entered_anew) = (room_id.clone(), deletion.order.entered_anew);
+        self.store.write(move |tx| tx.finish_purge(key, &room_id, entered_anew))?;
         self.scheduler.wake();
         Ok(true)
     }

@@ -6,6 +6,7 @@
 
 mod delayed;
 mod failures;
+mod imports;
 mod invites;
 mod joins;
 mod memberships;
@@ -403,6 +404,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     pending::pursue_pending_events(shared, hs, now)?;
     owed::take_up_first(shared, hs, now, &owed::GUESTS)?;
     owed::take_up_first(shared, hs, now, &owed::DELETIONS)?;
+    imports::delete_leftovers(shared, hs)?;
     owed::take_up_first(shared, hs, now, &owed::BANS)?;
     owed::take_up_first(shared, hs, now, &owed::PROFILES)?;
     owed::take_up_first(shared, hs, now, &owed::DEACTIVATIONS)?;

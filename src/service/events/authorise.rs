@@ -127,7 +127,7 @@ pub(in crate::service) fn authorise(db: &Db<'_>, pdu: &Pdu, context: AuthContext
             StateBefore::Missing => return Ok(Verdict::MissingPrev),
             StateBefore::NeedsWork => return Ok(Verdict::NeedsWork),
         };
-    let by_auth_events = allowed_by_auth_events(db, pdu, &auth)?;
+    let by_auth_events = allowed_by_auth_events(db, &room, pdu, &auth)?;
     let by_state_before = allowed_by_state_before(db, &room, pdu, &state_before)?;
     if by_auth_events.is_ok() && by_state_before.is_err() && (given || !missing.is_empty()) {
         // Check 5 asks for the state before the event, not for what somebody says of it who may want it gone: nobody
@@ -210,15 +210,28 @@ fn auth_events(db: &Db<'_>, room: &Room, pdu: &Pdu) -> Result<Result<Vec<Pdu>, V
 }
 
 /// Check 4: "Passes authorisation rules based on the event's auth events, otherwise it is rejected."
-fn allowed_by_auth_events(db: &Db<'_>, pdu: &Pdu, auth: &[Pdu]) -> Result<Result<(), AuthError>> {
+fn allowed_by_auth_events(
+    db: &Db<'_>,
+    room: &Room,
+    pdu: &Pdu,
+    auth: &[Pdu],
+) -> Result<Result<(), AuthError>> {
     let mut rejected = HashSet::new();
     for event in auth {
-        if matches!(db.event_status(event.event_id())?, Some((Status::Rejected, _))) {
+        // A room has one create event: another one is of some other room of this id.
+        let is_strange = event.is("m.room.create", "") && !is_create_of(db, room, event.event_id())?;
+        if is_strange || matches!(db.event_status(event.event_id())?, Some((Status::Rejected, _))) {
             rejected.insert(event.event_id().clone());
         }
     }
     Ok(event_auth::check_auth_events(pdu, auth, &|id| rejected.contains(id), pdu.version())
         .and_then(|()| db.auth_checker(pdu.version()).check_against_auth_events(pdu, auth)))
+}
+
+/// Whether this is the room's create event; of a room that has none yet, any may be.
+pub(in crate::service) fn is_create_of(db: &Db<'_>, room: &Room, id: &EventId) -> Result<bool> {
+    let own = db.state_event_key(room.key, "m.room.create", "")?;
+    Ok(own.is_none() || own == db.event_key(id)?)
 }
 
 /// Check 5: "Passes authorisation rules based on the state before the event, otherwise it is rejected."

@@ -186,12 +186,14 @@ impl Incoming<'_> {
                 return Ok((Some(room.version), true));
             }
             let joining = db.joining_version(&room_id)?;
+            // What a room is like that we were in is known, whatever those say through whom somebody joins.
+            let known = db.room(&room_id)?.filter(|room| room.state.is_some()).map(|room| room.version);
             // Of others we read an event only to join with it.
             let version = match &user {
                 Some(user) => remote_room_version(db, &room_id, user, json)?,
                 None => joining,
             };
-            Ok((version, joining.is_some()))
+            Ok((version.map(|version| known.unwrap_or(version)), joining.is_some()))
         })?;
         let id = version.map_or(event_id, |version| id_of(json, version));
         // Nobody can name it, and so nobody can be told.

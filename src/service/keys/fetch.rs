@@ -5,7 +5,10 @@
 //! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. Any other
 //! notary could forge the keys of a server that cannot be reached, by inventing a key that signs itself. The server
 //! through which we join a room is asked as a notary for the state of that room alone, where nothing better can be had,
-//! and what it says is not remembered.
+//! and what it says is not remembered. An event that was checked with such a key says so ([`Proof::Vouched`]), and the
+//! database keeps that.
+//!
+//! [`Proof::Vouched`]: crate::protocol::signatures::verify::Proof::Vouched
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -358,10 +361,12 @@ impl Keys<'_> {
             for stored in keys.into_iter().filter(|key| wanted.iter().any(|w| w.key_id == key.key_id)) {
                 let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
                 let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
-                match self.key_ring.in_memory(server.as_str(), &key_id) {
-                    // Of a key that we know ourselves, only its validity may be news.
-                    Some(ours) if ours.key != key || ours.retired => {}
-                    _ => found.put(&server, KnownKey { key_id, key, valid_until_ms, retired }),
+                let ours = self.key_ring.in_memory(server.as_str(), &key_id);
+                // Of a key that we know ourselves, only its validity may be news.
+                if ours.as_ref().is_none_or(|ours| ours.key == key && !ours.retired) {
+                    let stated_until_ms = ours.and_then(|ours| ours.stated_until_ms);
+                    let told = KnownKey { key_id, key, valid_until_ms, stated_until_ms, retired };
+                    found.put(&server, told);
                 }
             }
         }

@@ -14,6 +14,7 @@ use crate::protocol::ServerName;
 use crate::protocol::json::parse_object;
 use crate::protocol::room_version::room_version;
 use crate::protocol::signatures::sign::{self, SigningKey};
+use crate::protocol::signatures::verify::Proof;
 use crate::protocol::signatures::{hash, x_matrix};
 use crate::service::Homeserver;
 use crate::service::keys::fetch::NotaryQuery;
@@ -473,7 +474,8 @@ fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_e
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
     let found = hs.keys().keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
-    crate::service::keys::verify::check(&json, version, &found).expect("the resident knows");
+    let checked = crate::service::keys::verify::check(&json, version, &found).expect("the resident knows");
+    assert_eq!(checked.proof(), Proof::Vouched, "and it is told apart");
     assert!(hs.store.read(|db| db.server_keys(&gone)).expect("read").is_empty(), "not remembered");
     hs.keys()
         .verify_request(
@@ -493,7 +495,8 @@ fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     let (hs, clock) = homeserver();
     let (peer, real, up) = peer_with_key(5);
     let version = room_version("11").expect("a version");
-    hs.keys().check_pdu(&bytes(&event(&peer.name, &real, "11", now())), version).expect("good");
+    let true_one = bytes(&event(&peer.name, &real, "11", now()));
+    assert_eq!(hs.keys().check_pdu(&true_one, version).expect("good").proof(), Proof::Certain);
     up.store(false, Ordering::Relaxed);
     clock.advance(Duration::from_secs(2 * 24 * 3600));
     let liar = notary(&peer.name, 6, |_| {});

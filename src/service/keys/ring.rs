@@ -49,12 +49,15 @@ pub(in crate::service) struct KnownKey {
     pub(in crate::service) key_id: String,
     pub(in crate::service) key: VerifyKey,
     pub(in crate::service) valid_until_ms: Millis,
+    /// See [`KeyAt`].
+    pub(in crate::service) stated_until_ms: Option<Millis>,
     pub(in crate::service) retired: bool,
 }
 
 impl KnownKey {
     pub(in crate::service) fn at(&self) -> KeyAt {
-        KeyAt { key: self.key, valid_until_ms: self.valid_until_ms }
+        let Self { key, valid_until_ms, stated_until_ms, .. } = *self;
+        KeyAt { key, valid_until_ms, stated_until_ms }
     }
 
     /// Whether asking anew could not give more: the key is valid then, or its end is settled.
@@ -92,6 +95,7 @@ impl KeyRing {
                 key_id: stored.key_id,
                 key: key.verify_key(),
                 valid_until_ms: stored.expired_ms.unwrap_or(Millis::MAX),
+                stated_until_ms: Some(stored.expired_ms.unwrap_or(Millis::MAX)),
                 retired: stored.expired_ms.is_some(),
             });
             if stored.expired_ms.is_none() {
@@ -173,6 +177,7 @@ impl KeyRing {
                 key_id: stored.key_id.clone(),
                 key: VerifyKey::from_base64(&stored.public_key).ok()?,
                 valid_until_ms: stored.valid_until_ms,
+                stated_until_ms: Some(stored.valid_until_ms),
                 retired: stored.retired,
             })
         });
@@ -228,6 +233,7 @@ impl Keys<'_> {
             key_id: key_id.clone(),
             key: key.verify_key(),
             valid_until_ms: Millis::MAX,
+            stated_until_ms: Some(Millis::MAX),
             retired: false,
         };
         {
@@ -235,7 +241,7 @@ impl Keys<'_> {
             own.retain(|old| !is_first && old.key_id != key_id);
             for old in own.iter_mut().filter(|k| !k.retired) {
                 old.retired = true;
-                old.valid_until_ms = now;
+                (old.valid_until_ms, old.stated_until_ms) = (now, Some(now));
             }
             own.push(fresh);
         }

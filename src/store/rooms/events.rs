@@ -475,6 +475,7 @@ impl Tx<'_> {
         )?;
         let key = self.conn().last_insert_rowid();
         if inserted == 1 {
+            self.note_proof_of_new(new.room, key, new.pdu)?;
             self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
             return Ok((key, true));
         }
@@ -500,6 +501,7 @@ impl Tx<'_> {
         self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
         let key = self.event_key(new.pdu.event_id())?;
         let key = key.ok_or_else(|| Error::internal("an event went missing"))?;
+        self.note_proof_of_known(new.room, key, new.pdu.proof())?;
         if new.place.is_some() {
             self.index_again(key)?;
         }
@@ -543,7 +545,12 @@ impl Tx<'_> {
                 pdu.json(),
             ],
         )?;
-        Ok((inserted == 1).then(|| self.conn().last_insert_rowid()))
+        if inserted == 0 {
+            return Ok(None);
+        }
+        let key = self.conn().last_insert_rowid();
+        self.note_proof_of_new(room, key, pdu)?;
+        Ok(Some(key))
     }
 
     pub(crate) fn set_state_after(&mut self, event: EventKey, state: SnapshotId) -> Result<()> {

@@ -13,7 +13,7 @@
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
 //!   `owed_bans`: bans of a room that was replaced, which the new one is to have; `failed_jobs`: what becomes of those
 //!   that could not be read;
-//! - `room_import`: a room that comes with its whole state;
+//! - `room_import`: a room that comes with its whole state; `vouched_events`: what of it rests on a server's word;
 //! - `listed`: what who runs the server is told of rooms;
 //! - `directory`: aliases and published rooms; `blocked_rooms`: rooms that nobody is to come into;
 //! - `deletions`: rooms that are being deleted, and how far that is; `purge`: what is deleted then;
@@ -46,6 +46,7 @@ pub mod spare_snapshots;
 pub mod state;
 pub mod thread_subscriptions;
 pub mod timeline;
+pub mod vouched_events;
 pub(super) mod whole_copies;
 
 use std::sync::Arc;
@@ -270,7 +271,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// The row of the room, made if need be. Errors if the room is known under another version.
+    /// The row of the room, made if need be. Errors: 403 `M_FORBIDDEN` if the room is known under another version: who
+    /// named this one was wrong, or lied.
     pub fn make_room(&mut self, id: &RoomId, version: RoomVersion) -> Result<Room> {
         if let Some(room) = self.room(id)? {
             if room.version.id != version.id {
@@ -287,12 +289,12 @@ impl Tx<'_> {
         self.room_by_key(self.conn().last_insert_rowid())
     }
 
-    /// Somebody was wrong about the version of a room of which we have nothing yet.
+    /// Somebody was wrong about the version of a room of which we have nothing yet, but perhaps what waits for its room.
     fn change_version(&mut self, room: &Room, version: RoomVersion) -> Result<()> {
         let mut events = self.conn().prepare_cached("SELECT 1 FROM events WHERE room_key = ?1 LIMIT 1")?;
         if room.state.is_some() || events.exists([room.key])? {
             let (id, known, said) = (&room.room_id, room.version.id, version.id);
-            return Err(Error::internal(format!("{id} has version {known}, not {said}")));
+            return Err(Error::forbidden(format!("{id} has version {known}, not {said}")));
         }
         self.front_changed();
         self.execute("UPDATE rooms SET version = ?2 WHERE room_key = ?1", params![room.key, version.id])?;

@@ -15,7 +15,7 @@ use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
 /// Tables whose rows belong to a room, and what names few of them: how they are found by it (the plus keeps SQLite from
 /// going through all rows of the room where a row is found by that name alone).
-const TABLES_BY_ROOM: [(&str, &str, &str); 15] = [
+const TABLES_BY_ROOM: [(&str, &str, &str); 16] = [
     ("extremities", "room_key = ?1", "event_key"),
     ("late_extremities", "room_key = ?1", "event_key"),
     ("gaps", "room_key = ?1", "event_id"),
@@ -31,6 +31,7 @@ const TABLES_BY_ROOM: [(&str, &str, &str); 15] = [
     ("typing", "room_key = ?1", "user_id"),
     ("pending_events", "+room_key = ?1", "pending"),
     ("notifications", "room_key = ?1", "stream"),
+    ("vouched_events", "room_key = ?1", "event_key"),
 ];
 
 /// Takes so many rows of the room `?1` of one of those tables: `?2` at most, or all that have the same names.
@@ -284,13 +285,14 @@ impl Tx<'_> {
         Ok(gone < most)
     }
 
-    /// The last that there is of a room, once its events are gone.
-    pub fn finish_purge(&mut self, room: RoomKey, room_id: &RoomId) -> Result<()> {
+    /// The last that there is of a room, once its events are gone; but for what is known by the room's id, if the room is to
+    /// be entered anew.
+    pub fn finish_purge(&mut self, room: RoomKey, room_id: &RoomId, entered_anew: bool) -> Result<()> {
         for table in ROWS_OF_ROOM {
             let sql = format!("DELETE FROM {table} WHERE room_key = ?1");
             self.execute(&sql, params![room])?;
         }
-        for table in TABLES_BY_ROOM_ID {
+        for table in TABLES_BY_ROOM_ID.iter().filter(|_| !entered_anew) {
             let sql = format!("DELETE FROM {table} WHERE room_id = ?1");
             self.execute(&sql, params![room_id.as_str()])?;
         }

@@ -1,67 +1,265 @@
-//! A room that comes to us with its state: stored a few hundred events at a time, which changes nothing that anybody
-//! can see, and then made the room's state at once. What is kept of an event in between is a line, so that a room of
-//! any size needs little memory.
+//! A room that comes to us with its state: entered in one transaction, with all of its events. What is too large to be
+//! kept in memory until then lies in a table of its own, a few hundred events at a time, where it is nobody's: what another
+//! server shows us of a room counts for nothing before the room is entered, and never if it is not.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::EventIdFormat;
-use crate::protocol::{EventId, Pdu, VerifiedPdu};
+use crate::protocol::signatures::verify::Proof;
+use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 use crate::store::rooms::snapshots::Delta;
 use crate::store::rooms::state::NewStateTuples;
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx};
 
-/// What was stored of a room that will be imported.
-#[derive(Debug, Default)]
-pub struct StagedRoom {
-    /// The events of the state.
-    pub state: Vec<StagedEvent>,
-    /// Those state events, of this state or not, that we had rejected.
-    pub rejected: Vec<(EventKey, EventId)>,
+/// The numbers of an import's events begin with its own, before so many bits.
+const EVENT_BITS: u32 = 24;
+/// So many staged events are looked at at once.
+const STAGED_AT_ONCE: i64 = 1000;
+/// No two imports of this process have the same number, nor one of before whose events are still here.
+static LAST_IMPORT: AtomicI64 = AtomicI64::new(0);
+
+/// The events of an import that were stored so far, by their numbers: from the first up to before the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StagedEvents {
+    first: i64,
+    end: i64,
 }
 
-/// A stored event of the state that a room will have.
+impl StagedEvents {
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.first == self.end
+    }
+
+    /// The number of the first of them.
+    pub fn first(self) -> i64 {
+        self.first
+    }
+
+    /// Those before the one of this number.
+    pub fn before(self, number: i64) -> Self {
+        Self { end: self.end.min(number).max(self.first), ..self }
+    }
+}
+
+/// An event of the state that a room will have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StagedEvent {
+pub struct ImportedState {
     /// What it is the state of.
-    pub tuple_id: StateTupleId,
+    tuple_id: StateTupleId,
     /// Its row.
-    pub event: EventKey,
+    event: EventKey,
     /// Of a membership, whose and which.
-    pub member: Option<(Box<str>, Membership)>,
+    member: Option<(Box<str>, Membership)>,
+}
+
+/// What is read of a staged event.
+struct StagedRow {
+    number: i64,
+    event_type: String,
+    state_key: Option<String>,
+    membership: Option<String>,
+    in_state: bool,
+    vouched: bool,
+}
+
+impl Db<'_> {
+    /// What is stored of imports, of all of them.
+    pub fn all_staged_events(&self) -> Result<StagedEvents> {
+        let mut ends = self.conn().prepare_cached(
+            "SELECT coalesce((SELECT min(number) FROM staged_events), 0),
+                    coalesce((SELECT max(number) FROM staged_events) + 1, 0)",
+        )?;
+        Ok(ends.query_row([], |row| Ok(StagedEvents { first: row.get(0)?, end: row.get(1)? }))?)
+    }
+
+    /// The create event among the staged events of a state.
+    pub(in crate::store) fn staged_create_event(&self, staged: StagedEvents) -> Result<Option<EventId>> {
+        let mut create = self.conn().prepare_cached(
+            "SELECT event_id FROM staged_events
+             WHERE number >= ?1 AND number < ?2 AND type = 'm.room.create' AND state_key = '' AND in_state = 1
+             LIMIT 1",
+        )?;
+        let id = create.query_row([staged.first, staged.end], |row| row.get::<_, String>(0)).optional()?;
+        id.map(|id| EventId::parse(&id)).transpose()
+    }
+
+    /// Tells of the ids of staged events, one after the other.
+    pub(in crate::store) fn each_staged_id(
+        &self,
+        staged: StagedEvents,
+        mut tell: impl FnMut(&str),
+    ) -> Result<()> {
+        let mut ids = self
+            .conn()
+            .prepare_cached("SELECT event_id FROM staged_events WHERE number >= ?1 AND number < ?2")?;
+        let mut rows = ids.query([staged.first, staged.end])?;
+        while let Some(row) = rows.next()? {
+            tell(row.get_ref(0)?.as_str().map_err(Error::internal)?);
+        }
+        Ok(())
+    }
+
+    fn staged_rows(&self, from: i64, end: i64) -> Result<Vec<StagedRow>> {
+        self.rows(
+            "SELECT number, type, state_key, membership, in_state, vouched FROM staged_events
+             WHERE number >= ?1 AND number < ?2 ORDER BY number",
+            params![from, end],
+            |row| {
+                Ok(StagedRow {
+                    number: row.get(0)?,
+                    event_type: row.get(1)?,
+                    state_key: row.get(2)?,
+                    membership: row.get(3)?,
+                    in_state: row.get(4)?,
+                    vouched: row.get(5)?,
+                })
+            },
+        )
+    }
+
+    fn staged_pdu(&self, number: i64, version: RoomVersion) -> Result<VerifiedPdu> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT event_id, json FROM staged_events WHERE number = ?1")?;
+        let (id, json) =
+            statement.query_row([number], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+        Ok(VerifiedPdu::from_store(Pdu::trusted(EventId::parse(&id)?, json, version)?))
+    }
 }
 
 impl Tx<'_> {
-    /// Stores events of a room, all of which the authorisation rules allow by what the room rests on. To those that we have
-    /// nothing happens, not even if we rejected them: the room may not be entered in the end. Gives a line for each of these, and
-    /// for each that is part of the state (`true`). In room versions 1 and 2, where a server chooses the ids of its events, one whose id another event has
-    /// is left out.
-    pub fn stage_events(&mut self, room: RoomKey, events: &[(VerifiedPdu, bool)]) -> Result<StagedRoom> {
-        let mut staged = StagedRoom::default();
-        let mut new = NewStateTuples::default();
+    /// Stores more events of a room that is being imported, beside those that were before: nobody else finds them. Those that
+    /// are part of the state come with `true`.
+    pub fn stage_events(
+        &mut self,
+        before: StagedEvents,
+        events: &[(VerifiedPdu, bool)],
+    ) -> Result<StagedEvents> {
+        let mut staged = before;
+        if staged.is_empty() {
+            let last = "SELECT coalesce(max(number) >> ?1, 0) FROM staged_events";
+            let last = self.conn().prepare_cached(last)?.query_row([EVENT_BITS], |row| row.get(0))?;
+            LAST_IMPORT.fetch_max(last, Ordering::Relaxed);
+            let first = (LAST_IMPORT.fetch_add(1, Ordering::Relaxed) + 1) << EVENT_BITS;
+            staged = StagedEvents { first, end: first };
+        }
+        let insert = "INSERT INTO staged_events (number, event_id, type, state_key, membership, in_state, vouched, depth,
+             origin_server_ts, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         for (pdu, in_state) in events {
-            let Some((event, was_rejected)) = self.stage_event(room, pdu)? else { continue };
-            // Others rest on no message: one that comes along was put there to be believed.
-            if was_rejected && pdu.is_state() {
-                staged.rejected.push((event, pdu.event_id().clone()));
+            if staged.end - staged.first >= 1 << EVENT_BITS {
+                return Err(Error::bad_gateway("The room has more events than anybody could have"));
             }
-            if let (true, Some(state_key)) = (in_state, pdu.state_key()) {
-                let tuple_id = self.make_state_tuple_of_many(&mut new, pdu.event_type(), state_key)?;
-                let member = pdu.membership().map(|membership| (state_key.into(), membership));
-                staged.state.push(StagedEvent { tuple_id, event, member });
-            }
+            self.execute(
+                insert,
+                params![
+                    staged.end,
+                    pdu.event_id().as_str(),
+                    pdu.event_type(),
+                    pdu.state_key(),
+                    pdu.membership().map(Membership::as_str),
+                    in_state,
+                    pdu.proof() == Proof::Vouched,
+                    pdu.depth(),
+                    pdu.origin_server_ts(),
+                    pdu.json(),
+                ],
+            )?;
+            staged.end += 1;
         }
         Ok(staged)
     }
 
-    /// Gives its row, and whether we have rejected it.
-    fn stage_event(&mut self, room: RoomKey, pdu: &VerifiedPdu) -> Result<Option<(EventKey, bool)>> {
-        if let Some(key) = self.insert_outlier_unless_known(room, pdu, Status::Accepted)? {
-            return Ok(Some((key, false)));
+    /// Deletes so many staged events at most. Whether none is left.
+    pub fn delete_staged_events(&mut self, staged: StagedEvents, most: usize) -> Result<bool> {
+        let gone = self.execute(
+            "DELETE FROM staged_events WHERE number IN
+             (SELECT number FROM staged_events WHERE number >= ?1 AND number < ?2 LIMIT ?3)",
+            params![staged.first, staged.end, most as i64],
+        )?;
+        Ok(gone < most)
+    }
+
+    /// Puts the events of an import into their room, as ones that are only referred to: those that were staged, and those at
+    /// hand. All of them are allowed by what the room rests on: what we had rejected of the state the room has all the same.
+    /// To others that we have nothing happens. Gives those of the state. In room versions 1 and 2, where a server chooses the
+    /// ids of its events, one whose id another event has is left out.
+    pub fn import_events(
+        &mut self,
+        room: RoomKey,
+        staged: StagedEvents,
+        held: &[(VerifiedPdu, bool)],
+    ) -> Result<Vec<ImportedState>> {
+        let (mut state, mut new) = (Vec::new(), NewStateTuples::default());
+        let next =
+            "SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1 FROM retired_keys";
+        let mut next: EventKey = self.conn().prepare_cached(next)?.query_row([], |row| row.get(0))?;
+        let mut from = staged.first;
+        while from < staged.end {
+            let end = staged.end.min(from + STAGED_AT_ONCE);
+            for row in self.staged_rows(from, end)? {
+                let Some(event) = self.import_staged_event((room, next), &row)? else { continue };
+                next += EventKey::from(event == next);
+                if let (true, Some(state_key)) = (row.in_state, &row.state_key) {
+                    let tuple_id = self.make_state_tuple_of_many(&mut new, &row.event_type, state_key)?;
+                    let membership = row.membership.as_deref().and_then(Membership::parse);
+                    let member = membership.map(|membership| (state_key.as_str().into(), membership));
+                    state.push(ImportedState { tuple_id, event, member });
+                }
+            }
+            from = end;
         }
+        for (pdu, in_state) in held {
+            let event = match self.insert_outlier_unless_known(room, pdu, Status::Accepted)? {
+                Some(event) => Some(event),
+                None => self.import_known_event(room, pdu, pdu.proof())?,
+            };
+            if let (Some(event), true, Some(state_key)) = (event, in_state, pdu.state_key()) {
+                let tuple_id = self.make_state_tuple_of_many(&mut new, pdu.event_type(), state_key)?;
+                let member = pdu.membership().map(|membership| (state_key.into(), membership));
+                state.push(ImportedState { tuple_id, event, member });
+            }
+        }
+        Ok(state)
+    }
+
+    /// `next`: the row that it gets, if it is new.
+    fn import_staged_event(
+        &mut self,
+        (room, next): (RoomKey, EventKey),
+        row: &StagedRow,
+    ) -> Result<Option<EventKey>> {
+        let inserted = self.execute(
+            "INSERT INTO events (event_key, room_key, event_id, depth, origin_server_ts, status, json)
+             SELECT ?1, ?2, event_id, depth, origin_server_ts, 0, json FROM staged_events WHERE number = ?3
+             ON CONFLICT (event_id) DO NOTHING",
+            params![next, room, row.number],
+        )?;
+        if inserted == 0 {
+            let pdu = self.staged_pdu(row.number, self.room_by_key(room)?.version)?;
+            return self.import_known_event(
+                room,
+                &pdu,
+                if row.vouched { Proof::Vouched } else { Proof::Certain },
+            );
+        }
+        if row.vouched {
+            self.event_is_vouched(room, next)?;
+        }
+        Ok(Some(next))
+    }
+
+    /// An event of an import that we have already, if it is that one.
+    fn import_known_event(
+        &mut self,
+        room: RoomKey,
+        pdu: &VerifiedPdu,
+        proof: Proof,
+    ) -> Result<Option<EventKey>> {
         let known = self
             .conn()
             .prepare_cached("SELECT event_key, room_key, status = 2 FROM events WHERE event_id = ?1")?
@@ -69,31 +267,36 @@ impl Tx<'_> {
                 Ok((row.get(0)?, row.get::<_, RoomKey>(1)?, row.get(2)?))
             })
             .optional()?;
-        let Some((key, in_room, was_rejected)) = known else {
+        let Some((event, in_room, was_rejected)) = known else {
             return Err(Error::internal("an event went missing"));
         };
         let is_same = in_room == room
             && (pdu.version().event_id_format != EventIdFormat::InEvent || {
                 let hash = |pdu: &Pdu| pdu.canonical().reference_hash(pdu.version());
-                hash(pdu) == hash(&self.pdu_by_key(key)?)
+                hash(pdu) == hash(&self.pdu_by_key(event)?)
             });
         if !is_same {
             log::warn!("{} is another event's id: left out", pdu.event_id());
-        } else {
-            self.complete_event(pdu)?;
+            return Ok(None);
         }
-        Ok(is_same.then_some((key, was_rejected)))
+        self.note_proof_of_known(room, event, proof)?;
+        self.complete_event(pdu)?;
+        // Others rest on no message: one that comes along was put there to be believed.
+        if was_rejected && pdu.is_state() {
+            self.accept_after_all(event, pdu.event_id())?;
+        }
+        Ok(Some(event))
     }
 
-    /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. What we
-    /// had rejected of it the room has all the same. A
+    /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. A
     /// room that we have been in before changes by the difference, so that those local users who were there see it as
     /// that. Errors: 502 if two events are for one type and state key.
-    pub fn import_state(&mut self, room: RoomKey, staged: StagedRoom, at: i64) -> Result<SnapshotId> {
-        for (event, id) in &staged.rejected {
-            self.accept_after_all(*event, id)?;
-        }
-        let mut state = staged.state;
+    pub fn import_state(
+        &mut self,
+        room: RoomKey,
+        mut state: Vec<ImportedState>,
+        at: i64,
+    ) -> Result<SnapshotId> {
         state.sort_unstable_by_key(|row| (row.tuple_id, row.event));
         state.dedup();
         if state.windows(2).any(|pair| pair[0].tuple_id == pair[1].tuple_id) {
@@ -120,7 +323,7 @@ impl Tx<'_> {
 
     /// Does what [`Tx::move_current_state`] does, for many events at once and without a history. Rows go in in the
     /// order of their keys, which is fastest and packs them best.
-    fn import_new_state(&mut self, room: RoomKey, mut state: Vec<StagedEvent>, at: i64) -> Result<()> {
+    fn import_new_state(&mut self, room: RoomKey, mut state: Vec<ImportedState>, at: i64) -> Result<()> {
         self.front_changed();
         let mut insert = self.conn().prepare_cached(
             "INSERT INTO current_state (room_key, tuple_id, event_key) VALUES (?1, ?2, ?3)",
@@ -162,7 +365,7 @@ impl Tx<'_> {
 }
 
 /// How a state, sorted by tuple id, differs from the room's current one.
-fn difference(db: &Db<'_>, room: RoomKey, state: &[StagedEvent]) -> Result<Delta> {
+fn difference(db: &Db<'_>, room: RoomKey, state: &[ImportedState]) -> Result<Delta> {
     let mut old = db.current_state_rows(room)?;
     let mut change = Delta::new();
     for row in state {

@@ -76,7 +76,9 @@ impl Db<'_> {
         let (mut auth, mut rejected) = (Vec::new(), HashSet::<EventId>::new());
         for id in pdu.auth_events() {
             let Some(event) = self.event(id)? else { return Ok(None) };
-            if event.status == Status::Rejected {
+            // A room has one create event: another one, with all that rests on it, is of some other room of this id.
+            let is_strange = |own: &Pdu| event.pdu.is("m.room.create", "") && own.event_id() != id;
+            if event.status == Status::Rejected || create.is_some_and(is_strange) {
                 rejected.insert(id.clone());
             }
             auth.push(event.pdu);
@@ -121,6 +123,9 @@ impl Tx<'_> {
     /// allowed. A redaction that had lost what it redacts takes effect now.
     pub(crate) fn complete_event(&mut self, whole: &VerifiedPdu) -> Result<()> {
         let Some(stored) = self.event(whole.event_id())? else { return Ok(()) };
+        if stored.pdu.room_id() == whole.room_id() && is_same_event(whole, &stored.pdu) {
+            self.note_proof_of_known(stored.room, stored.key, whole.proof())?;
+        }
         if !is_whole_copy_of(whole, &stored) || stored.status == Status::Rejected {
             return Ok(());
         }

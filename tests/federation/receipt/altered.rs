@@ -156,7 +156,7 @@ fn an_event_that_was_only_referred_to_in_an_altered_form_is_whole_once_it_has_it
     let topic = scene.set_state("m.room.topic", "", json!({ "topic": "true" }));
     // As if it had come with somebody's state.
     let key = scene.peer.signing_key().verify_key();
-    let keys = |_: &str, _: &str| Some(KeyAt { key, valid_until_ms: i64::MAX });
+    let keys = |_: &str, _: &str| Some(KeyAt::stated(key, i64::MAX));
     let outlier = verify::check_parsed(&altered(&topic), &keys).expect("signed");
     assert!(!outlier.is_whole());
     scene
@@ -165,7 +165,8 @@ fn an_event_that_was_only_referred_to_in_an_altered_form_is_whole_once_it_has_it
         .store
         .write(move |tx| {
             let room = tx.known_room(outlier.room_id())?.key;
-            tx.stage_events(room, &[(outlier, false)]).map(drop)
+            tx.import_events(room, doorstep::internals::StagedEvents::default(), &[(outlier, false)])
+                .map(drop)
         })
         .expect("stored");
     scene.send("1", &[&topic]);

@@ -421,7 +421,8 @@ fn state_of(db: &Db<'_>, room: &Room, ids: &[EventId]) -> Result<StateMap> {
     let mut state = StateMap::new();
     for id in ids {
         let Some(event) = db.event(id)? else { continue };
-        let fits = event.room == room.key && event.status != Status::Rejected;
+        let is_strange = event.pdu.is("m.room.create", "") && !authorise::is_create_of(db, room, id)?;
+        let fits = event.room == room.key && event.status != Status::Rejected && !is_strange;
         if let (true, Some(state_key)) = (fits, event.pdu.state_key_arc()) {
             state.insert((event.pdu.event_type_arc().clone(), state_key.clone()), id.clone());
         }

@@ -156,14 +156,58 @@ fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId
         keys.iter().map(read).collect::<Result<Vec<_>>>().unwrap()
     };
     let memberships = here.membership();
-    let mut adoption = memberships.begin_import(room, version).unwrap();
+    let mut adoption = memberships.begin_import(room, version);
     adoption.add(events(&answer.state, true)).unwrap();
     adoption.add(events(&answer.auth_chain, false)).unwrap();
+    // More than is kept in memory: that some are shown twice changes nothing.
+    let one = events(&answer.state[..1], true);
+    adoption.add(std::iter::repeat_n(one, 1000).flatten().collect()).unwrap();
+    assert!(!here.store.read(|db| db.all_staged_events()).unwrap().is_empty());
     assert_eq!(
         adoption.finish(join, |_| Ok(())).unwrap(),
         crate::service::membership::join::import::ImportOutcome::BecameResident
     );
+    here.import_leftovers.delete(&here.store, || true).unwrap();
+    assert!(here.store.read(|db| db.all_staged_events()).unwrap().is_empty());
     before
+}
+
+#[test]
+fn what_is_stored_of_a_room_that_is_not_entered_is_nobodys_and_goes() {
+    let (here, there) = (homeserver(), homeserver_named("there.example"));
+    let rules = room_version::room_version("11").unwrap();
+    let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "public_chat" })).unwrap();
+    let events = wishes.plan(&bob(), &Map::new(), rules, None).unwrap();
+    let room = there.rooms().create_room_with(rules, &bob(), &events, |_, _| Ok(())).unwrap();
+    let state = there.store.read(|db| db.current_state(db.known_room(&room)?.key)).unwrap();
+    let many =
+        || state.iter().cycle().take(2500).map(|pdu| (VerifiedPdu::unchecked(pdu.clone()), true)).collect();
+    let staged = || here.store.read(|db| db.all_staged_events()).unwrap();
+    let mut one = here.membership().begin_import(&room, rules);
+    one.add(many()).unwrap();
+    let of_one = staged();
+    let mut other = here.membership().begin_import(&room, rules);
+    other.add(many()).unwrap();
+    assert!(!of_one.is_empty() && staged() != of_one);
+    for pdu in &state {
+        assert!(here.store.read(|db| db.event_key(pdu.event_id())).unwrap().is_none());
+    }
+    assert!(here.store.read(|db| db.room(&room)).unwrap().is_none());
+    drop(one);
+    here.import_leftovers.delete(&here.store, || true).unwrap();
+    let of_other = staged();
+    assert!(!of_other.is_empty() && of_other != of_one, "each deletes its own");
+    // As after a kill: who finds it has no import of their own.
+    std::mem::forget(other);
+    here.import_leftovers.find(&here.store).unwrap();
+    here.import_leftovers.delete(&here.store, || true).unwrap();
+    assert_eq!(staged(), of_other, "what is under way is nobody's to delete");
+    let there = here.store.write(move |tx| tx.delete_staged_events(of_other, 1)).unwrap();
+    assert!(!there && !staged().is_empty());
+    let fresh = crate::service::membership::join::import::ImportLeftovers::default();
+    fresh.find(&here.store).unwrap();
+    fresh.delete(&here.store, || true).unwrap();
+    assert!(staged().is_empty());
 }
 
 #[test]

@@ -102,6 +102,8 @@ pub struct AuthGraph {
     create: VerifiedPdu,
     allowed: HashMap<EventId, VerifiedPdu>,
     in_state: HashSet<EventId>,
+    /// Those that the others rest on.
+    resting_on: HashSet<EventId>,
     dropped: usize,
 }
 
@@ -129,7 +131,8 @@ impl AuthGraph {
         let allowed = allowed_events(&by_id, &create, version);
         // What is in the state is often in the auth chain too.
         let dropped = strange + by_id.len() - allowed.len();
-        let graph = Self { version, create, allowed, in_state, dropped };
+        let resting_on = join.auth_events().iter().cloned().collect();
+        let graph = Self { version, create, allowed, in_state, resting_on, dropped };
         graph.check_state()?;
         graph.check_join(join)?;
         Ok(graph)
@@ -140,10 +143,28 @@ impl AuthGraph {
         self.dropped
     }
 
-    /// They themselves, each with whether it is part of the state.
+    /// Takes down on what these others rest.
+    pub fn note_resting(&mut self, others: &[(VerifiedPdu, bool)]) {
+        for (other, _) in others {
+            for id in other.auth_events() {
+                if !self.resting_on.contains(id) {
+                    self.resting_on.insert(id.clone());
+                }
+            }
+        }
+    }
+
+    /// They themselves, each with whether it is part of the state. What nothing of the state rests on is not among them:
+    /// it would be there only to be believed later.
     pub fn events(&self) -> Vec<(VerifiedPdu, bool)> {
-        let marked = |event: &VerifiedPdu| (event.clone(), self.in_state.contains(event.event_id()));
-        self.allowed.values().map(marked).collect()
+        let mut wanted: HashSet<&EventId> = self.in_state.iter().chain(&self.resting_on).collect();
+        let mut next: Vec<&EventId> = wanted.iter().copied().collect();
+        while let Some(id) = next.pop() {
+            let cited = self.allowed.get(id).into_iter().flat_map(|event| event.auth_events());
+            next.extend(cited.filter(|id| wanted.insert(id)));
+        }
+        let events = self.allowed.values().filter(|event| wanted.contains(event.event_id()));
+        events.map(|event| (event.clone(), self.in_state.contains(event.event_id()))).collect()
     }
 
     /// Whether the room allows an event that nothing rests on.

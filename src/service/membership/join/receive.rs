@@ -64,27 +64,30 @@ impl<'h> Memberships<'h> {
 
         let good = checking.all_of(&classified.auth_events);
         let mut dropped = classified.auth_events.len() - good.len();
-        let auth_graph = AuthGraph::check(join, good)?;
+        let mut auth_graph = AuthGraph::check(join, good)?;
         dropped += auth_graph.dropped();
         progress.note("events", classified.auth_events.len());
-        let import = self.begin_import(room_id, version)?;
+        let import = self.begin_import(room_id, version);
         let (batches, queue) = sync_channel(BATCHES_WAITING_MAX);
-        // There is a place for it.
-        let _ = batches.send(auth_graph.events());
         let import = std::thread::scope(|scope| {
             let store = std::thread::Builder::new().name("join-store".into());
             let storing = store.spawn_scoped(scope, move || store_all(import, &queue))?;
             let mut done = classified.auth_events.len();
             for part in classified.others.chunks(EVENTS_PER_BATCH_MAX) {
-                let good = checking.allowed_of(part, &auth_graph);
+                let mut good = checking.allowed_of(part, &auth_graph);
                 dropped += part.len() - good.len();
                 done += part.len();
+                // No other rests on these: outside the state they are there for nothing.
+                good.retain(|(_, in_state)| *in_state);
+                auth_graph.note_resting(&good);
                 if batches.send(good).is_err() {
                     // The store failed, and says why below.
                     break;
                 }
                 progress.note("events", done);
             }
+            // If the store failed, it says why below.
+            let _ = batches.send(auth_graph.events());
             drop(batches);
             storing.join().unwrap_or_else(|_| Err(Error::internal("storing a room panicked")))
         })?;

@@ -112,9 +112,7 @@ fn verification(crowd: &Crowd, peer: &Peer) -> Result<Map<String, Value>> {
     let known: HashMap<&str, KeyAt> = crowd
         .servers
         .iter()
-        .map(|server| {
-            (server.name.as_str(), KeyAt { key: server.key.verify_key(), valid_until_ms: i64::MAX })
-        })
+        .map(|server| (server.name.as_str(), KeyAt::stated(server.key.verify_key(), i64::MAX)))
         .collect();
     let keys = |server: &str, _: &str| known.get(server).copied();
     let (notary, notary_key) = (peer.name().as_str(), peer.signing_key());

@@ -1,0 +1,302 @@
+//! Rooms as one server shows them to who joins by it: what is believed on that server's word alone. Of a join that fails it
+//! counts for nothing, and of one that does not for as long as it lasts.
+
+use std::sync::Arc;
+
+use crate::common::client::{join, room_path};
+use crate::common::peer::{FakeRoom, Peer, now_ms};
+use crate::common::scene::stored;
+use crate::common::wait::Gate;
+use doorstep::TestServer;
+use doorstep::internals::Status;
+use doorstep::protocol::handshake::sign_new_event;
+use doorstep::protocol::room_version::room_version;
+use doorstep::protocol::signatures::sign::{self, SigningKey};
+use doorstep::protocol::{EventId, Pdu, UserId};
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+/// A room with a moderator whose server is gone, and an ordinary member, who would like to be more.
+struct Stage {
+    server: TestServer,
+    bob: TestUser,
+    /// The room's own server.
+    host: Peer,
+    /// The moderator's, which says nothing of its keys any more.
+    gone: Peer,
+    /// The ordinary member's.
+    evil: Peer,
+    room: FakeRoom,
+    /// The room as the ordinary member would like it: what the moderator never sent is part of its state.
+    lie: FakeRoom,
+    forged: Pdu,
+    /// The power levels that the room had before.
+    past: Vec<Pdu>,
+}
+
+/// What a server says of its keys, signed with one of them, as a notary passes it on.
+fn statement(of: &Peer, keys: &[&SigningKey], notary: &Peer) -> Value {
+    let verify_keys = keys.iter().map(|key| (key.key_id().to_owned(), json!({ "key": key.public_base64() })));
+    let statement = json!({
+        "server_name": of.name(), "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},
+        "verify_keys": verify_keys.collect::<serde_json::Map<_, _>>(),
+    });
+    let mut statement = statement.as_object().expect("an object").clone();
+    sign::sign_json(&mut statement, of.name(), keys[0]);
+    notary.sign_object(&mut statement);
+    json!({ "server_keys": [statement] })
+}
+
+fn ids(room: &FakeRoom) -> Vec<&str> {
+    room.state.values().map(|event| event.event_id().as_str()).collect()
+}
+
+fn state(user: &TestUser, room: &FakeRoom, event_type: &str) -> Value {
+    user.get(&room_path(room.id.as_str(), &format!("state/{event_type}/")))
+}
+
+/// Has a server say that this was the state before any event, and give each of its events, and nothing else.
+fn show_as_past(evil: &Peer, shown: &FakeRoom, past: &[Pdu]) {
+    let events: Vec<Pdu> = shown.state.values().chain(past).cloned().collect();
+    evil.serve_events(&events, 50);
+    evil.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+    let all: Vec<Value> = events.iter().map(|event| Value::Object(event.to_object())).collect();
+    evil.answer_json("/event_auth/", 200, json!({ "auth_chain": all }));
+    evil.answer_json("/state/", 200, json!({ "pdus": all, "auth_chain": all }));
+    evil.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids(shown), "auth_chain_ids": ids(shown) }));
+}
+
+/// The answer to a join, with what the room had before.
+fn answer(shown: &FakeRoom, past: &[Pdu]) -> Value {
+    let mut answer = shown.join_answer();
+    let past = past.iter().map(|event| Value::Object(event.to_object()));
+    answer["auth_chain"].as_array_mut().expect("events").extend(past);
+    answer
+}
+
+/// With two events for one place in the state, of which the last step of a join takes none.
+fn spoilt(evil: &Peer, sender: &UserId, shown: &FakeRoom, mut answer: Value) -> Value {
+    for n in 1..=2 {
+        let event = shown.draft(evil, "org.example.two", "", sender, json!({ "n": n }));
+        answer["state"].as_array_mut().expect("events").push(Value::Object(event.to_object()));
+    }
+    answer
+}
+
+fn message(evil: &Peer, shown: &FakeRoom, sender: &UserId, prev: &str) -> Pdu {
+    let mut event = shown.unsigned("m.room.message", "", sender, json!({ "body": "of eve" }));
+    event.remove("state_key");
+    event.insert("prev_events".into(), json!([prev]));
+    event.insert("depth".into(), json!(70));
+    evil.sign(event, shown.version)
+}
+
+/// Whether an event counts here.
+fn stored_accepted(server: &TestServer, id: &EventId) -> bool {
+    stored(server, id).is_some_and(|event| event.status == Status::Accepted)
+}
+
+fn nowhere() -> String {
+    format!("${}", "Z".repeat(43))
+}
+
+impl Stage {
+    fn new(version: &str) -> Stage {
+        let (host, gone, evil) = (Peer::start(), Peer::start(), Peer::start());
+        let mut room = FakeRoom::new(&host, version, "public");
+        let (moderator, eve) = (gone.user("moderator"), evil.user("eve"));
+        for (peer, user) in [(&gone, &moderator), (&evil, &eve)] {
+            let join = room.membership(peer, user, user.as_str(), "join");
+            room.take(join);
+        }
+        let levels = ("m.room.power_levels".to_owned(), String::new());
+        let first = room.state[&levels].clone();
+        let mut users = first.content()["users"].clone();
+        users[moderator.as_str()] = 100.into();
+        let creator = room.creator.clone();
+        room.add(&host, "m.room.power_levels", "", &creator, json!({ "users": users.clone() }));
+        gone.hide_keys(true);
+        gone.take_transactions();
+        host.answer_json("/key/v2/query", 200, statement(&gone, &[gone.signing_key()], &host));
+        // The key is made up.
+        let ghost = SigningKey::generate([9; 32], "ghost");
+        users[eve.as_str()] = 99.into();
+        let wish = room.unsigned("m.room.power_levels", "", &moderator, json!({ "users": users }));
+        let forged = sign_new_event(wish, gone.name(), &ghost, room.version).expect("an event");
+        let mut lie = room.clone();
+        lie.take(forged.clone());
+        let past = vec![first, room.state[&levels].clone()];
+        evil.answer_json("/key/v2/query", 200, statement(&gone, &[&ghost, gone.signing_key()], &evil));
+        let server = TestServer::start();
+        let bob = server.user("bob");
+        host.let_in(&room, bob.id());
+        host.answer_json("send_join", 200, answer(&room, &past));
+        evil.answer_json("make_join", 200, lie.template(bob.id(), "join"));
+        evil.take_transactions();
+        Stage { server, bob, host, gone, evil, room, lie, forged, past }
+    }
+
+    fn eve(&self) -> UserId {
+        self.evil.user("eve")
+    }
+
+    /// What eve may do in the room as our server knows it.
+    fn power_of_eve(&self) -> Value {
+        state(&self.bob, &self.room, "m.room.power_levels")["users"][self.eve().as_str()].clone()
+    }
+
+    /// Eve says something with a past of her own.
+    fn attack(&self, txn: &str, prev: &str) {
+        show_as_past(&self.evil, &self.lie, &self.past);
+        let said = message(&self.evil, &self.lie, &self.eve(), prev);
+        let (status, answer) = self.evil.send_transaction(self.server.name(), txn, &[&said]);
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(self.power_of_eve(), Value::Null, "{answer}");
+        assert!(!stored_accepted(&self.server, self.forged.event_id()));
+    }
+}
+
+#[test]
+fn what_a_server_shows_in_a_join_that_fails_counts_for_nothing_later() {
+    for version in ["10", "12"] {
+        let stage = Stage::new(version);
+        let shown = answer(&stage.lie, &stage.past);
+        stage.evil.answer_json("send_join", 200, spoilt(&stage.evil, &stage.eve(), &stage.lie, shown));
+        let via = [stage.evil.name().as_str(), stage.host.name().as_str()];
+        stage.bob.join_via(stage.room.id.as_str(), &via);
+        assert!(!stage.evil.asked("send_join").is_empty() && !stage.host.asked("send_join").is_empty());
+        assert_eq!(stage.power_of_eve(), Value::Null);
+        assert!(stored(&stage.server, stage.forged.event_id()).is_none(), "{version}: it is nobody's event");
+        stage.attack("t1", &nowhere());
+    }
+}
+
+#[test]
+fn what_a_server_showed_of_a_room_that_was_left_counts_no_more_once_another_one_shows_it() {
+    for version in ["11", "12"] {
+        let stage = Stage::new(version);
+        stage.evil.answer_json("send_join", 200, answer(&stage.lie, &stage.past));
+        stage.bob.join_via(stage.room.id.as_str(), &[stage.evil.name().as_str()]);
+        assert_eq!(stage.power_of_eve(), json!(99), "whoever lets us in shows what they like");
+        let join = stage.lie.read(&stage.evil.wait_for("send_join").body);
+        let said = message(&stage.evil, &stage.lie, &stage.eve(), join.event_id().as_str());
+        let (status, answer) = stage.evil.send_transaction(stage.server.name(), "t0", &[&said]);
+        assert_eq!((status, &answer["pdus"][said.event_id().as_str()]), (200, &json!({})), "{answer}");
+        stage.bob.leave(stage.room.id.as_str());
+
+        stage.bob.join_via(stage.room.id.as_str(), &[stage.host.name().as_str()]);
+        assert_eq!(stage.power_of_eve(), Value::Null, "{version}");
+        assert_eq!(stage.bob.membership_of(stage.room.id.as_str(), stage.bob.id()).as_deref(), Some("join"));
+        stage.attack("t1", &nowhere());
+        stage.attack("t2", said.event_id().as_str());
+        // Of the moderator there is the host's word, which holds.
+        let moderator = stage.gone.user("moderator");
+        let there = stage.bob.membership_of(stage.room.id.as_str(), moderator.as_str());
+        assert_eq!(there.as_deref(), Some("join"));
+    }
+}
+
+#[test]
+fn a_room_that_is_left_and_joined_again_by_a_server_that_shows_the_same_keeps_its_past() {
+    let stage = Stage::new("11");
+    let room = stage.room.id.as_str();
+    stage.bob.join_via(room, &[stage.host.name().as_str()]);
+    let before = stage.bob.send(room, "before");
+    stage.bob.leave(room);
+    stage.bob.join_via(room, &[stage.host.name().as_str()]);
+    let path = room_path(room, &format!("event/{}", segment(&before)));
+    assert_eq!(stage.bob.get(&path)["content"]["body"], "before");
+}
+
+/// Another room of the same id, with another create event, which only the founder's server can make.
+fn second_room(founder: &Peer, first: &FakeRoom, version: &str) -> FakeRoom {
+    let version = room_version(version).expect("a known version");
+    let mut content = json!({ "room_version": version.id, "second": true });
+    if version.creator_in_content {
+        content["creator"] = json!(first.creator);
+    }
+    let create = json!({
+        "type": "m.room.create", "state_key": "", "sender": first.creator, "origin_server_ts": now_ms(),
+        "depth": 1, "content": content, "room_id": first.id, "prev_events": [], "auth_events": [],
+    });
+    let create = founder.sign(create.as_object().expect("an object").clone(), version);
+    let mut second = first.clone();
+    (second.version, second.state) = (version, Default::default());
+    second.take(create);
+    let creator = second.creator.clone();
+    second.add(founder, "m.room.member", creator.as_str(), &creator, json!({ "membership": "join" }));
+    second.add(founder, "m.room.power_levels", "", &creator, json!({ "users": { creator.as_str(): 100 } }));
+    second.add(founder, "m.room.join_rules", "", &creator, json!({ "join_rule": "public" }));
+    second.add(founder, "m.room.name", "", &creator, json!({ "name": "TAKEN" }));
+    second
+}
+
+#[test]
+fn a_second_room_of_the_same_id_never_takes_the_place_of_the_first() {
+    // Shown in a join that fails, or in one that does not and that ends.
+    for (version, fails) in [("11", true), ("10", true), ("11", false), ("10", false)] {
+        let (server, founder, host) = (TestServer::start(), Peer::start(), Peer::start());
+        let bob = server.user("bob");
+        let mut room = FakeRoom::new(&founder, "11", "public");
+        let keeper = host.user("keeper");
+        let join = room.membership(&host, &keeper, keeper.as_str(), "join");
+        room.take(join);
+        let second = second_room(&founder, &room, version);
+        let create = second.state[&("m.room.create".to_owned(), String::new())].clone();
+        let creator = room.creator.clone();
+        founder.answer_json("make_join", 200, second.template(bob.id(), "join"));
+        founder.take_transactions();
+        host.let_in(&room, bob.id());
+        if fails {
+            founder.answer_json("send_join", 200, spoilt(&founder, &creator, &second, second.join_answer()));
+            bob.join_via(room.id.as_str(), &[founder.name().as_str(), host.name().as_str()]);
+            assert!(!founder.asked("send_join").is_empty());
+        } else {
+            founder.answer_json("send_join", 200, second.join_answer());
+            bob.join_via(room.id.as_str(), &[founder.name().as_str()]);
+            assert_eq!(state(&bob, &room, "m.room.name")["name"], "TAKEN");
+            bob.leave(room.id.as_str());
+            bob.join_via(room.id.as_str(), &[host.name().as_str()]);
+        }
+        assert_eq!(state(&bob, &room, "m.room.name")["name"], "fake", "{version} {fails}");
+        assert!(stored(&server, create.event_id()).is_none(), "{version} {fails}");
+        if version == "11" {
+            show_as_past(&founder, &second, &[]);
+            let said = message(&founder, &second, &creator, &nowhere());
+            let (status, answer) = founder.send_transaction(server.name(), "t1", &[&said]);
+            assert_eq!(status, 200, "{answer}");
+            assert_eq!(state(&bob, &room, "m.room.name")["name"], "fake", "{answer}");
+            assert!(!stored_accepted(&server, create.event_id()));
+        }
+    }
+}
+
+#[test]
+fn a_template_of_the_wrong_version_keeps_no_transaction_of_the_room_away() {
+    let (server, host, evil) = (TestServer::start(), Peer::start(), Arc::new(Peer::start()));
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let mut other = FakeRoom::joined_by(&host, "10", &alice);
+    let mut room = FakeRoom::new(&host, "10", "public");
+    host.let_in(&room, bob.id());
+    bob.join_via(room.id.as_str(), &[host.name().as_str()]);
+    room.take(room.read(&host.wait_for("send_join").body));
+    bob.leave(room.id.as_str());
+    let gate = Gate::default();
+    let mut wrong = room.template(bob.id(), "join");
+    wrong["room_version"] = "9".into();
+    evil.answer_json("make_join", 200, wrong);
+    evil.answer_behind(&gate, "send_join", 500, json!({ "errcode": "M_UNKNOWN", "error": "later" }));
+    let again = TestUser::new(bob.url(), bob.id(), bob.token());
+    std::thread::scope(|scope| {
+        let (id, via) = (room.id.to_string(), evil.name().to_string());
+        let joining = scope.spawn(move || join(&again, &id, Some(&via)));
+        evil.wait_for("send_join");
+        let (one, two) = (room.say(&host, "of the room"), other.say(&host, "of another room"));
+        let (status, answer) = host.send_transaction(server.name(), "t1", &[&one, &two]);
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["pdus"][two.event_id().as_str()], json!({}), "{answer}");
+        assert!(stored_accepted(&server, two.event_id()));
+        gate.open();
+        drop(joining.join());
+    });
+}
