@@ -219,6 +219,29 @@ fn another_servers_directory_is_read_searched_and_paged() {
 }
 
 #[test]
+fn a_room_that_does_not_federate_is_in_its_own_servers_directory_only() {
+    let (a, b) = TestServer::pair();
+    let (alice, bob) = (a.user("alice"), b.user("bob"));
+    let publish = |federate: bool| {
+        alice.create_room_with(json!({
+            "preset": "public_chat", "visibility": "public", "creation_content": { "m.federate": federate },
+        }))
+    };
+    let rooms: Vec<String> = [true, false, true, false, true].map(publish).into();
+    let open = [&rooms[0], &rooms[2], &rooms[4]];
+    let here = alice.get("/_matrix/client/v3/publicRooms");
+    assert_eq!((listed(&here).len(), &here["total_room_count_estimate"]), (5, &json!(5)));
+    // Page after page: none is shorter for what is left out, and the number is that of what is there for them.
+    let path = format!("/_matrix/client/v3/publicRooms?server={}&limit=2", segment(a.name()));
+    let first = bob.get(&path);
+    let rest = bob.get(&format!("{path}&since={}", first["next_batch"].as_str().expect("a second page")));
+    assert_eq!((listed(&first).len(), &first["total_room_count_estimate"]), (2, &json!(3)));
+    assert_eq!((listed(&rest).len(), rest.get("next_batch")), (1, None));
+    let seen: Vec<&str> = listed(&first).into_iter().chain(listed(&rest)).collect();
+    assert!(open.iter().all(|room| seen.contains(&room.as_str())), "{seen:?}");
+}
+
+#[test]
 fn a_directory_is_given_to_other_servers_without_a_limit_unless_they_set_one() {
     let server = TestServer::start();
     let (alice, peer) = (server.user("alice"), Peer::start());

@@ -21,6 +21,6 @@ pub fn search(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Resu
 fn answer(hs: &Homeserver, mut asked: PublicRoomsRequest) -> Result<Reply> {
     // "Defaults to 0 (no limit)": as many as one answer of this server has.
     asked.limit = Some(asked.limit.filter(|limit| *limit > 0).unwrap_or(u64::MAX));
-    let rooms = hs.rooms().public_rooms(&asked)?;
+    let rooms = hs.rooms().public_rooms_for_servers(&asked)?;
     Ok(Reply::raw_json(serde_json::to_vec(&rooms).map_err(Error::internal)?))
 }

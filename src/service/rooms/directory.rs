@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::order;
+use crate::protocol::content::federates;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::search_text::fold;
@@ -259,6 +260,22 @@ impl Rooms<'_> {
 
     /// A page of this server's directory, largest rooms first. Errors: 400 `M_INVALID_PARAM` for a token that is none.
     pub fn public_rooms(&self, request: &PublicRoomsRequest) -> Result<PublicRooms> {
+        self.listed_rooms(request, |_, _| Ok(true))
+    }
+
+    /// [`Rooms::public_rooms`] for other servers, whose users could not come into a room that does not federate.
+    pub fn public_rooms_for_servers(&self, request: &PublicRoomsRequest) -> Result<PublicRooms> {
+        self.listed_rooms(request, |db, room| {
+            let create = db.state_event(room.key, "m.room.create", "")?;
+            Ok(create.is_none_or(|create| federates(&create.content())))
+        })
+    }
+
+    fn listed_rooms(
+        &self,
+        request: &PublicRoomsRequest,
+        is_for_them: impl Fn(&Db<'_>, &Room) -> Result<bool>,
+    ) -> Result<PublicRooms> {
         let wrong = || Error::invalid_param("The since token is none of this server's");
         let start = match request.since.as_deref() {
             None | Some("") => 0,
@@ -266,7 +283,10 @@ impl Rooms<'_> {
         };
         // No network is bridged into rooms of this directory.
         let bridged = request.third_party_instance_id.as_ref().is_some_and(|id| !id.is_empty());
-        let mut rooms = if bridged { Vec::new() } else { self.store.read(published_rooms)? };
+        let mut rooms = match bridged {
+            true => Vec::new(),
+            false => self.store.read(|db| published_rooms(db, &is_for_them))?,
+        };
         let total = rooms.len();
         if let Some(filter) = &request.filter {
             let term = fold(filter.generic_search_term.as_deref().unwrap_or(""));
@@ -337,11 +357,16 @@ impl PublicRoomsFilter {
     }
 }
 
-fn published_rooms(db: &Db<'_>) -> Result<Vec<PublishedRoom>> {
+fn published_rooms(
+    db: &Db<'_>,
+    is_for_them: impl Fn(&Db<'_>, &Room) -> Result<bool>,
+) -> Result<Vec<PublishedRoom>> {
     let mut rooms = Vec::new();
     for room_id in db.published_rooms()? {
         // A room that everybody left stays published, and is shown again when somebody comes back.
-        if let Some(room) = db.room(&room_id)?.filter(|room| room.joined > 0) {
+        if let Some(room) = db.room(&room_id)?.filter(|room| room.joined > 0)
+            && is_for_them(db, &room)?
+        {
             rooms.push(published_room(db, &room)?);
         }
     }
