@@ -106,7 +106,8 @@
 //!
 //! 1. `PUT /rooms/{roomId}/send/…`: `http/transport/` reads the head, `http/router.rs` finds the line of the table, who asks and
 //!    how much body they may send; the handler in `http/client_server/rooms/events_and_state.rs` calls `hs.rooms().send_message(…)`.
-//! 2. `service/rooms/send.rs` checks what a client may not do by this verb, and hands the draft to `service/events/build.rs`.
+//! 2. `service/rooms/client_drafts.rs` says what a client may not send by any verb, and `service/rooms/send.rs` hands the draft to
+//!    `service/events/build.rs`.
 //! 3. One closure on the writer thread: a repeat of the transaction id gets the first answer; else the event is placed behind the
 //!    room's forward extremities, authorised, hashed, signed and appended. Nothing is told before the commit is on disk.
 //!    What needs a policy server's signature or a large resolution is prepared before, on a snapshot.

@@ -29,6 +29,7 @@
 //! - `unread`: what counts as unread, for whom and until when, and the push rules by which it is found.
 //! - `upgrades`: rooms that are replaced by others, and what moves with them.
 //! - `user_directory`: users by name, and the rooms that two have in common.
+//! - `ways_to_send`: what may not be sent by one door may not by another.
 
 #[path = "../common/mod.rs"]
 pub mod common;
@@ -66,3 +67,4 @@ mod unread;
 mod upgrades;
 mod url_previews;
 mod user_directory;
+mod ways_to_send;

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::{accept, authorise, policy_server, resolve};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::event_auth;
+use crate::protocol::event_auth::{self, PowerLevels};
 use crate::protocol::json::{CanonicalObject, object_of};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
@@ -75,18 +75,19 @@ impl EventSigner {
             object.insert("event_id".into(), id.into());
         }
         let pdu = VerifiedPdu::seal(&object, &self.server, &self.key, version)?;
-        self.check_not_shut_out(&pdu)?;
+        if pdu.is(ACL, "") {
+            check_server_acl(&self.server, &pdu.content())?;
+        }
         Ok(pdu)
     }
+}
 
-    /// A server ACL that keeps this server out could never be taken back: nobody would hear us any more. Errors: 400
-    /// `M_BAD_JSON`.
-    fn check_not_shut_out(&self, pdu: &Pdu) -> Result<()> {
-        if pdu.is(ACL, "") && !ServerAcl::from_content(&pdu.content()).allows(self.server.as_str()) {
-            let why = "This server ACL would keep your own server out of the room, for good";
-            return Err(Error::bad_json(why));
-        }
-        Ok(())
+/// A server ACL that keeps this server out could never be taken back: nobody would hear us any more. Errors: 400
+/// `M_BAD_JSON`.
+pub(in crate::service) fn check_server_acl(server: &ServerName, content: &Map<String, Value>) -> Result<()> {
+    match ServerAcl::from_content(content).allows(server.as_str()) {
+        true => Ok(()),
+        false => Err(Error::bad_json("This server ACL would keep your own server out of the room, for good")),
     }
 }
 
@@ -255,13 +256,18 @@ fn authorise_draft(
         let before = view.get("m.room.power_levels", "");
         event_auth::check_written(pdu, before.as_ref(), room.version).map_err(Error::from)?;
     }
-    // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
+    // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act. All of
+    // them take the word of the sender's server for what its other users have sent: so that is asked here.
     if pdu.event_type() == "m.room.redaction"
         && let Some(redacts) = pdu.redacts()
         && let Some(target) = db.event(&redacts)?
     {
         if target.room != room.key || !db.may_redact(pdu, &target.pdu, state)? {
             return Err(Error::forbidden("You may not redact this event"));
+        }
+        let levels = PowerLevels::of(room.version, &|event_type, key| view.get(event_type, key));
+        if target.pdu.sender() != pdu.sender() && !levels.may_redact(pdu.sender().as_str()) {
+            return Err(Error::forbidden("You may not redact the events of others in this room"));
         }
         if target.pdu.is(ACL, "") {
             // What is left would keep out every server, this one too.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::filter::{EventFormat, keep_fields};
-use crate::protocol::json::{JsonText, object_tree, read_stored};
+use crate::protocol::json::{CanonicalObject, JsonText, object_tree, read_stored};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::events::erasure::Erasure;
@@ -251,7 +251,28 @@ pub fn message(format: &ClientFormat<'_>, event: &Pdu, membership: Membership) -
 /// An event of a room's state, for the reader from whom `erasure` may take some of it: without what would have to be
 /// looked up for each.
 pub fn state(erasure: &Erasure<'_>, format: &ClientFormat<'_>, event: &StoredEvent) -> Result<Json> {
-    write(&*erasure.shown(event)?, format, of_state(erasure, format, event.redacted_by)?)
+    let unsigned = of_state(erasure, format, event.redacted_by)?;
+    match is_void(event) {
+        true => write(&without_target(&*erasure.shown(event)?)?, format, unsigned),
+        false => write(&*erasure.shown(event)?, format, unsigned),
+    }
+}
+
+/// Whether an event of a room's state is a redaction that did not take effect (yet): clients are not told of these (rooms/v3,
+/// "Handling redactions").
+pub(super) fn is_void(event: &StoredEvent) -> bool {
+    event.place.is_none() && event.pdu.event_type() == "m.room.redaction"
+}
+
+/// A redaction without what it redacts: as such it may stand in a list of a room's state.
+fn without_target(redaction: &Pdu) -> Result<Pdu> {
+    let mut object = redaction.to_object();
+    object.remove("redacts");
+    if let Some(Value::Object(content)) = object.get_mut("content") {
+        content.remove("redacts");
+    }
+    let bytes = CanonicalObject::of(&object).into_bytes();
+    Pdu::trusted(redaction.event_id().clone(), bytes, redaction.version())
 }
 
 /// An event of a room's state, for who runs the server.
@@ -296,7 +317,7 @@ pub fn push_state(
         event_type: Cow<'e, str>,
     }
     let read: Read<'_> = read_stored(row.json).map_err(Error::internal)?;
-    if erasure.erased_at(&read.sender)?.is_some()
+    if (erasure.erased_at(&read.sender)?.is_some() || read.event_type == "m.room.redaction")
         && let Some(event) = erasure.db().event(&EventId::parse(row.event_id)?)?
     {
         let event = state(erasure, format, &event)?;
@@ -304,10 +325,7 @@ pub fn push_state(
         return Ok(());
     }
     let mut unsigned = of_state(erasure, format, row.redacted_by)?;
-    if format.event_format != EventFormat::Client
-        || format.fields.is_some()
-        || read.event_type == "m.room.redaction"
-    {
+    if format.event_format != EventFormat::Client || format.fields.is_some() {
         let pdu = Pdu::trusted(EventId::parse(row.event_id)?, row.json.as_bytes().to_vec(), room.version)?;
         return push(out, &pdu, format, unsigned);
     }

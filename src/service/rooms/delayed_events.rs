@@ -4,7 +4,7 @@
 //! A delayed event is a row with a time, so that it is sent across a restart of the server; it goes in the very
 //! transaction in which its event comes into the room, so that it is sent at most once. Which request asked for it is kept
 //! for longer, since a client that never had the answer asks again, if need be when the event was sent or cancelled. What
-//! the room thinks of it is asked when it is sent, and not before.
+//! the room thinks of it is asked when it is sent, and not before; what is wrong with it by itself is said at once.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -73,8 +73,8 @@ fn unknown() -> Error {
 impl Rooms<'_> {
     /// Has an event sent after so many milliseconds, unless something comes in between; gives the id by which it is known.
     /// A repeat of the same transaction is answered as the first time. Errors: 400 `M_INVALID_PARAM` for a negative delay,
-    /// `M_UNKNOWN` for one that is too long; 403 `M_FORBIDDEN` for who is not in the room; 413 `M_TOO_LARGE`; 429
-    /// `M_LIMIT_EXCEEDED`.
+    /// `M_UNKNOWN` for one that is too long; those of [`Rooms::check_content`]; 403 `M_FORBIDDEN` for who is not in the
+    /// room; 413 `M_TOO_LARGE`; 429 `M_LIMIT_EXCEEDED`.
     pub fn delay_event(&self, draft: Draft, txn: Option<ClientTxn>, delay_ms: Millis) -> Result<String> {
         if delay_ms < 0 {
             return Err(Error::invalid_param("The delay must not be negative"));
@@ -89,6 +89,8 @@ impl Rooms<'_> {
         if Value::Object(draft.content.clone()).to_string().len() > CONTENT_BYTES_MAX {
             return Err(Error::new(ErrCode::TooLarge, "The event is too large"));
         }
+        // Before it is asked whether the user is there, as where the event is sent at once.
+        self.check_content(&draft)?;
         let known = self.store.read(|db| {
             if let Some(txn) = &txn
                 && let Some(known) = db.client_txn_delayed_event(txn)?

@@ -215,6 +215,9 @@ impl Rooms<'_> {
             let key = db.state_event_as_of(view.room.key, event_type, state_key, view.present())?;
             let key = key.ok_or_else(|| Error::not_found("The room has no such state"))?;
             let event = db.event_by_key(key)?;
+            if client_format::is_void(&event) {
+                return Err(Error::not_found("The room has no such state"));
+            }
             Ok(match whole {
                 true => client_format::full(view, format, &event, None)?.get().as_bytes().to_vec(),
                 false => view.erasure.shown(&event)?.content_raw().as_bytes().to_vec(),

@@ -3,6 +3,7 @@
 //! - `create/`: `POST /createRoom`, from what is asked for to the events that make the room.
 //! - `upgrade/`: a room replaced by one of another version, and the members' own settings that follow it.
 //! - `send`: messages, state and redactions. `messages`: one event, a page of history, the state, the members.
+//! - `client_drafts`: what clients may not send, by whichever door it comes.
 //! - `view`: what one user may see of a room. `timeline`: which events a page has, from one `pagination_token` to another. `client_format`: an event as
 //!   clients get it.
 //! - `relations`: the events that relate to one; `threads`: those of a room; `thread_subscriptions`: which of these a user wants to
@@ -16,6 +17,7 @@
 //! - `directory`: aliases and published rooms. `summary`: one room as others see it. `hierarchy`: spaces.
 
 pub mod bundles;
+pub mod client_drafts;
 pub mod client_format;
 pub mod create;
 pub mod delayed_events;

@@ -317,7 +317,8 @@ enum RedactionEffect {
 
 impl Tx<'_> {
     fn redaction_in(&mut self, room: &Room, event: &Append<'_>) -> Result<RedactionEffect> {
-        if event.pdu.event_type() != "m.room.redaction" || event.pdu.is_state() {
+        // With a state key it is one too, as the type says and other servers have it.
+        if event.pdu.event_type() != "m.room.redaction" {
             return Ok(RedactionEffect::None);
         }
         let Some(target_id) = event.pdu.redacts() else { return Ok(RedactionEffect::Void) };

@@ -133,6 +133,62 @@ fn what_was_rejected_and_is_part_of_the_room_that_one_comes_into_again_is_accept
 }
 
 #[test]
+fn a_redaction_with_a_state_key_is_one_like_any_other() {
+    for version in ["10", "11", "12"] {
+        let mut scene = Scene::new(version);
+        let (creator, member) = (scene.room.creator.clone(), scene.peer.user("member"));
+        let mut levels = json!({ "events": { "m.room.redaction": 0 }, "users": {} });
+        if version != "12" {
+            levels["users"][creator.as_str()] = 100.into();
+        }
+        let levels = scene.set_state("m.room.power_levels", "", levels);
+        let join = scene.join(&member);
+        let of_creator = scene.message("of the creator");
+        scene.send("1", &[&levels, &join, &of_creator]);
+        let room = scene.room.id.to_string();
+        let of_alice = scene.alice.send(&room, "of alice");
+        let of_alice = EventId::parse(&of_alice).expect("an event id");
+        let told = |user: &TestUser, target: &EventId| {
+            let lists = [
+                user.initial_sync(),
+                user.get(&room_path(&room, "state")),
+                user.get(&room_path(&room, "messages?dir=b&limit=20")),
+            ];
+            lists.map(|list| list.to_string().contains(&format!("\"redacts\":\"{target}\"")))
+        };
+        // Whoever may send redactions, but not take back what users of other servers have said: nobody is told.
+        redact(&mut scene, (&member, member.as_str()), &of_alice);
+        assert_eq!(bodies(&scene.alice, &room), ["of the creator", "of alice"], "{version}");
+        assert_eq!(told(&scene.alice, &of_alice), [false; 3], "{version}");
+        assert_eq!(scene.alice.state(&room, "m.room.redaction", member.as_str()), None, "{version}");
+        // What another user of their server has said: of that their server knows what they may.
+        redact(&mut scene, (&member, ""), of_creator.event_id());
+        assert_eq!(bodies(&scene.alice, &room), ["of alice"], "{version}");
+        assert_eq!(told(&scene.alice, of_creator.event_id()), [true; 3], "{version}");
+        // And by who has the power.
+        redact(&mut scene, (&creator, creator.as_str()), &of_alice);
+        assert_eq!(bodies(&scene.alice, &room), [""; 0], "{version}");
+        assert_eq!(told(&scene.alice, &of_alice), [true; 3], "{version}");
+    }
+}
+
+/// A redaction at the room's end, with a state key, which is accepted.
+fn redact(scene: &mut Scene, (sender, state_key): (&UserId, &str), target: &EventId) {
+    let (kind, last, version) =
+        (("m.room.redaction", Some(state_key)), scene.last.clone(), scene.room.version);
+    let mut event = scene.event(&[&last], sender, kind, json!({ "redacts": target }));
+    if !version.redacts_in_content {
+        let mut object = event.to_object();
+        object.retain(|key, _| !matches!(key.as_str(), "content" | "hashes" | "signatures"));
+        object.extend([("content".to_owned(), json!({})), ("redacts".to_owned(), json!(target))]);
+        event = scene.peer.sign(object, version);
+    }
+    scene.last = event.event_id().clone();
+    assert_eq!(scene.send(event.event_id().as_str(), &[&event])[event.event_id().as_str()], json!({}));
+    assert!(accepted(scene, &event));
+}
+
+#[test]
 fn a_mistyped_id_in_the_power_levels_loses_neither_them_nor_what_rests_on_them() {
     for version in ["6", "11", "12"] {
         let mut scene = Scene::new(version);

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::common::ProcessServer;
+use crate::common::client::room_path;
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{Scene, bodies, heads, objects, read_back, stored};
 use crate::common::wait::{Gate, wait_until};

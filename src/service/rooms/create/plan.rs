@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{RoomAlias, RoomVersion, UserId};
 use crate::service::membership::third_party_invite::ThirdPartyInvitee;
+use crate::service::rooms::client_drafts::{aliases_in, bad_alias};
 
 /// No room starts with more than this many invitations.
 const INVITES_MAX: usize = 100;
@@ -115,6 +116,12 @@ impl CreateRoom {
         })
     }
 
+    /// Whether users of other servers can come into the room.
+    pub fn federates(&self) -> bool {
+        let content = self.creation_content.as_ref();
+        content.and_then(|content| content.get("m.federate")) != Some(&Value::Bool(false))
+    }
+
     /// Those to invite, each once, in the order given. Errors: 400 `M_INVALID_PARAM` for what is no user id or for
     /// too many.
     pub fn invitees(&self) -> Result<Vec<UserId>> {
@@ -152,7 +159,7 @@ impl CreateRoom {
         alias: Option<&RoomAlias>,
     ) -> Result<Vec<PlannedEvent>> {
         let invitees = self.invitees()?;
-        let initial_state = self.checked_initial_state()?;
+        let initial_state = self.checked_initial_state(alias)?;
 
         // 1. and 2. The create event, and the creator's join.
         let mut events = vec![
@@ -189,19 +196,32 @@ impl CreateRoom {
         Ok(events)
     }
 
-    fn checked_initial_state(&self) -> Result<&[InitialState]> {
+    /// What `initial_state` lists, of which nothing is more than its author could send into the room. `alias`: the one that
+    /// the room is made with.
+    fn checked_initial_state(&self, alias: Option<&RoomAlias>) -> Result<&[InitialState]> {
         let state = self.initial_state.as_deref().unwrap_or_default();
         if state.len() > INITIAL_STATE_MAX {
             return Err(Error::invalid_param("initial_state is too long"));
         }
-        match state.iter().find(|e| matches!(e.event_type.as_str(), "m.room.create" | "m.room.member")) {
-            // The first is the server's to write; the others take more than writing an event.
-            Some(e) => Err(Error::new(
-                ErrCode::InvalidRoomState,
-                format!("{} cannot be set by initial_state", e.event_type),
-            )),
-            None => Ok(state),
+        for e in state {
+            match (e.event_type.as_str(), e.state_key.as_str()) {
+                // The first is the server's to write; the others take more than writing an event, and of the last there
+                // is nothing that it could redact.
+                ("m.room.create" | "m.room.member" | "m.room.redaction", _) => {
+                    let why = format!("{} cannot be set by initial_state", e.event_type);
+                    return Err(Error::new(ErrCode::InvalidRoomState, why));
+                }
+                // No other alias leads to a room that is not there yet.
+                ("m.room.canonical_alias", "") => {
+                    let is_other = |shown: &String| alias.is_none_or(|alias| shown != alias.as_str());
+                    if let Some(shown) = aliases_in(&e.content)?.into_iter().find(is_other) {
+                        return Err(bad_alias(RoomAlias::parse(&shown)?.as_str()));
+                    }
+                }
+                _ => {}
+            }
         }
+        Ok(state)
     }
 
     fn creation_content(
