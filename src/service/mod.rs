@@ -113,6 +113,8 @@ pub struct Homeserver {
     pub catch_up_worker: events::late_extremities::CatchUpWorker,
     /// One handshake of one user in one room at a time.
     pub handshake_locks: membership::HandshakeLocks,
+    /// Who waits for the answer to the first invite to a new room.
+    pub first_invites: Arc<membership::FirstInvites>,
     /// How many one-time keys other servers took lately, and whose.
     pub claim_budget: limits::claim_budget::ClaimBudget,
     /// How many invites came lately, and whose.
@@ -267,6 +269,7 @@ impl Homeserver {
             spare_states: events::spare_states::SpareStates::default(),
             catch_up_worker,
             handshake_locks: membership::HandshakeLocks::default(),
+            first_invites: Arc::default(),
             claim_budget: limits::claim_budget::ClaimBudget::default(),
             invite_budget: limits::invite_budget::InviteBudget::default(),
             knock_budget: limits::knock_budget::KnockBudget::default(),

@@ -145,7 +145,7 @@ fn a_kill_forgets_no_invite_to_a_new_room() {
 #[test]
 fn a_refusal_ends_an_invite_and_trouble_does_not() {
     let server = TestServer::start();
-    let alice = server.user("alice");
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
     let peer = takes_invites(None);
     let guest = peer.user("guest").to_string();
     let final_ones = [
@@ -156,9 +156,11 @@ fn a_refusal_ends_an_invite_and_trouble_does_not() {
     ];
     for (status, errcode) in final_ones {
         refuse_invites(&peer, status, errcode);
-        let room = make_room(&alice, &[&guest]);
+        // The room is of use without them.
+        let room = make_room(&alice, &[&guest, bob.id()]);
         wait_until("nothing is owed", || owes_nothing(&server));
         assert_eq!(alice.membership_of(&room, &guest), None);
+        assert!(is_invited(&alice, &room, bob.id()));
     }
     for (status, errcode) in [(500, "M_UNKNOWN"), (429, "M_LIMIT_EXCEEDED"), (502, ""), (200, "")] {
         refuse_invites(&peer, status, errcode);
@@ -171,6 +173,64 @@ fn a_refusal_ends_an_invite_and_trouble_does_not() {
         });
         wait_until("nothing is owed any more", || owes_nothing(&server));
     }
+}
+
+#[test]
+fn of_a_direct_chat_with_somebody_who_is_refused_nothing_is_left_and_its_maker_is_told_why() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let peer = takes_invites(None);
+    let guest = peer.user("guest").to_string();
+    let make = |more: Value| {
+        let mut body = json!({ "room_version": "11", "is_direct": true, "invite": [guest] });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let (status, answer) = alice.request("POST", &format!("{V3}/createRoom"), Some(body));
+        (status, answer["errcode"].as_str().unwrap_or_default().to_owned())
+    };
+    for (status, errcode, told) in [
+        (403, "M_FORBIDDEN", 403),
+        (403, "M_INVITE_BLOCKED", 403),
+        (404, "M_NOT_FOUND", 403),
+        (400, "M_INCOMPATIBLE_ROOM_VERSION", 400),
+    ] {
+        refuse_invites(&peer, status, errcode);
+        // Once more, and nothing is worse.
+        for _ in 0..2 {
+            let asked = peer.asked("v2/invite").len();
+            assert_eq!(make(json!({})).0, told, "{errcode}");
+            assert_eq!(peer.asked("v2/invite").len(), asked + 1, "{errcode}");
+            assert_eq!(alice.get(&format!("{V3}/joined_rooms"))["joined_rooms"], json!([]), "{errcode}");
+            assert!(alice.initial_sync()["rooms"]["leave"].as_object().is_none_or(|rooms| rooms.is_empty()));
+            assert!(owes_nothing(&server), "{errcode}");
+        }
+    }
+    refuse_invites(&peer, 403, "M_INVITE_BLOCKED");
+    assert_eq!(make(json!({})), (403, "M_INVITE_BLOCKED".to_owned()));
+    // What others may find, or was not made for the two of them, stays.
+    for more in [
+        json!({ "room_alias_name": "found" }),
+        json!({ "visibility": "public" }),
+        json!({ "is_direct": false }),
+    ] {
+        assert_eq!(make(more), (200, String::new()));
+    }
+    assert_eq!(alice.get(&format!("{V3}/joined_rooms"))["joined_rooms"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn nobody_from_elsewhere_is_invited_to_a_new_room_that_does_not_federate() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let peer = takes_invites(None);
+    let make = |invitee: &str| {
+        let body = json!({ "invite": [bob.id(), invitee], "room_alias_name": "here", "creation_content": { "m.federate": false } });
+        let (status, answer) = alice.request("POST", &format!("{V3}/createRoom"), Some(body));
+        (status, answer["errcode"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(make(peer.user("guest").as_str()), (403, "M_FORBIDDEN".to_owned()));
+    assert_eq!(alice.get(&format!("{V3}/joined_rooms"))["joined_rooms"], json!([]));
+    assert!(bob.invites().is_empty() && peer.asked("v2/invite").is_empty() && owes_nothing(&server));
+    assert_eq!(make(server.user("carol").id()), (200, String::new()));
 }
 
 #[test]

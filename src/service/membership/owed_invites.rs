@@ -2,9 +2,11 @@
 //! scheduler: side by side, again and again while a server cannot be reached, for about a week. Until the invitee's
 //! server has signed an invite it is no event, and the room's members see nobody invited.
 
+use std::sync::{Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::locks::lock;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{ATTEMPTS_MAX, backoff_ms};
 use crate::protocol::{RoomId, UserId};
@@ -17,6 +19,29 @@ use crate::store::{Db, Room};
 const FIRST_INVITES_TIMEOUT: Duration = Duration::from_secs(10);
 /// When an invite is looked at again whose invitee has a handshake under way.
 const LOCKED_PAUSE_MS: i64 = 2_000;
+
+/// What an invitee's server has against the first invite to a new room, for good; none as long as it has said nothing.
+pub type FirstRefusal = Mutex<Option<Error>>;
+
+/// The new rooms whose makers wait for the answer to their first invite.
+#[derive(Default)]
+pub struct FirstInvites(Mutex<Vec<(RoomId, Weak<FirstRefusal>)>>);
+
+impl FirstInvites {
+    /// Has a refusal noted there, as long as somebody waits for it.
+    pub(in crate::service) fn watch(&self, room_id: &RoomId, refusal: Weak<FirstRefusal>) {
+        let mut watched = lock(&self.0);
+        watched.retain(|(_, refusal)| refusal.strong_count() > 0);
+        watched.push((room_id.clone(), refusal));
+    }
+
+    fn note(&self, room_id: &RoomId, error: Error) {
+        let watched = lock(&self.0).iter().find(|(room, _)| room == room_id).and_then(|(_, w)| w.upgrade());
+        if let Some(refusal) = watched {
+            *lock(&refusal) = Some(error);
+        }
+    }
+}
 
 impl Memberships<'_> {
     /// Waits until every invite to a new room was tried once, but not for long.
@@ -48,6 +73,7 @@ impl Memberships<'_> {
         };
         if is_final(&error) || owed.attempts + 1 >= ATTEMPTS_MAX {
             log::log!(error.level(log::Level::Warn), "{invitee} is not invited to {room_id}: {error}");
+            self.first_invites.note(room_id, error);
             return self.store.write(move |tx| tx.end_owed_invite(&room, &user).map(drop));
         }
         log::info!("{invitee} will be invited to {room_id} later: {error}");

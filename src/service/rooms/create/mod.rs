@@ -4,19 +4,22 @@
 mod plan;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Map;
 
 pub use self::plan::{CreateRoom, PlannedEvent, Visibility};
 pub(in crate::service::rooms) use self::plan::{additional_creators, join_content};
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::lock;
 use crate::protocol::event_auth;
 use crate::protocol::room_version::room_version;
 use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, VerifiedPdu};
 use crate::random;
 use crate::service::events::build::{Draft, EventSigner, draft_object, references};
 use crate::service::events::entry::check_not_closed;
-use crate::service::membership::check_invitee;
+use crate::service::membership::third_party_invite::ThirdPartyInvitee;
+use crate::service::membership::{FirstRefusal, check_invitee};
 use crate::service::rooms::Rooms;
 use crate::store::rooms::append::{Append, Current};
 use crate::store::rooms::state::StateRef;
@@ -25,11 +28,13 @@ use crate::store::{Room, Status, Tx};
 impl Rooms<'_> {
     /// `POST /createRoom`: the room with all its events and the invitations of local users in one transaction, then the
     /// other invitations. Once there is a room the answer is its id, whatever becomes of them: who asked again would make
-    /// a second room. An invitee's server that cannot be reached within seconds gets the invite in the background.
+    /// a second room. An invitee's server that cannot be reached within seconds gets the invite in the background. Only a
+    /// direct chat whose one invitee is refused for good is of no use to anybody: its maker leaves it again, and is told why.
     ///
-    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`,
-    /// `M_INVALID_PARAM`, `M_BAD_JSON`; 403 if a local user cannot be invited; 429 if too many invites are owed
-    /// already; those of identity servers that are asked whom addresses belong to.
+    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`, `M_BAD_ALIAS`,
+    /// `M_INVALID_PARAM`, `M_BAD_JSON`; 403 if a local user cannot be invited, or another server's to a room that does not
+    /// federate; what the server of a direct chat's invitee says; 429 if too many invites are owed already; those of identity
+    /// servers that are asked whom addresses belong to.
     pub fn create_room(&self, creator: &UserId, request: &CreateRoom) -> Result<RoomId> {
         let version = match request.room_version.as_deref() {
             None => self.config.default_room_version,
@@ -37,19 +42,7 @@ impl Rooms<'_> {
                 Error::new(ErrCode::UnsupportedRoomVersion, "This server does not support the room version")
             })?,
         };
-        let (mut invitees, mut addresses) = (request.invitees()?, Vec::new());
-        for address in request.third_party_invitees()? {
-            match self.membership().look_up_third_party(address)? {
-                Some(user) if !invitees.contains(&user) => invitees.push(user),
-                Some(_) => {}
-                None => addresses.push(address),
-            }
-        }
-        if invitees.contains(creator) {
-            return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
-        }
-        // Before there is a room, so that a mistyped name leaves none behind.
-        self.membership().check_own_invitees(&invitees)?;
+        let (invitees, addresses) = self.invited(creator, request)?;
         let alias = request.room_alias_name.as_deref().map(|name| self.own_alias(name)).transpose()?;
         let in_use = || Error::new(ErrCode::RoomInUse, "There is a room with this alias already");
         let (profile, taken) = self.store.read(|db| {
@@ -73,6 +66,11 @@ impl Rooms<'_> {
         });
         let invites = invites.collect::<Result<Vec<_>>>()?;
         let is_owed_any = !elsewhere.is_empty();
+        // Without whom nobody will ever be in the room, or find it.
+        let is_for_one = request.is_direct == Some(true) && elsewhere.len() == 1 && ours.is_empty();
+        let is_for_one = is_for_one && addresses.is_empty() && alias.is_none() && !published;
+        let refusal = Arc::new(FirstRefusal::default());
+        let (watched, first_invites) = (Arc::downgrade(&refusal), Arc::clone(&self.first_invites));
         let (owner, said, now) = (creator.clone(), extra, self.clock.now_ms());
         let room_id = self
             .make_room(version, creator, (&events, &invites), move |tx, room| {
@@ -86,6 +84,9 @@ impl Rooms<'_> {
                 }
                 // Once more: an account may have been closed since.
                 ours.iter().try_for_each(|invitee| check_invitee(tx, invitee))?;
+                if is_for_one {
+                    first_invites.watch(&room.room_id, watched);
+                }
                 // With the room, so that no crash can come between.
                 elsewhere
                     .iter()
@@ -98,12 +99,55 @@ impl Rooms<'_> {
         if is_owed_any {
             self.membership().await_first_invites(&room_id);
         }
+        let refused = lock(&refusal).take();
+        if let Some(refused) = refused.filter(|_| self.take_back(creator, &room_id)) {
+            // "Not found" is what this server would say of itself.
+            return Err(if refused.status() == 404 { refused.with_status(403) } else { refused });
+        }
         for address in addresses {
             if let Err(error) = self.membership().invite_third_party(creator, &room_id, address) {
                 log::log!(error.level(log::Level::Warn), "an address is not invited to {room_id}: {error}");
             }
         }
         Ok(room_id)
+    }
+
+    /// Who is to be invited, and the addresses of which nobody knows whose they are. All that can be said against it is said
+    /// before there is a room, so that a mistyped name leaves none behind.
+    fn invited<'r>(
+        &self,
+        creator: &UserId,
+        request: &'r CreateRoom,
+    ) -> Result<(Vec<UserId>, Vec<&'r ThirdPartyInvitee>)> {
+        let (mut invitees, mut addresses) = (request.invitees()?, Vec::new());
+        for address in request.third_party_invitees()? {
+            match self.membership().look_up_third_party(address)? {
+                Some(user) if !invitees.contains(&user) => invitees.push(user),
+                Some(_) => {}
+                None => addresses.push(address),
+            }
+        }
+        if invitees.contains(creator) {
+            return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
+        }
+        if let Some(user) = invitees.iter().find(|user| !request.federates() && !self.is_local(user)) {
+            return Err(Error::forbidden(format!("{user} cannot come into a room that does not federate")));
+        }
+        self.membership().check_own_invitees(&invitees)?;
+        Ok((invitees, addresses))
+    }
+
+    /// Has the creator out of a room again in which nobody else is. Whether that worked.
+    fn take_back(&self, creator: &UserId, room_id: &RoomId) -> bool {
+        let left = self.membership().leave(creator, room_id, None);
+        let gone = left.and_then(|()| self.membership().forget(creator, room_id));
+        if let Err(error) = &gone {
+            log::log!(
+                error.level(log::Level::Warn),
+                "{creator} stays in {room_id}, with nobody else: {error}"
+            );
+        }
+        gone.is_ok()
     }
 
     /// Makes a room of the events that its creator sends, the first of which is `m.room.create`, in one transaction;
