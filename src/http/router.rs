@@ -209,6 +209,9 @@ impl Router {
             true => self.page_call_for(route, head).map_err(error)?,
             false => self.call_for(route, head).map_err(error)?,
         };
+        if let Some(counted) = &user {
+            head.set_user(counted.user.clone());
+        }
         if self.hs.config.rate_limits && !head.is_local() {
             let now = Instant::now();
             self.limiter

@@ -22,9 +22,9 @@ use crate::http::transport::framing::{
     too_large,
 };
 use crate::http::transport::head::{BodyEnd, has_body, reply_head};
+use crate::http::transport::registry::ConnectionSlot;
 use crate::http::transport::reply::{Exactly, Reply, ReplyBody};
 use crate::http::transport::request::Request;
-use crate::http::transport::server::ConnectionSlot;
 use crate::http::transport::service::{BodyUse, Call, Outcome, Poll};
 use crate::http::transport::socket::Transport;
 use crate::protocol::UserId;
@@ -40,8 +40,8 @@ const DRAINED_BYTES_MAX: usize = 64 << 10;
 const JOINED_BYTES_MAX: usize = 16 << 10;
 /// Room for what is read and sent piece by piece before it goes to the socket.
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
-/// Of a reply, the rate is looked at anew for each so many bytes.
-const WATCHED_BYTES: usize = 256 << 10;
+/// Who has taken so many bytes of replies quickly has earned time to be slow by them, and by no more.
+const EARNING_BYTES_MAX: usize = 256 << 10;
 /// What is read of a stream, and goes out, at once: as much as TLS takes before it writes.
 const STREAM_BUFFER_BYTES: usize = 64 << 10;
 /// How long a worker stays with a connection on which nothing comes.
@@ -60,6 +60,8 @@ pub(super) struct Connection {
     pub(super) idle_since: Instant,
     /// The request that waits for news, if one does.
     pub(super) waiting: Option<Box<WaitingRequest>>,
+    /// For how long its replies may still wait to be read.
+    pub(super) patience: Patience,
 }
 
 /// A request whose handler has nothing to say yet.
@@ -102,7 +104,8 @@ impl Connection {
     pub(super) fn new(slot: ConnectionSlot, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let deadline = Instant::now() + slot.shared.limits.head_timeout;
         let transport = Transport::new(slot.peer.tcp.clone(), tls, deadline)?;
-        Ok(Self { transport, slot, pending: Vec::new(), idle_since: Instant::now(), waiting: None })
+        let patience = Patience::new(slot.shared.limits.transfer_grace);
+        Ok(Self { transport, slot, pending: Vec::new(), idle_since: Instant::now(), waiting: None, patience })
     }
 
     /// Serves requests until one side has enough (`None`) or there is something to wait for: then the connection is
@@ -150,6 +153,7 @@ impl Connection {
         reply_framing.cors = shared.service.is_for_browsers(request.target());
         let admitted = catch_unwind(AssertUnwindSafe(|| shared.service.clone().admit(&mut request)));
         let admitted = admitted.unwrap_or_else(|_| Err(failure(&request, &"the admission panicked")));
+        self.slot.belongs_to(request.owner());
         let admission = match admitted {
             Ok(admission) => admission,
             Err(reply) => {
@@ -353,9 +357,7 @@ impl Connection {
         match written {
             Written::Nothing(reply, reply_framing) => self.answer(reply, reply_framing),
             Written::Upto { rest, rate, reply_framing } => {
-                let started = Instant::now();
-                self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
-                let mut writer = Paced { connection: self, started, written: 0, rate };
+                let mut writer = Paced { connection: self, rate };
                 writer.write_all(&rest)?;
                 writer.flush()?;
                 drop(rest);
@@ -379,9 +381,7 @@ impl Connection {
         let joins = has_body && (1..=JOINED_BYTES_MAX).contains(&room);
         let now = self.slot.shared.clock.now_ms();
         let mut head = reply_head(status, &headers, reply_framing, (end, if joins { room } else { 0 }), now);
-        let started = Instant::now();
-        self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
-        let mut writer = Paced { connection: self, started, written: 0, rate };
+        let mut writer = Paced { connection: self, rate };
         match body {
             _ if !has_body => writer.write_all(&head)?,
             ReplyBody::Bytes(bytes) if joins => {
@@ -465,39 +465,76 @@ fn answer_of(call: &Call, request: &Request, poll: Poll) -> Outcome {
     }
 }
 
+/// By when so much of a body has to have come at the slowest rate.
 pub(super) fn transfer_deadline(slot: &ConnectionSlot, started: Instant, so_far: usize) -> Instant {
-    deadline_at(slot, started, so_far, slot.shared.limits.transfer_rate)
+    let limits = &slot.shared.limits;
+    started + limits.transfer_grace + at_rate(so_far, limits.transfer_rate)
 }
 
-/// When more than so much has to have passed, at this rate in bytes a second.
-fn deadline_at(slot: &ConnectionSlot, started: Instant, so_far: usize, rate: usize) -> Instant {
-    started + slot.shared.limits.transfer_grace + Duration::from_secs((so_far / rate.max(1)) as u64)
+/// How long so many bytes take, at this rate in bytes a second.
+fn at_rate(bytes: usize, rate: usize) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)
 }
 
-/// Lets a long reply have its time: each part that went out extends the deadline by the slowest rate, its own if it has one.
-/// Who has taken much of it quickly has earned no time to take nothing.
+/// For how long the replies of a connection may still wait to be read: all of them together, so that many small ones are no way
+/// to be slower than with one. What was read earns time by its slowest rate; who has taken much of it quickly has earned no
+/// time to take nothing.
+pub(super) struct Patience {
+    grace: Duration,
+    left: Duration,
+}
+
+impl Patience {
+    fn new(grace: Duration) -> Self {
+        Self { grace, left: grace }
+    }
+
+    /// So many bytes have waited so long.
+    fn waited(&mut self, blocked: Duration, bytes: usize, rate: usize) {
+        let most = self.grace + at_rate(EARNING_BYTES_MAX, rate);
+        self.left = (self.left.saturating_sub(blocked) + at_rate(bytes, rate)).min(most);
+    }
+
+    /// Nothing was to be read for so long.
+    pub(super) fn rested(&mut self, time: Duration) {
+        self.left = self.left.max((self.left + time).min(self.grace));
+    }
+}
+
+/// Lets a long reply have its time, at the slowest rate that there is for all, or its own if it has one. While a piece of it
+/// waits to be read the connection may be given up for another's sake.
 struct Paced<'c> {
     connection: &'c mut Connection,
-    started: Instant,
-    written: usize,
     rate: Option<usize>,
+}
+
+impl Paced<'_> {
+    fn piece(&mut self, write: impl FnOnce(&mut Transport) -> io::Result<usize>) -> io::Result<usize> {
+        let Connection { transport, slot, patience, .. } = &mut *self.connection;
+        let given_up = || io::Error::from(io::ErrorKind::ConnectionAborted);
+        let began = Instant::now();
+        transport.set_deadline(began + patience.left);
+        if !slot.begin_piece() {
+            return Err(given_up());
+        }
+        let written = write(transport);
+        let blocked = began.elapsed();
+        if !slot.end_piece(blocked) {
+            return Err(given_up());
+        }
+        let bytes = *written.as_ref().unwrap_or(&0);
+        patience.waited(blocked, bytes, self.rate.unwrap_or(slot.shared.limits.transfer_rate));
+        written
+    }
 }
 
 impl Write for Paced<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.written >= WATCHED_BYTES {
-            (self.started, self.written) = (Instant::now(), 0);
-        }
-        let rate = self.rate.unwrap_or(self.connection.slot.shared.limits.transfer_rate);
-        let deadline = deadline_at(&self.connection.slot, self.started, self.written, rate);
-        self.connection.transport.set_deadline(deadline);
-        let n = self.connection.transport.write(buf)?;
-        self.written += n;
-        Ok(n)
+        self.piece(|transport| transport.write(buf))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.connection.transport.flush()
+        self.piece(|transport| transport.flush().map(|()| 0)).map(|_| ())
     }
 }
 
@@ -529,6 +566,27 @@ mod tests {
             let most = buf.len().min(7);
             self.0.read(&mut buf[..most])
         }
+    }
+
+    #[test]
+    fn replies_that_are_hardly_read_use_up_one_patience_however_many_they_are() {
+        let second = Duration::from_secs(1);
+        let mut patience = Patience::new(20 * second);
+        let count = (1..).find(|_| {
+            patience.waited(second, 200, 2048);
+            patience.left < second
+        });
+        assert!(count.is_some_and(|count| count < 25), "{count:?}");
+        // Who reads earns time, and who takes nothing for a while gives some.
+        patience.rested(100 * second);
+        assert_eq!(patience.left, 20 * second);
+        (0..1000).for_each(|_| patience.waited(Duration::from_millis(1), 1 << 20, 2048));
+        assert_eq!(patience.left, 148 * second);
+        patience.rested(second);
+        assert_eq!(patience.left, 148 * second);
+        // A phone with a bad line, for a file of a megabyte.
+        (0..1000).for_each(|_| patience.waited(second / 2, 1 << 10, 2048));
+        assert!(patience.left > 20 * second);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Connections, requests and replies: HTTP itself, which knows no Matrix endpoint.
 //!
 //! - `service`: the contract with what is served, [`service::Service`].
-//! - `server`: the registry of open connections, start and stop; `listeners`: what they come by.
+//! - `server`: start, stop, and who is let in; `listeners`: what they come by; `registry`: the connections that are open, and
+//!   which of them make room for others.
 //! - `local_socket`: the way in for commands on the same machine, both ends.
 //! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited;
 //!   `body`: how that is read; `parked`: one that waits.
@@ -21,6 +22,7 @@ pub mod listeners;
 pub mod local_socket;
 pub(super) mod parked;
 pub(super) mod pool;
+pub(super) mod registry;
 pub mod reply;
 pub mod request;
 pub mod server;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::http::transport::connection::{Connection, NextStep, WaitingRequest, Written};
-use crate::http::transport::server::ConnectionSlot;
+use crate::http::transport::registry::ConnectionSlot;
 use crate::http::transport::service::{Poll, Tell, WakeTurn};
 use crate::http::transport::socket::is_gone;
 use crate::locks::lock;
@@ -34,6 +34,7 @@ impl Connection {
         let Some(waiting) = self.waiting.take() else { return self.park_idle() };
         let shared = self.slot.shared.clone();
         let place = ParkedPlace::new(Mutex::new(Some(Parked { connection: self, waiting, told: None })));
+        let parked = Instant::now();
         let (poll, turn) = wait(&place)?;
         if poll == Poll::Again {
             tell(&place);
@@ -41,6 +42,7 @@ impl Connection {
         // The next one is at it while this one is told, who may be slow to listen.
         drop(turn);
         let Parked { mut connection, mut waiting, told } = lock(&place).take()?;
+        connection.patience.rested(parked.elapsed());
         if let Some(written) = told {
             drop(waiting);
             return match connection.write_rest(written) {
@@ -68,6 +70,7 @@ impl Connection {
     fn park_idle(mut self) -> Option<Self> {
         let until = self.idle_since + self.slot.shared.limits.idle_timeout;
         let readable = self.transport.wait_readable(until).unwrap_or(false);
+        self.patience.rested(self.idle_since.elapsed());
         (readable && !self.slot.is_retired()).then_some(self)
     }
 }

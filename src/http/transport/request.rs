@@ -3,18 +3,20 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tiny_http::Method;
 
-use crate::address::{self, TrustedProxies};
+use crate::address::{self, TrustedProxies, group};
 use crate::error::{Error, Result};
+use crate::http::transport::registry::RequestOwner;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::socket::is_gone;
 use crate::locks::lock;
+use crate::protocol::UserId;
 use crate::protocol::json::{parse_object, read_object};
 
 /// A request whose head and body were read whole.
@@ -33,6 +35,7 @@ pub struct Request {
     came_by_tls: bool,
     received: Instant,
     params: Vec<(&'static str, String)>,
+    user: OnceLock<UserId>,
     waits: Mutex<WaitingNotes>,
 }
 
@@ -75,6 +78,7 @@ impl Request {
             came_by_tls: false,
             received: Instant::now(),
             params: Vec::new(),
+            user: OnceLock::new(),
             waits: Mutex::default(),
         })
     }
@@ -143,6 +147,19 @@ impl Request {
     /// The parameters of its path, decoded, by the names that they have in the route.
     pub(in crate::http) fn set_params(&mut self, params: Vec<(&'static str, String)>) {
         self.params = params;
+    }
+
+    /// The local user whose request it is.
+    pub(in crate::http) fn set_user(&self, user: UserId) {
+        let _ = self.user.set(user);
+    }
+
+    /// Whom it is made for, as far as that is known.
+    pub(super) fn owner(&self) -> RequestOwner {
+        match self.user.get() {
+            Some(user) => RequestOwner::User(user.clone()),
+            None => RequestOwner::Address(group(self.client)),
+        }
     }
 
     /// A way to find out whether whoever asked has hung up; none for a request that came over no socket.

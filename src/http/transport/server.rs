@@ -1,15 +1,15 @@
 //! The threads behind the listeners, and the bounds that keep clients and other servers from starving each other.
 //!
-//! One accept thread for all listeners survives every error. Each connection is served by one thread at a time
-//! (`connection` does that, on the threads of `pool`). At the cap the connection that has been idle for longest is
-//! closed, never a working one. Requests of clients and of other servers are counted apart, so that neither can hold
-//! every thread in a handler, and two servers that call each other cannot lock each other up.
+//! One accept thread for all ports, and one for the local socket, survive every error. Each connection is served by one
+//! thread at a time (`connection` does that, on the threads of `pool`). At the cap the connection that has been idle for
+//! longest is closed, failing that one of those that are slow to send or to read (`registry`), never one for which a
+//! handler works. Requests of clients and of other servers are counted apart, so that neither can hold every thread in a
+//! handler, and two servers that call each other cannot lock each other up.
 
-use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,15 +21,16 @@ use crate::http::transport::bounds::{Bounds, ConnectionLimits};
 use crate::http::transport::connection::Connection;
 use crate::http::transport::listeners::{ListenSpec, Listener, bind};
 use crate::http::transport::pool::{READY_WORKERS, Role, ThreadPool};
+use crate::http::transport::registry::{ConnectionSlot, OpenConnection, Registry};
 use crate::http::transport::service::Service;
 use crate::http::transport::socket::{interest, poll};
 use crate::http::transport::tls::Tls;
 use crate::locks::{lock, wait_timeout, wait_until};
 
-/// A head that began this long ago may be given up for a new connection when every slot is taken.
-const HEAD_MAY_BE_EVICTED_AFTER: Duration = Duration::from_secs(2);
 /// The pause after an accept error that waiting may cure (no descriptors, no memory), unless a slot frees earlier.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the operator is told that all connections are at work.
+const CROWD_WARNING_INTERVAL_MS: u64 = 10 * 60 * 1000;
 /// How long `stop` lets running requests finish, how long those have to give their answers that waited for others then,
 /// and how long cut ones have to notice.
 const STOP_GRACE_TIMEOUT: Duration = Duration::from_millis(600);
@@ -41,8 +42,8 @@ pub struct Server {
     shared: Arc<ServerState>,
     addresses: Vec<SocketAddr>,
     certificates: Vec<Arc<Tls>>,
-    acceptor: Mutex<Option<thread::JoinHandle<()>>>,
-    /// Closed to tell the accept thread to end, which hears of it at the other end of the pipe.
+    acceptors: Mutex<Vec<thread::JoinHandle<()>>>,
+    /// Closed to tell the accept threads to end, which hear of it at the other end of the pipe.
     stop: Mutex<Option<PipeWriter>>,
     ended: PipeReader,
 }
@@ -74,14 +75,22 @@ impl Server {
             }
         }
         let (ended, stop) = io::pipe()?;
-        let (accepting, told) = (shared.clone(), ended.try_clone()?);
-        let accept = move || accept_all(&accepting, &bound, &told);
-        let acceptor = thread::Builder::new().name("accept".to_owned()).spawn(accept)?;
+        // Who comes by the local socket never waits for those who come by the ports.
+        let (local, ports) = bound.into_iter().partition(|listener| matches!(listener, Listener::Local(_)));
+        let mut acceptors = Vec::new();
+        for (name, listeners) in [("accept", ports), ("accept-local", local)] {
+            let listeners: Vec<Listener> = listeners;
+            let (accepting, told) = (shared.clone(), ended.try_clone()?);
+            if !listeners.is_empty() {
+                let accept = move || accept_all(&accepting, &listeners, &told);
+                acceptors.push(thread::Builder::new().name(name.to_owned()).spawn(accept)?);
+            }
+        }
         Ok(Self {
             shared,
             addresses,
             certificates,
-            acceptor: Mutex::new(Some(acceptor)),
+            acceptors: Mutex::new(acceptors),
             stop: Mutex::new(Some(stop)),
             ended,
         })
@@ -128,7 +137,7 @@ impl Server {
         if lock(&self.stop).take().is_none() {
             return;
         }
-        if let Some(acceptor) = lock(&self.acceptor).take() {
+        for acceptor in lock(&self.acceptors).drain(..) {
             let _ = acceptor.join();
         }
         let shared = &self.shared;
@@ -168,9 +177,11 @@ pub(super) struct ServerState {
     pub(super) clock: Clock,
     stopping: AtomicBool,
     started: Instant,
-    registry: Mutex<Registry>,
+    pub(super) registry: Mutex<Registry>,
     /// A connection ended.
-    slot_freed: Condvar,
+    pub(super) slot_freed: Condvar,
+    /// When the operator was told last that all connections are at work, as `started` counts.
+    warned: AtomicU64,
     workers: ThreadPool,
     parkers: ThreadPool,
     /// Workers that stay with a connection on which nothing has come.
@@ -187,95 +198,12 @@ impl Drop for Lingering<'_> {
     }
 }
 
-#[derive(Default)]
-struct Registry {
-    open: HashMap<u64, Arc<OpenConnection>>,
-    by_address: HashMap<IpAddr, usize>,
-    last_id: u64,
-}
-
-/// The phases of a connection; only `IDLE` and `HEAD` may be cut for another's sake.
-const IDLE: u8 = 0;
-const HEAD: u8 = 1;
-const WORKING: u8 = 2;
-const RETIRED: u8 = 3;
-
 /// Where a connection comes from.
 #[derive(Clone, Copy)]
 struct Origin {
     address: SocketAddr,
     /// It came by the local socket.
     is_local: bool,
-}
-
-/// One connection, as the server's books have it.
-pub(super) struct OpenConnection {
-    id: u64,
-    pub(super) address: SocketAddr,
-    /// It came by the local socket.
-    pub(super) is_local: bool,
-    pub(super) tcp: Arc<TcpStream>,
-    phase: AtomicU8,
-    /// When the phase began, in milliseconds since the server started.
-    since: AtomicU64,
-}
-
-impl OpenConnection {
-    fn change(&self, from: u8, to: u8) -> bool {
-        self.phase.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
-
-    /// Takes the connection out of service if nobody works for it. True: it may be cut.
-    fn retire(&self) -> bool {
-        self.change(IDLE, RETIRED) || self.change(HEAD, RETIRED)
-    }
-}
-
-/// One connection of those that may be open; dropping it frees the slot.
-pub(super) struct ConnectionSlot {
-    pub(super) peer: Arc<OpenConnection>,
-    pub(super) shared: Arc<ServerState>,
-}
-
-impl ConnectionSlot {
-    /// Between requests. False: the connection was given up.
-    pub(super) fn idle(&self) -> bool {
-        self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
-        let from = self.peer.phase.load(Ordering::SeqCst);
-        from != RETIRED && self.peer.change(from, IDLE)
-    }
-
-    /// Bytes of a head have come. False: the connection was given up.
-    pub(super) fn head(&self) -> bool {
-        self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
-        self.peer.phase.load(Ordering::SeqCst) == HEAD || self.peer.change(IDLE, HEAD)
-    }
-
-    /// Whether the connection was given up for another's sake.
-    pub(super) fn is_retired(&self) -> bool {
-        self.peer.phase.load(Ordering::SeqCst) == RETIRED
-    }
-
-    /// The head is complete: from now on nobody cuts the connection. False: it was given up.
-    pub(super) fn working(&self) -> bool {
-        self.peer.change(HEAD, WORKING)
-    }
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        let mut registry = lock(&self.shared.registry);
-        registry.open.remove(&self.peer.id);
-        let key = group(self.peer.address.ip());
-        if let Some(count) = registry.by_address.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                registry.by_address.remove(&key);
-            }
-        }
-        drop(registry);
-        self.shared.slot_freed.notify_all();
-    }
 }
 
 impl ServerState {
@@ -289,6 +217,7 @@ impl ServerState {
             started: Instant::now(),
             registry: Mutex::default(),
             slot_freed: Condvar::new(),
+            warned: AtomicU64::new(0),
             workers: ThreadPool::new(Role::Work),
             parkers: ThreadPool::new(Role::Park),
             lingering: AtomicUsize::new(0),
@@ -307,7 +236,8 @@ impl ServerState {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    fn millis(&self) -> u64 {
+    /// Milliseconds since the server started.
+    pub(super) fn millis(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -329,22 +259,10 @@ impl ServerState {
         true
     }
 
-    /// Closes the connection that has been idle for longest, of this address group only if one is given; failing
-    /// that, the one whose head has been coming for longest. False: all are at work.
+    /// Closes a connection that may be closed for another's sake, of this address group only if one is given. False: all are
+    /// at work.
     fn evict(&self, registry: &Registry, only: Option<IpAddr>) -> bool {
-        let now = self.millis();
-        let may_go =
-            |peer: &&Arc<OpenConnection>| only.is_none_or(|group_of| group(peer.address.ip()) == group_of);
-        let oldest = |phase: u8, age: Duration| {
-            let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-            let old_enough =
-                |p: &&Arc<OpenConnection>| now.saturating_sub(p.since.load(Ordering::Relaxed)) >= age;
-            let those = registry.open.values().filter(|p| p.phase.load(Ordering::Relaxed) == phase);
-            those.filter(may_go).filter(old_enough).min_by_key(|p| p.since.load(Ordering::Relaxed)).cloned()
-        };
-        while let Some(peer) =
-            oldest(IDLE, Duration::ZERO).or_else(|| oldest(HEAD, HEAD_MAY_BE_EVICTED_AFTER))
-        {
+        while let Some(peer) = registry.first_to_go(self.millis(), only) {
             if peer.retire() {
                 let _ = peer.tcp.shutdown(Shutdown::Both);
                 return true;
@@ -353,9 +271,23 @@ impl ServerState {
         false
     }
 
-    /// A slot for a new connection, made by closing an idle one if need be. Waits while every connection is at
-    /// work: new ones then queue up in the kernel. Local ones have a place in any case. `None`: the server stops, or the
-    /// address has its share.
+    /// Tells the operator, now and then, that all slots are at work, and who has most of them.
+    fn warn_of_crowd(&self, registry: &Registry) {
+        let (now, last) = (self.millis(), self.warned.load(Ordering::Relaxed));
+        if last == 0 || now.saturating_sub(last) >= CROWD_WARNING_INTERVAL_MS {
+            self.warned.store(now.max(1), Ordering::Relaxed);
+            if let Some((owner, count)) = registry.largest_holder() {
+                let all = registry.open.len();
+                log::warn!(
+                    "all {all} connections are at work, and new ones wait; most, {count}, are for {owner}"
+                );
+            }
+        }
+    }
+
+    /// A slot for a new connection, made by closing another if need be. Waits while every connection is at
+    /// work: new ones then queue up in the kernel. Local ones have a place in any case, and a thread that accepts them and
+    /// nothing else. `None`: the server stops, or the address has its share.
     fn enter(
         self: &Arc<Self>,
         tcp: TcpStream,
@@ -370,25 +302,15 @@ impl ServerState {
             return None;
         }
         while registry.open.len() >= self.limits.connections && !is_local {
-            self.evict(&registry, None);
+            if !self.evict(&registry, None) {
+                self.warn_of_crowd(&registry);
+            }
             registry = wait_timeout(&self.slot_freed, registry, ACCEPT_PAUSE);
             if is_ended(ended) {
                 return None;
             }
         }
-        registry.last_id += 1;
-        let id = registry.last_id;
-        let peer = Arc::new(OpenConnection {
-            id,
-            address,
-            is_local,
-            tcp: Arc::new(tcp),
-            // Not idle: who has just come has a moment to speak before room may be made at their cost.
-            phase: AtomicU8::new(HEAD),
-            since: AtomicU64::new(self.millis()),
-        });
-        registry.open.insert(id, peer.clone());
-        *registry.by_address.entry(key).or_default() += 1;
+        let peer = registry.add(tcp, (address, is_local), self.millis());
         Some(ConnectionSlot { peer, shared: self.clone() })
     }
 

@@ -223,6 +223,16 @@ impl Client {
     }
 }
 
+/// A connection that the server takes for one from this address.
+fn connect_from(server: &Server, from: &str) -> Client {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Client::connect(listener.local_addr().unwrap());
+    server
+        .serve_connection(listener.accept().unwrap().0, SocketAddr::new(from.parse().unwrap(), 4711))
+        .unwrap();
+    client
+}
+
 fn get(address: SocketAddr, path: &str) -> Answer {
     Client::connect(address).send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).read()
 }

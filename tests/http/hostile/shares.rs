@@ -98,16 +98,6 @@ fn at_the_cap_the_longest_idle_connection_makes_room_and_no_working_one() {
     assert_eq!(working.read().body, b"news");
 }
 
-/// A connection that the server takes for one from this address.
-fn connect_from(server: &Server, from: &str) -> Client {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = Client::connect(listener.local_addr().unwrap());
-    server
-        .serve_connection(listener.accept().unwrap().0, SocketAddr::new(from.parse().unwrap(), 4711))
-        .unwrap();
-    client
-}
-
 #[test]
 fn an_address_has_its_share_of_connections_and_a_proxy_on_this_machine_has_no_limit() {
     let house = Arc::new(House::default());

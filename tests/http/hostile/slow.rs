@@ -159,3 +159,60 @@ fn who_has_read_much_has_earned_no_time_to_read_nothing() {
         assert!(got < 64 * MIB, "{path} came whole");
     }
 }
+
+#[test]
+fn when_every_slot_is_taken_whoever_holds_most_by_reading_slowly_makes_room_and_others_who_are_slow_stay() {
+    // Nobody is given up because they take too long.
+    let limits =
+        ConnectionLimits { connections: 8, transfer_grace: 100 * PATIENCE, ..ConnectionLimits::default() };
+    let server = serve_house(&Arc::default(), limits);
+    let big = |from: &str| {
+        let mut client = connect_from(&server, from);
+        client.send("GET /big HTTP/1.1\r\nHost: x\r\n\r\n");
+        client
+    };
+    let mut honest = big("192.0.2.9");
+    let greedy: Vec<Client> = (0..7).map(|_| big("192.0.2.1")).collect();
+    until("all slots are taken", || server.connections() == 8);
+    for _ in 0..5 {
+        assert_serves(server.local_addrs()[0]);
+        // Those who are served make room themselves if they only stay.
+        let mut other = connect_from(&server, "192.0.2.2");
+        assert_eq!(other.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").read().body, b"hello");
+    }
+    assert_eq!(honest.read().body.len(), 64 * MIB);
+    drop(greedy);
+}
+
+#[test]
+fn the_operator_is_let_in_while_every_slot_is_at_work_and_others_wait_to_be_accepted() {
+    let folder = std::env::temp_dir().join(format!("doorstep-slots-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let listen =
+        [ListenSpec::plain("127.0.0.1:0".parse().unwrap()), ListenSpec::local(folder.join("doorstep.sock"))];
+    let limits = ConnectionLimits {
+        connections: 4,
+        quota_timeout: Duration::from_millis(20),
+        ..ConnectionLimits::default()
+    };
+    let house = Arc::new(House::default());
+    let server = Server::serve(house.clone(), limits, &listen).unwrap();
+    let address = server.local_addrs()[0];
+    // This one takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    *house.neighbour.lock().unwrap() = Some(silent.local_addr().unwrap());
+    let ask = |path: &str| {
+        let mut client = Client::connect(address);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        client
+    };
+    let _working = ["/wait", "/wait", "/server", "/server"].map(ask);
+    let asked: Vec<_> = (0..2).map(|_| silent.accept().unwrap()).collect();
+    until("the others wait", || house.waiting.load(Ordering::SeqCst) == 2);
+    let _unheard = [ask("/hello"), ask("/hello")];
+    let answer = doorstep::internals::ask(&folder.join("doorstep.sock"), "GET", "/keys", None).unwrap();
+    assert_eq!(answer, (200, b"hello".to_vec()));
+    drop(asked);
+    server.stop();
+    let _ = std::fs::remove_dir_all(folder);
+}
