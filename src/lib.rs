@@ -50,7 +50,8 @@
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
 //!   takes long), and what makes us ask elsewhere has slots, of which each asker has a share: `service/limits/request_permits.rs` for
 //!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, `service/media/fetch.rs` for files, all
-//!   made of `service/limits/fair_slots.rs`.
+//!   made of `service/limits/fair_slots.rs`. Of all requests at work, and of those that wait for news, each user, address and
+//!   server has a share: `http/transport/bounds.rs`, `http/transport/waits.rs`.
 //! - *It comes at the same moment as something else.* `service/membership/mod.rs`: who waits for whom.
 //!
 //! # Where to look

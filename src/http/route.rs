@@ -271,10 +271,10 @@ impl Route {
 
     /// Whose requests this one is counted with.
     pub(super) fn quota(&self) -> Quota {
-        // Our keys are what another server may need before it can answer the very request that we wait for; none of
-        // these asks anybody else.
-        const NEVER_ASK: [&str; 3] =
-            ["/_matrix/key/v2/server", "/_matrix/federation/v1/version", "/.well-known/"];
+        // Our keys are what another server may need before it can answer the very request that we wait for; and who asks
+        // whether we are well would end us if we were only busy. None of these asks anybody else.
+        const NEVER_ASK: [&str; 4] =
+            ["/_matrix/key/v2/server", "/_matrix/federation/v1/version", "/.well-known/", "/health"];
         if NEVER_ASK.iter().any(|path| self.path.starts_with(path)) {
             Quota::Uncounted
         } else if self.path.starts_with("/_matrix/federation/") || self.path.starts_with("/_matrix/key/") {

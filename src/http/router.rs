@@ -15,7 +15,7 @@ use super::routes::ROUTES;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::page;
 use crate::http::page::visit::{Visit, Visitor};
-use crate::http::transport::bounds::Quota;
+use crate::http::transport::bounds::{Quota, RequestOwner};
 use crate::http::transport::failure::{failure, numbered_failure};
 use crate::http::transport::reply::Reply;
 use crate::http::transport::request::{Request, decode_segment};
@@ -210,7 +210,7 @@ impl Router {
             false => self.call_for(route, head).map_err(error)?,
         };
         if let Some(counted) = &user {
-            head.set_user(counted.user.clone());
+            head.set_owner(RequestOwner::User(counted.user.clone()));
         }
         if self.hs.config.rate_limits && !head.is_local() {
             let now = Instant::now();
@@ -268,6 +268,8 @@ impl Router {
             Handler::UserWaiting(handler) => {
                 let requester = route.user(&hs, head)?;
                 let user = Some(requester.counted());
+                let device = requester.device_id.as_deref().unwrap_or_default();
+                head.set_wait_place(format!("{device} {}", route.path));
                 let call = move |request: &Request, poll| {
                     if poll == Poll::First {
                         by_now(request, &requester, || route.user(&hs, request))?;
@@ -296,8 +298,11 @@ impl Router {
                 (at_once(call), None)
             }
             Handler::PeerWaiting(handler) => {
-                let call =
-                    move |request: &Request, poll| handler(&hs, request, &auth::origin(&hs, request)?, poll);
+                let call = move |request: &Request, poll| {
+                    let origin = auth::origin(&hs, request)?;
+                    request.set_owner(RequestOwner::Server(origin.0.clone()));
+                    handler(&hs, request, &origin, poll)
+                };
                 (RouteCall::Whole(or_error(call)), None)
             }
             Handler::Page(_) | Handler::UserPage(_) | Handler::AdminPage(_) => {
@@ -496,6 +501,10 @@ impl Service for Router {
     ) -> (Option<Poll>, Option<WakeTurn>) {
         let (woken, turn) = self.hs.notifier.wait(user, after, until, Some(tell));
         (poll_of(woken), turn.map(|turn| -> WakeTurn { Box::new(turn) }))
+    }
+
+    fn end_wait(&self, user: &UserId, tell: &Tell) {
+        self.hs.notifier.end_wait(user, tell);
     }
 
     fn interrupt(&self) {

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::error::{ErrCode, Error};
 use crate::http::transport::bounds::BodyMemory;
-use crate::http::transport::connection::{Connection, READ_BYTES, transfer_deadline};
+use crate::http::transport::connection::{Connection, READ_BYTES};
 use crate::http::transport::framing::{
     BodyFraming, RequestError, bad_request, parse_chunk_size, refused, too_large,
 };
+use crate::http::transport::patience::transfer_deadline;
 use crate::http::transport::service::BodySink;
 
 /// Longest line of a chunk's size with its extensions, and most bytes of trailers behind the last chunk.

@@ -1,15 +1,44 @@
-//! The bounds of the connection layer: how much of everything there may be, and two quotas, so that neither clients nor
-//! other servers can starve the others.
+//! The bounds of the connection layer: how much of everything there may be, two quotas, so that neither clients nor other
+//! servers can starve the others, and of each quota a share for whomever requests are made for, so that nobody can use one up.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::address::TrustedProxies;
 use crate::locks::{lock, wait, wait_timeout};
+use crate::protocol::{ServerName, UserId};
 
 /// The fewest woken requests that may look again at once.
 const WOKEN_AT_ONCE_MIN: usize = 8;
+
+/// Of a quota, the part that requests for one user or address may have, and what they may have in any case.
+const SHARE_OF_QUOTA: usize = 32;
+const SHARE_MIN: usize = 8;
+
+/// Whom a request is made for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::http) enum RequestOwner {
+    /// Somebody without a name at this address, or at one of its group.
+    Address(IpAddr),
+    /// A local user.
+    User(UserId),
+    /// Another server, which has signed it.
+    Server(ServerName),
+}
+
+impl fmt::Display for RequestOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(ip) => ip.fmt(f),
+            Self::User(user) => user.fmt(f),
+            Self::Server(server) => server.fmt(f),
+        }
+    }
+}
 
 /// Whose requests share a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +62,7 @@ pub struct ConnectionLimits {
     pub per_address: usize,
     /// These.
     pub proxies: TrustedProxies,
-    /// Most requests of one quota in handlers at once, waiting ones included.
+    /// Most requests of one quota in handlers at once; and apart from them most that wait for news.
     pub in_flight: usize,
     /// How long a request may wait for its quota's turn before it is told 503.
     pub quota_timeout: Duration,
@@ -93,6 +122,8 @@ pub(super) struct Bounds {
 struct InFlight {
     /// In handlers.
     count: usize,
+    /// Of them, those for each who has a share.
+    of_owner: HashMap<RequestOwner, usize>,
     /// Waiting for a turn: to wake nobody costs a call of the system all the same.
     waiting: usize,
 }
@@ -100,31 +131,68 @@ struct InFlight {
 /// One share: requests in handlers, and bytes of bodies.
 struct QuotaBound {
     most: usize,
+    /// For each owner.
+    each: usize,
     in_flight: Mutex<InFlight>,
     freed: Condvar,
+    /// One of an owner who had all of their share.
+    freed_of_owner: Condvar,
     body_bytes: AtomicUsize,
 }
 
 impl QuotaBound {
     fn new(most: usize) -> Self {
-        Self { most, in_flight: Mutex::default(), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
+        Self {
+            most,
+            each: (most / SHARE_OF_QUOTA).max(SHARE_MIN),
+            in_flight: Mutex::default(),
+            freed: Condvar::new(),
+            freed_of_owner: Condvar::new(),
+            body_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// What has to be freed before one more of this owner may be in a handler. None: nothing.
+    fn wants(&self, in_flight: &InFlight, owner: Option<&RequestOwner>) -> Option<&Condvar> {
+        if in_flight.count >= self.most {
+            return Some(&self.freed);
+        }
+        let of_owner = owner.and_then(|owner| in_flight.of_owner.get(owner)).copied().unwrap_or(0);
+        (of_owner >= self.each).then_some(&self.freed_of_owner)
     }
 }
 
 /// A request's permission to be in a handler; dropping it lets the next one in.
-pub(super) struct Permit(Option<(Arc<Bounds>, QuotaShare)>);
+pub(super) struct Permit(#[allow(dead_code, reason = "held")] Option<HeldPermit>);
 
-impl Drop for Permit {
+struct HeldPermit {
+    bounds: Arc<Bounds>,
+    share: QuotaShare,
+    owner: Option<RequestOwner>,
+}
+
+impl Drop for HeldPermit {
     fn drop(&mut self) {
-        if let Some((bounds, share)) = &self.0 {
-            let bound = bounds.bound(*share);
-            let mut in_flight = lock(&bound.in_flight);
-            in_flight.count -= 1;
-            let is_wanted = in_flight.waiting > 0;
-            drop(in_flight);
-            if is_wanted {
-                bound.freed.notify_one();
+        let bound = self.bounds.bound(self.share);
+        let mut in_flight = lock(&bound.in_flight);
+        in_flight.count -= 1;
+        let mut had_all = false;
+        if let Some(owner) = &self.owner
+            && let Some(count) = in_flight.of_owner.get_mut(owner)
+        {
+            had_all = *count >= bound.each;
+            *count -= 1;
+            if *count == 0 {
+                in_flight.of_owner.remove(owner);
             }
+        }
+        let is_wanted = in_flight.waiting > 0;
+        drop(in_flight);
+        if is_wanted {
+            bound.freed.notify_one();
+        }
+        if is_wanted && had_all {
+            bound.freed_of_owner.notify_all();
         }
     }
 }
@@ -183,39 +251,52 @@ impl Bounds {
         }
     }
 
-    /// Waits for a turn, until the deadline if there is one. False: it has passed, or the server stops.
-    fn enter(&self, share: QuotaShare, deadline: Option<Instant>) -> bool {
+    /// Waits for a turn, until the deadline if there is one. None: it has passed, or the server stops.
+    fn enter(
+        self: &Arc<Self>,
+        share: QuotaShare,
+        owner: Option<RequestOwner>,
+        deadline: Option<Instant>,
+    ) -> Option<HeldPermit> {
         let bound = self.bound(share);
         let mut in_flight = lock(&bound.in_flight);
-        while in_flight.count >= bound.most {
+        while let Some(wanted) = bound.wants(&in_flight, owner.as_ref()) {
             if self.closed.load(Ordering::SeqCst) {
-                return false;
+                return None;
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                return false;
+                return None;
+            }
+            if in_flight.count < bound.most {
+                // What may have woken this one is for others.
+                bound.freed.notify_one();
             }
             in_flight.waiting += 1;
             in_flight = match left {
-                None => wait(&bound.freed, in_flight),
-                Some(left) => wait_timeout(&bound.freed, in_flight, left),
+                None => wait(wanted, in_flight),
+                Some(left) => wait_timeout(wanted, in_flight, left),
             };
             in_flight.waiting -= 1;
         }
         in_flight.count += 1;
-        true
+        if let Some(owner) = &owner {
+            *in_flight.of_owner.entry(owner.clone()).or_default() += 1;
+        }
+        Some(HeldPermit { bounds: self.clone(), share, owner })
     }
 
-    /// Waits for the quota's turn. `None`: the time for that is up, or the server stops.
-    pub(super) fn permit(self: &Arc<Self>, quota: Quota) -> Option<Permit> {
+    /// Waits for the quota's turn, and for that of the owner's share if they have one. `None`: the time for that is up, or the
+    /// server stops.
+    pub(super) fn permit(self: &Arc<Self>, quota: Quota, owner: Option<RequestOwner>) -> Option<Permit> {
         let Some(share) = quota.share() else { return Some(Permit(None)) };
         let deadline = Instant::now() + self.quota_timeout;
-        self.enter(share, Some(deadline)).then(|| Permit(Some((self.clone(), share))))
+        self.enter(share, owner, Some(deadline)).map(|held| Permit(Some(held)))
     }
 
     /// Waits until a request that was woken may look again. Nobody is turned away here.
     pub(super) fn permit_woken(self: &Arc<Self>) -> Permit {
-        Permit(self.enter(QuotaShare::Woken, None).then(|| (self.clone(), QuotaShare::Woken)))
+        Permit(self.enter(QuotaShare::Woken, None, None))
     }
 
     /// Nobody waits for a turn any more.
@@ -225,6 +306,7 @@ impl Bounds {
             // Under the lock, so that nobody is between looking at the flag and waiting.
             let _in_flight = lock(&bound.in_flight);
             bound.freed.notify_all();
+            bound.freed_of_owner.notify_all();
         }
     }
 

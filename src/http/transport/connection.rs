@@ -22,11 +22,13 @@ use crate::http::transport::framing::{
     too_large,
 };
 use crate::http::transport::head::{BodyEnd, has_body, reply_head};
+use crate::http::transport::patience::Patience;
 use crate::http::transport::registry::ConnectionSlot;
 use crate::http::transport::reply::{Exactly, Reply, ReplyBody};
 use crate::http::transport::request::Request;
 use crate::http::transport::service::{BodyUse, Call, Outcome, Poll};
 use crate::http::transport::socket::Transport;
+use crate::http::transport::waits::{WaitPlace, Waiter};
 use crate::protocol::UserId;
 
 /// Largest head (request line and headers), in bytes.
@@ -40,8 +42,6 @@ const DRAINED_BYTES_MAX: usize = 64 << 10;
 const JOINED_BYTES_MAX: usize = 16 << 10;
 /// Room for what is read and sent piece by piece before it goes to the socket.
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
-/// Who has taken so many bytes of replies quickly has earned time to be slow by them, and by no more.
-const EARNING_BYTES_MAX: usize = 256 << 10;
 /// What is read of a stream, and goes out, at once: as much as TLS takes before it writes.
 const STREAM_BUFFER_BYTES: usize = 64 << 10;
 /// How long a worker stays with a connection on which nothing comes.
@@ -76,7 +76,8 @@ pub(super) struct WaitingRequest {
     pub(super) poll: Poll,
     /// Its permission to look again among those that were woken.
     pub(super) woken: Option<Permit>,
-    _permit: Permit,
+    /// Among those that wait.
+    pub(super) place: Arc<WaitPlace>,
     _memory: BodyMemory,
 }
 
@@ -173,10 +174,9 @@ impl Connection {
         if !self.slot.working() {
             return Err(RequestError::Gone);
         }
-        let Some(permit) = shared.bounds.permit(admission.quota) else {
-            let busy = Error::new(ErrCode::LimitExceeded, "The server is busy, try again in a moment");
-            let reply = Reply::error(&busy.with_status(503).with_field("retry_after_ms", 1000));
-            return self.answer(reply, reply_framing);
+        let share = Some(request.owner()).filter(|owner| shared.has_share(owner));
+        let Some(permit) = shared.bounds.permit(admission.quota, share) else {
+            return self.answer(busy(), reply_framing);
         };
         match answer_of(&admission.call, &request, Poll::First) {
             Outcome::Reply(reply) => {
@@ -184,7 +184,14 @@ impl Connection {
                 self.answer(reply, reply_framing)
             }
             Outcome::Wait { user, after, until } => {
+                drop(permit);
                 let (poll, woken) = (Poll::First, None);
+                let (owner, place) = (request.owner(), request.wait_place());
+                let has_share = shared.has_share(&owner);
+                let waiter = Waiter { owner, place, has_share, user: user.clone() };
+                let Some(place) = shared.waits.begin(waiter, &*shared.service).map(Arc::new) else {
+                    return self.answer(busy(), reply_framing);
+                };
                 let waiting = WaitingRequest {
                     request,
                     call: admission.call,
@@ -194,7 +201,7 @@ impl Connection {
                     until,
                     poll,
                     woken,
-                    _permit: permit,
+                    place,
                     _memory: memory,
                 };
                 self.waiting = Some(Box::new(waiting));
@@ -454,6 +461,12 @@ fn write_body(
     }
 }
 
+/// There is no turn, and no place.
+fn busy() -> Reply {
+    let busy = Error::new(ErrCode::LimitExceeded, "The server is busy, try again in a moment");
+    Reply::error(&busy.with_status(503).with_field("retry_after_ms", 1000))
+}
+
 /// Calls the handler. A panic is a 500.
 fn answer_of(call: &Call, request: &Request, poll: Poll) -> Outcome {
     match catch_unwind(AssertUnwindSafe(|| call(request, poll))) {
@@ -462,42 +475,6 @@ fn answer_of(call: &Call, request: &Request, poll: Poll) -> Outcome {
         }
         Ok(outcome) => outcome,
         Err(_) => Outcome::Reply(failure(request, &"the handler panicked")),
-    }
-}
-
-/// By when so much of a body has to have come at the slowest rate.
-pub(super) fn transfer_deadline(slot: &ConnectionSlot, started: Instant, so_far: usize) -> Instant {
-    let limits = &slot.shared.limits;
-    started + limits.transfer_grace + at_rate(so_far, limits.transfer_rate)
-}
-
-/// How long so many bytes take, at this rate in bytes a second.
-fn at_rate(bytes: usize, rate: usize) -> Duration {
-    Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)
-}
-
-/// For how long the replies of a connection may still wait to be read: all of them together, so that many small ones are no way
-/// to be slower than with one. What was read earns time by its slowest rate; who has taken much of it quickly has earned no
-/// time to take nothing.
-pub(super) struct Patience {
-    grace: Duration,
-    left: Duration,
-}
-
-impl Patience {
-    fn new(grace: Duration) -> Self {
-        Self { grace, left: grace }
-    }
-
-    /// So many bytes have waited so long.
-    fn waited(&mut self, blocked: Duration, bytes: usize, rate: usize) {
-        let most = self.grace + at_rate(EARNING_BYTES_MAX, rate);
-        self.left = (self.left.saturating_sub(blocked) + at_rate(bytes, rate)).min(most);
-    }
-
-    /// Nothing was to be read for so long.
-    pub(super) fn rested(&mut self, time: Duration) {
-        self.left = self.left.max((self.left + time).min(self.grace));
     }
 }
 
@@ -513,7 +490,7 @@ impl Paced<'_> {
         let Connection { transport, slot, patience, .. } = &mut *self.connection;
         let given_up = || io::Error::from(io::ErrorKind::ConnectionAborted);
         let began = Instant::now();
-        transport.set_deadline(began + patience.left);
+        transport.set_deadline(patience.deadline(began));
         if !slot.begin_piece() {
             return Err(given_up());
         }
@@ -566,27 +543,6 @@ mod tests {
             let most = buf.len().min(7);
             self.0.read(&mut buf[..most])
         }
-    }
-
-    #[test]
-    fn replies_that_are_hardly_read_use_up_one_patience_however_many_they_are() {
-        let second = Duration::from_secs(1);
-        let mut patience = Patience::new(20 * second);
-        let count = (1..).find(|_| {
-            patience.waited(second, 200, 2048);
-            patience.left < second
-        });
-        assert!(count.is_some_and(|count| count < 25), "{count:?}");
-        // Who reads earns time, and who takes nothing for a while gives some.
-        patience.rested(100 * second);
-        assert_eq!(patience.left, 20 * second);
-        (0..1000).for_each(|_| patience.waited(Duration::from_millis(1), 1 << 20, 2048));
-        assert_eq!(patience.left, 148 * second);
-        patience.rested(second);
-        assert_eq!(patience.left, 148 * second);
-        // A phone with a bad line, for a file of a megabyte.
-        (0..1000).for_each(|_| patience.waited(second / 2, 1 << 10, 2048));
-        assert!(patience.left > 20 * second);
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //!   which of them make room for others.
 //! - `local_socket`: the way in for commands on the same machine, both ends.
 //! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited;
-//!   `body`: how that is read; `parked`: one that waits.
+//!   `body`: how that is read; `patience`: how slowly; `parked`: one that waits.
 //! - `pool`: the threads that work and those that wait.
-//! - `bounds`: how much of everything there may be, apart for clients and other servers.
+//! - `bounds`: how much of everything there may be, apart for clients and other servers; `waits`: and for who waits.
 //! - `socket`: reads and writes that end by a deadline; `tls`: certificates.
 //! - `request`, `reply`: what handlers are given and give back; `head`: a reply's head as bytes;
 //!   `failure`: what is answered where something of ours failed.
@@ -21,6 +21,7 @@ pub(super) mod head;
 pub mod listeners;
 pub mod local_socket;
 pub(super) mod parked;
+pub(super) mod patience;
 pub(super) mod pool;
 pub(super) mod registry;
 pub mod reply;
@@ -29,3 +30,4 @@ pub mod server;
 pub mod service;
 pub(super) mod socket;
 pub(super) mod tls;
+pub(super) mod waits;

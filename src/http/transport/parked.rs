@@ -77,15 +77,17 @@ impl Connection {
 
 /// Waits for news, looking now and then whether the client is still there.
 fn wait(place: &ParkedPlace) -> Option<(Poll, Option<WakeTurn>)> {
-    let (peer, shared, user, after, until) = {
+    let (peer, shared, wait_place, user, after, until) = {
         let parked = lock(place);
         let Parked { connection: Connection { slot: ConnectionSlot { peer, shared }, .. }, waiting, .. } =
             parked.as_ref()?;
-        (peer.clone(), shared.clone(), waiting.user.clone(), waiting.after, waiting.until)
+        let wait_place = waiting.place.clone();
+        (peer.clone(), shared.clone(), wait_place, waiting.user.clone(), waiting.after, waiting.until)
     };
     let told_by_others = place.clone();
     let tell: Tell = Arc::new(move || tell(&told_by_others));
-    loop {
+    wait_place.is_told_by(&tell);
+    while !wait_place.is_over() {
         let check = (Instant::now() + shared.limits.hang_up_check_interval).min(until);
         let (next, turn) = shared.service.wait_in_turn(&user, after, check, &tell);
         let over = next == Some(Poll::Last) || Instant::now() >= until || shared.is_stopping();
@@ -96,6 +98,7 @@ fn wait(place: &ParkedPlace) -> Option<(Poll, Option<WakeTurn>)> {
             return Some((poll, turn));
         }
     }
+    Some((Poll::Last, None))
 }
 
 /// Tells a waiting request what there is for it, if that is something that many are told at once: no worker has to take it over then.

@@ -6,16 +6,15 @@
 //! given up.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::address::group;
+use crate::http::transport::bounds::RequestOwner;
 use crate::http::transport::server::ServerState;
 use crate::locks::lock;
-use crate::protocol::UserId;
 
 /// Who has been held up by their other end for so long, in milliseconds, may be given up for a new connection when every slot is
 /// taken.
@@ -27,24 +26,6 @@ const HEAD: u8 = 1;
 const WORKING: u8 = 2;
 const WRITING: u8 = 3;
 const RETIRED: u8 = 4;
-
-/// Whom a request is made for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum RequestOwner {
-    /// Somebody without a name at this address, or at one of its group.
-    Address(IpAddr),
-    /// A local user.
-    User(UserId),
-}
-
-impl fmt::Display for RequestOwner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(ip) => ip.fmt(f),
-            Self::User(user) => user.fmt(f),
-        }
-    }
-}
 
 #[derive(Default)]
 pub(super) struct Registry {

@@ -12,11 +12,10 @@ use tiny_http::Method;
 
 use crate::address::{self, TrustedProxies, group};
 use crate::error::{Error, Result};
-use crate::http::transport::registry::RequestOwner;
+use crate::http::transport::bounds::RequestOwner;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::socket::is_gone;
 use crate::locks::lock;
-use crate::protocol::UserId;
 use crate::protocol::json::{parse_object, read_object};
 
 /// A request whose head and body were read whole.
@@ -35,7 +34,8 @@ pub struct Request {
     came_by_tls: bool,
     received: Instant,
     params: Vec<(&'static str, String)>,
-    user: OnceLock<UserId>,
+    owner: OnceLock<RequestOwner>,
+    wait_place: OnceLock<String>,
     waits: Mutex<WaitingNotes>,
 }
 
@@ -78,7 +78,8 @@ impl Request {
             came_by_tls: false,
             received: Instant::now(),
             params: Vec::new(),
-            user: OnceLock::new(),
+            owner: OnceLock::new(),
+            wait_place: OnceLock::new(),
             waits: Mutex::default(),
         })
     }
@@ -149,17 +150,23 @@ impl Request {
         self.params = params;
     }
 
-    /// The local user whose request it is.
-    pub(in crate::http) fn set_user(&self, user: UserId) {
-        let _ = self.user.set(user);
+    /// Whom it is made for, which is known now.
+    pub(in crate::http) fn set_owner(&self, owner: RequestOwner) {
+        let _ = self.owner.set(owner);
     }
 
     /// Whom it is made for, as far as that is known.
     pub(super) fn owner(&self) -> RequestOwner {
-        match self.user.get() {
-            Some(user) => RequestOwner::User(user.clone()),
-            None => RequestOwner::Address(group(self.client)),
-        }
+        self.owner.get().cloned().unwrap_or_else(|| RequestOwner::Address(group(self.client)))
+    }
+
+    /// Where it waits, if it does: few wait there for the same owner.
+    pub(in crate::http) fn set_wait_place(&self, place: String) {
+        let _ = self.wait_place.set(place);
+    }
+
+    pub(super) fn wait_place(&self) -> Option<String> {
+        self.wait_place.get().cloned()
     }
 
     /// A way to find out whether whoever asked has hung up; none for a request that came over no socket.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::address::group;
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::http::transport::bounds::{Bounds, ConnectionLimits};
+use crate::http::transport::bounds::{Bounds, ConnectionLimits, RequestOwner};
 use crate::http::transport::connection::Connection;
 use crate::http::transport::listeners::{ListenSpec, Listener, bind};
 use crate::http::transport::pool::{READY_WORKERS, Role, ThreadPool};
@@ -25,6 +25,7 @@ use crate::http::transport::registry::{ConnectionSlot, OpenConnection, Registry}
 use crate::http::transport::service::Service;
 use crate::http::transport::socket::{interest, poll};
 use crate::http::transport::tls::Tls;
+use crate::http::transport::waits::Waits;
 use crate::locks::{lock, wait_timeout, wait_until};
 
 /// The pause after an accept error that waiting may cure (no descriptors, no memory), unless a slot frees earlier.
@@ -187,6 +188,7 @@ pub(super) struct ServerState {
     /// Workers that stay with a connection on which nothing has come.
     lingering: AtomicUsize,
     pub(super) bounds: Arc<Bounds>,
+    pub(super) waits: Arc<Waits>,
 }
 
 /// One of the workers that may linger with a connection for a moment.
@@ -210,6 +212,7 @@ impl ServerState {
     fn new(service: Arc<dyn Service>, limits: ConnectionLimits) -> Self {
         Self {
             bounds: Arc::new(Bounds::new(&limits)),
+            waits: Arc::new(Waits::new(limits.in_flight)),
             service,
             limits,
             clock: Clock::new(),
@@ -234,6 +237,16 @@ impl ServerState {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether many may come from this address, of whom we know nothing more: from this machine, or by a proxy that is trusted.
+    fn is_many(&self, ip: IpAddr) -> bool {
+        group(ip).is_loopback() || self.limits.proxies.trusts(ip)
+    }
+
+    /// Whether all that is made for this owner is for one and the same, who has a share like others.
+    pub(super) fn has_share(&self, owner: &RequestOwner) -> bool {
+        !matches!(owner, RequestOwner::Address(ip) if self.is_many(*ip))
     }
 
     /// Milliseconds since the server started.
@@ -297,8 +310,10 @@ impl ServerState {
         let key = group(address.ip());
         let mut registry = lock(&self.registry);
         let count = registry.by_address.get(&key).copied().unwrap_or(0);
-        let is_exempt = || key.is_loopback() || self.limits.proxies.trusts(address.ip());
-        if count >= self.limits.per_address && !is_exempt() && !self.evict(&registry, Some(key)) {
+        if count >= self.limits.per_address
+            && !self.is_many(address.ip())
+            && !self.evict(&registry, Some(key))
+        {
             return None;
         }
         while registry.open.len() >= self.limits.connections && !is_local {

@@ -34,6 +34,9 @@ pub trait Service: Send + Sync + 'static {
     ) -> (Option<Poll>, Option<WakeTurn>) {
         (self.wait(user, after, until), None)
     }
+    /// Ends the [`Service::wait_in_turn`] for this user that was given this `tell`, as if its time was up; if it has not begun yet,
+    /// it may be left as it is.
+    fn end_wait(&self, _user: &UserId, _tell: &Tell) {}
     /// Ends every `wait` now.
     fn interrupt(&self);
     /// Ends what calls wait for elsewhere, so that they give their answers soon, whatever these are.

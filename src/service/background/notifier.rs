@@ -318,6 +318,16 @@ impl Notifier {
         self.wait(user, after, until, None).0 == Woken::News
     }
 
+    /// Ends the wait for this user that is told by this, as if its time was up.
+    pub fn end_wait(&self, user: &UserId, tell: &Tell) {
+        let is_told = |waiter: &Waiter| waiter.tell.as_ref().is_some_and(|other| Arc::ptr_eq(other, tell));
+        let shard = self.shard(user);
+        let found = shard.users.get(user).and_then(|watch| watch.waiters.iter().find(|one| is_told(one)));
+        let found = found.cloned();
+        drop(shard);
+        found.into_iter().for_each(|waiter| waiter.wake(LEFT));
+    }
+
     /// How many requests wait at this moment.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -472,6 +482,28 @@ mod tests {
 
     fn wait(notifier: &Notifier, name: &str, after: i64, until: Instant) -> Woken {
         notifier.wait(&user(name), after, until, None).0
+    }
+
+    #[test]
+    fn a_wait_can_be_ended_alone() {
+        let notifier = Notifier::new();
+        let tells: [Tell; 2] = [Arc::new(|| false), Arc::new(|| true)];
+        thread::scope(|scope| {
+            let waits = tells
+                .each_ref()
+                .map(|tell| scope.spawn(|| notifier.wait(&user("alice"), 0, soon(), Some(tell)).0));
+            while notifier.waiting() < 2 {
+                thread::yield_now();
+            }
+            notifier.end_wait(&user("alice"), &tells[0]);
+            while notifier.waiting() > 1 {
+                thread::yield_now();
+            }
+            notifier.end_wait(&user("alice"), &tells[0]);
+            notifier.publish(1, [&user("alice")]);
+            let [first, second] = waits.map(|wait| wait.join().expect("no panic"));
+            assert_eq!((first, second), (Woken::TimedOut, Woken::News));
+        });
     }
 
     #[test]

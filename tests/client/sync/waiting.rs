@@ -252,3 +252,45 @@ fn a_chain_of_syncs_tells_every_message_exactly_once() {
         assert_eq!(seen, expected);
     });
 }
+
+#[test]
+fn a_device_that_waits_once_too_often_has_its_oldest_sync_answered_and_can_go_on_from_there() {
+    const MOST: usize = 8;
+    // Who is there would be news too.
+    let server = TestServer::start_with(|config| config.presence = false);
+    let alice = server.user("alice");
+    let start = next(&sync(&alice, ""));
+    let waiting = || server.homeserver().notifier.waiting();
+    let until_waiting = |count: usize| {
+        while waiting() != count {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        let ask = |query: &str| {
+            let query = format!("{query}&timeout=600000");
+            let alice = &alice;
+            scope.spawn(move || sync(alice, &query))
+        };
+        let mut asked = Vec::new();
+        for count in 1..=MOST {
+            asked.push(ask(&start));
+            until_waiting(count);
+        }
+        // What else the device waits for has nothing to do with it.
+        let events = scope.spawn(|| alice.get(&format!("{V3}/events?timeout=600000")));
+        until_waiting(MOST + 1);
+        asked.push(ask(&start));
+        let oldest = asked.remove(0).join().expect("an answer");
+        assert!(rooms(&oldest, "join").is_empty());
+        until_waiting(MOST + 1);
+        asked.push(ask(&next(&oldest)));
+        assert!(rooms(&asked.remove(0).join().expect("an answer"), "join").is_empty());
+        until_waiting(MOST + 1);
+        let room = alice.create_room();
+        for one in asked {
+            assert_eq!(rooms(&one.join().expect("an answer"), "join"), std::slice::from_ref(&room));
+        }
+        assert!(events.join().expect("an answer")["chunk"].is_array());
+    });
+}

@@ -154,15 +154,17 @@ fn a_crowd_whose_share_is_full_is_told_so_and_the_other_crowd_is_served() {
     };
     let server = serve_house(&house, limits);
     let address = server.local_addrs()[0];
-    *house.neighbour.lock().unwrap() = Some(address);
-    let mut waiting = [Client::connect(address), Client::connect(address)];
-    for client in &mut waiting {
-        client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    *house.neighbour.lock().unwrap() = Some(silent.local_addr().unwrap());
+    let mut asking = [Client::connect(address), Client::connect(address)];
+    for client in &mut asking {
+        client.send("GET /ask HTTP/1.1\r\nHost: x\r\n\r\n");
     }
-    until("both wait", || house.waiting.load(Ordering::SeqCst) == 2);
+    let _asked = [silent.accept().unwrap(), silent.accept().unwrap()];
     let answer = get(address, "/hello");
     assert_eq!((answer.status, answer.headers["retry-after"].as_str()), (503, "1"));
     assert_eq!(answer.errcode(), "M_LIMIT_EXCEEDED");
+    *house.neighbour.lock().unwrap() = Some(address);
     assert_eq!(get(address, "/server").body, b"hello");
 }
 
@@ -187,4 +189,69 @@ fn large_bodies_beyond_their_memory_are_told_to_come_back() {
     until("the memory is given back", || server.body_bytes() == 0);
     second.send(post("/echo", "Content-Length: 500000\r\n", &"a".repeat(500_000)));
     assert_eq!(second.read().body.len(), 500_000);
+}
+
+#[test]
+fn who_makes_many_requests_that_take_long_has_a_share_of_the_places_and_others_are_served() {
+    let limits = ConnectionLimits {
+        in_flight: 32,
+        quota_timeout: Duration::from_millis(20),
+        ..ConnectionLimits::default()
+    };
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, limits);
+    // This one takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    *house.neighbour.lock().unwrap() = Some(silent.local_addr().unwrap());
+    let ask = |from: &str| {
+        let mut client = connect_from(&server, from);
+        client.send("GET /ask HTTP/1.1\r\nHost: x\r\n\r\n");
+        client
+    };
+    let _greedy: Vec<Client> = (0..8).map(|_| ask("192.0.2.1")).collect();
+    let _asked: Vec<_> = (0..8).map(|_| silent.accept().unwrap()).collect();
+    let answer = ask("192.0.2.1").read();
+    assert_eq!((answer.status, answer.errcode().as_str()), (503, "M_LIMIT_EXCEEDED"));
+    let _other = ask("192.0.2.2");
+    silent.accept().unwrap();
+}
+
+#[test]
+fn who_waits_too_often_has_their_oldest_wait_answered_and_others_are_served_however_many_wait() {
+    let limits = ConnectionLimits {
+        in_flight: 40,
+        quota_timeout: Duration::from_millis(20),
+        hang_up_check_interval: Duration::from_millis(50),
+        ..ConnectionLimits::default()
+    };
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, limits);
+    let address = server.local_addrs()[0];
+    let wait = |from: &str| {
+        let mut client = connect_from(&server, from);
+        client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+        client
+    };
+    let waiting = || house.waiting.load(Ordering::SeqCst);
+    let mut greedy: Vec<Client> = Vec::new();
+    for count in 1..=32 {
+        greedy.push(wait("192.0.2.1"));
+        until("it waits", || waiting() == count);
+    }
+    greedy.push(wait("192.0.2.1"));
+    assert_eq!(greedy.remove(0).read().body, b"nothing");
+    until("the others wait", || waiting() == 32);
+    // When all places are taken whoever has most makes way, and who asks for no news is served.
+    let mut others: Vec<Client> = Vec::new();
+    for n in 2..=10 {
+        others.push(wait(&format!("192.0.2.{n}")));
+        let most = 32 + others.len().min(8);
+        until("it waits", || waiting() == most);
+    }
+    assert_eq!(greedy.remove(0).read().body, b"nothing");
+    assert_serves(address);
+    get(address, "/wake");
+    for client in greedy.iter_mut().chain(&mut others) {
+        assert_eq!(client.read().body, b"news");
+    }
 }

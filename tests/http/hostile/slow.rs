@@ -174,7 +174,8 @@ fn when_every_slot_is_taken_whoever_holds_most_by_reading_slowly_makes_room_and_
     let mut honest = big("192.0.2.9");
     let greedy: Vec<Client> = (0..7).map(|_| big("192.0.2.1")).collect();
     until("all slots are taken", || server.connections() == 8);
-    for _ in 0..5 {
+    // Fewer than could leave the greedy one no more than the other.
+    for _ in 0..2 {
         assert_serves(server.local_addrs()[0]);
         // Those who are served make room themselves if they only stay.
         let mut other = connect_from(&server, "192.0.2.2");
