@@ -127,6 +127,8 @@ pub struct Homeserver {
     pub upload_slots: media::upload::UploadSlots,
     /// Files of other servers that are being fetched, and what could not be.
     pub media_fetches: media::fetch::MediaFetches,
+    /// Files that users are being given.
+    pub media_giving: media::give::MediaGiving,
     /// Files that other servers are being given.
     pub media_serving: media::serve::MediaServing,
     /// Thumbnails that are being made, and those that could not be.
@@ -276,6 +278,7 @@ impl Homeserver {
             media_files,
             upload_slots: media::upload::UploadSlots::default(),
             media_fetches: media::fetch::MediaFetches::default(),
+            media_giving: media::give::MediaGiving::default(),
             media_serving: media::serve::MediaServing::default(),
             thumbnails: media::thumbnails::Thumbnails::default(),
             url_previews: media::url_preview::UrlPreviews::default(),

@@ -3,7 +3,8 @@
 //! - here: what is to be had by a URI, and what is fetched from elsewhere; who may have nothing any more.
 //! - `files`: the files themselves, by their hash, beside the database.
 //! - `upload`: from a client's first byte to a URI that is acknowledged, at once or later.
-//! - `fetch`: files of other servers; `fetch_rate`: how often they are asked; `serve`: ours, as other servers are given them.
+//! - `give`: files as users are given them; `serve`: ours, as other servers are.
+//! - `fetch`: files of other servers; `fetch_rate`: how often they are asked.
 //! - `thumbnails`: which thumbnail answers, and who waits for it; `thumbnail/`: how it is made. `url_preview/`: previews of links.
 //! - `sweep`: what nobody has any more, what was never uploaded, and what a full cache has too much.
 //!
@@ -13,6 +14,7 @@
 pub mod fetch;
 mod fetch_rate;
 pub mod files;
+pub mod give;
 pub mod serve;
 pub mod sweep;
 pub mod thumbnail;

@@ -108,11 +108,15 @@ pub fn download(
         FoundMedia::Absent if hs.media().is_own(&uri) => return Err(no_such_media()),
         FoundMedia::Absent => hs.media().fetch(&uri, &asker(request, Some(requester)), until)?,
     };
-    Ok(Outcome::Reply(file_reply(request, found)?))
+    Ok(Outcome::Reply(file_reply(hs, (request, requester), found)?))
 }
 
 /// A file as an answer: all of it, a part, or that the client has it. Who asks was looked at before.
-pub(super) fn file_reply(request: &Request, found: MediaFile) -> Result<Reply> {
+pub(super) fn file_reply(
+    hs: &Homeserver,
+    (request, requester): (&Request, &Requester),
+    found: MediaFile,
+) -> Result<Reply> {
     let MediaFile { row, file } = found;
     let content_type = row.content_type.as_deref().unwrap_or(UNKNOWN_MEDIA_TYPE);
     let asked_name = file_name(Some(request.param("fileName")))?;
@@ -133,11 +137,14 @@ pub(super) fn file_reply(request: &Request, found: MediaFile) -> Result<Reply> {
     // RFC 9110, 13.1.5 and 14.2: of another file than the client has a part of, and of a HEAD, there are no parts.
     let same = request.header("if-range").is_none_or(|header| header.trim() == etag);
     let range = request.header("range").filter(|_| same && *request.method() == tiny_http::Method::Get);
+    let gone = request.hung_up();
+    let wanted = || !gone.as_ref().is_some_and(|gone| gone());
+    let given = |bytes, file| hs.media().give(&requester.user_id, bytes, file, wanted);
     let reply = match byte_range(range, size) {
-        ByteRange::All => Reply::stream(content_type, size, Box::new(file)),
+        ByteRange::All => Reply::stream(content_type, size, given(size, file)?),
         ByteRange::Part { start, length } => {
             let told = format!("bytes {start}-{}/{size}", start + length - 1);
-            Reply::stream(content_type, length, Box::new(file.part(start, length)))
+            Reply::stream(content_type, length, given(length, file.part(start, length))?)
                 .with_status(206)
                 .with_header("Content-Range", &told)
         }

@@ -32,5 +32,5 @@ pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll:
         FoundMedia::Absent => return Err(no_such_media()),
     };
     let thumbnail = hs.media().thumbnail(&asker, (&uri.server, original), &wanted)?;
-    Ok(Outcome::Reply(file_reply(request, thumbnail)?))
+    Ok(Outcome::Reply(file_reply(hs, (request, requester), thumbnail)?))
 }
