@@ -12,11 +12,40 @@ const AHEAD_MS_MAX: Millis = 1 << 52;
 /// A clock that was set by no more than this was not set: so much is put right all the time.
 const SET_SLACK_MS: Millis = 5_000;
 
+/// A moment by [`Clock::steady`]. How long it is from one to another is in milliseconds; what the calendar says is no moment of
+/// this kind and can be compared with none, nor can what a restart has ended. The first there is lies before all others.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Steady(Millis);
+
+impl std::ops::Add<Millis> for Steady {
+    type Output = Self;
+
+    fn add(self, ms: Millis) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+}
+
+impl std::ops::Sub for Steady {
+    type Output = Millis;
+
+    fn sub(self, earlier: Self) -> Millis {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+#[cfg(test)]
+impl Steady {
+    /// The moment so long after the first.
+    pub(crate) const fn at(ms: Millis) -> Self {
+        Self(ms)
+    }
+}
+
 /// Real time plus an offset that tests can move. Cheap to clone; clones are the same clock.
 ///
 /// It shows two times. [`Clock::now_ms`] is that of the calendar: what others are told, and what is kept on disk. Whoever runs the
 /// machine may set it, or the network does: forward, and back again. So what lasts only as long as this process is counted by
-/// [`Clock::steady_ms`], which nobody sets.
+/// [`Clock::steady`], which nobody sets.
 #[derive(Clone)]
 pub struct Clock(Arc<ClockState>);
 
@@ -54,11 +83,11 @@ impl Clock {
         real_ms() + self.0.ahead_ms.load(Ordering::Relaxed) + self.0.set_ms.load(Ordering::Relaxed)
     }
 
-    /// Milliseconds since some time, which go on whatever the wall clock is set to: for how long something has lasted in this
-    /// process. It is not told to anybody, and means nothing after a restart.
-    pub fn steady_ms(&self) -> Millis {
+    /// The time that goes on whatever the wall clock is set to: for how long something has lasted in this process. It is not told
+    /// to anybody, and means nothing after a restart.
+    pub fn steady(&self) -> Steady {
         let since = Millis::try_from(self.0.began.elapsed().as_millis()).unwrap_or(Millis::MAX);
-        self.0.began_ms + since + self.0.ahead_ms.load(Ordering::Relaxed)
+        Steady(self.0.began_ms + since + self.0.ahead_ms.load(Ordering::Relaxed))
     }
 
     /// Monotonic time for deadlines of sockets and waits; not moved by `advance`.
@@ -97,12 +126,12 @@ pub struct ClockWatch {
 impl ClockWatch {
     /// Looks from now on.
     pub fn new(clock: &Clock) -> Self {
-        Self { ahead_ms: clock.now_ms() - clock.steady_ms() }
+        Self { ahead_ms: clock.now_ms() - clock.steady().0 }
     }
 
     /// By how much the clock was set since the last look; less than nothing: it was set back. None: it was not, or by very little.
     pub fn look(&mut self, clock: &Clock) -> Option<Millis> {
-        let ahead = clock.now_ms() - clock.steady_ms();
+        let ahead = clock.now_ms() - clock.steady().0;
         let set = ahead - std::mem::replace(&mut self.ahead_ms, ahead);
         (set.abs() > SET_SLACK_MS).then_some(set)
     }
@@ -139,7 +168,7 @@ mod tests {
         let hour = 3_600_000;
         clock.advance(Duration::from_secs(86_400));
         assert_eq!(watch.look(&clock), None, "time that passed");
-        let steady = clock.steady_ms();
+        let steady = clock.steady();
         clock.set_wrong_by(3 * hour);
         let set = watch.look(&clock).expect("noticed");
         assert!((set - 3 * hour).abs() < 1_000, "{set}");
@@ -147,6 +176,6 @@ mod tests {
         clock.set_wrong_by(0);
         let set = watch.look(&clock).expect("noticed");
         assert!((set + 3 * hour).abs() < 1_000, "{set}");
-        assert!((0..hour).contains(&(clock.steady_ms() - steady)));
+        assert!((0..hour).contains(&(clock.steady() - steady)));
     }
 }

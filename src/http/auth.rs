@@ -85,7 +85,7 @@ pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<O
         Err(e) if e.field("soft_logout") == Some(&false.into()) => e,
         known => return known,
     };
-    let ended = request.token().and_then(|token| hs.uia_sessions.ended_token(token, hs.clock.steady_ms()));
+    let ended = request.token().and_then(|token| hs.uia_sessions.ended_token(token, hs.clock.steady()));
     let user_id = ended.ok_or(unknown)?;
     let standing = Standing::default();
     Ok(Some(Requester { user_id, device_id: None, admin: false, standing, own_rate: None, ended: true }))

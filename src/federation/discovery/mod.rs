@@ -22,7 +22,7 @@ use self::address_guard::AddressGuard;
 use self::dns::Srv;
 use crate::backoff::Backoff;
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, Millis, Steady};
 use crate::locks::lock;
 use crate::protocol::ServerName;
 use crate::protocol::certificates::calendar::http_date;
@@ -151,7 +151,7 @@ pub struct Discovery {
 struct KnownDelegation {
     to: Option<String>,
     /// A good answer is used beyond its time while its renewal fails, up to here.
-    usable_until: Millis,
+    usable_until: Steady,
     failures: u32,
 }
 
@@ -197,7 +197,7 @@ impl Discovery {
     }
 
     fn delegation(&self, host: &str, within: Duration) -> Option<String> {
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         let known = self.well_knowns.get(host);
         if let Some((delegation, until)) = &known
             && now < *until
@@ -220,7 +220,7 @@ impl Discovery {
                 let kept = WELL_KNOWN_ERROR_BACKOFF.pause_ms(failures);
                 let old =
                     known.filter(|k| answer == WellKnown::Failed && k.to.is_some() && now < k.usable_until);
-                let usable_until = old.as_ref().map_or(0, |k| k.usable_until);
+                let usable_until = old.as_ref().map(|k| k.usable_until).unwrap_or_default();
                 (KnownDelegation { to: old.and_then(|k| k.to), usable_until, failures }, kept)
             }
         };
@@ -272,7 +272,7 @@ impl Discovery {
             }
             self.addresses.take(&host);
         }
-        let doubt = self.clock.steady_ms() + WELL_KNOWN_IN_DOUBT_MS;
+        let doubt = self.clock.steady() + WELL_KNOWN_IN_DOUBT_MS;
         self.well_knowns.shorten(&server.as_str().to_ascii_lowercase(), doubt);
     }
 
@@ -287,7 +287,7 @@ impl Discovery {
 
     /// The SRV targets of a host in the order to try; none if there are no records.
     fn srv_targets(&self, host: &str, deadline: Instant) -> Result<Vec<Srv>, NoRoute> {
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         let records = match self.srvs.get(host) {
             Some((records, until)) if now < until => records,
             _ => {
@@ -334,7 +334,7 @@ impl Discovery {
     }
 
     fn resolve(&self, host: &str, within: Duration) -> Result<Vec<IpAddr>, String> {
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         if let Some((found, until)) = self.addresses.get(host)
             && now < until
         {
@@ -348,7 +348,7 @@ impl Discovery {
 }
 
 /// Names with what is known of them and until when. Bounded: when full, the outdated go first, then any half.
-struct KnownNames<T>(Mutex<BoundedMap<String, (T, Millis), NAMES_MAX>>);
+struct KnownNames<T>(Mutex<BoundedMap<String, (T, Steady), NAMES_MAX>>);
 
 impl<T> Default for KnownNames<T> {
     fn default() -> Self {
@@ -357,22 +357,22 @@ impl<T> Default for KnownNames<T> {
 }
 
 impl<T: Clone> KnownNames<T> {
-    fn get(&self, name: &str) -> Option<(T, Millis)> {
+    fn get(&self, name: &str) -> Option<(T, Steady)> {
         lock(&self.0).get(name).cloned()
     }
 
-    fn shorten(&self, name: &str, latest: Millis) {
+    fn shorten(&self, name: &str, latest: Steady) {
         if let Some((_, until)) = lock(&self.0).get_mut(name) {
             *until = latest.min(*until);
         }
     }
 
-    fn take(&self, name: &str) -> Option<(T, Millis)> {
+    fn take(&self, name: &str) -> Option<(T, Steady)> {
         lock(&self.0).remove(name)
     }
 
-    fn put(&self, name: &str, value: T, until: Millis, now: Millis) {
-        let worth = |(_, until): &(T, Millis)| if *until > now { Worth::Little } else { Worth::Nothing };
+    fn put(&self, name: &str, value: T, until: Steady, now: Steady) {
+        let worth = |(_, until): &(T, Steady)| if *until > now { Worth::Little } else { Worth::Nothing };
         lock(&self.0).insert(name.to_owned(), (value, until), worth);
     }
 }

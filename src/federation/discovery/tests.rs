@@ -352,7 +352,7 @@ fn a_good_delegation_outlives_a_passing_failure() {
 fn memory_is_bounded() {
     let memory = KnownNames::default();
     for n in 0..3 * NAMES_MAX {
-        memory.put(&n.to_string(), n, 10, 5);
+        memory.put(&n.to_string(), n, Steady::at(10), Steady::at(5));
     }
     assert!(lock(&memory.0).len() <= NAMES_MAX);
     assert!(memory.get(&(3 * NAMES_MAX - 1).to_string()).is_some());

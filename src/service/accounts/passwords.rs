@@ -17,7 +17,7 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 
 use crate::address::{group, network};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{lock, wait, wait_timeout};
 use crate::protocol::UserId;
@@ -250,13 +250,13 @@ impl CountedBy {
 #[derive(Debug, Clone, Copy)]
 struct FailureCount {
     left: f64,
-    at_ms: Millis,
+    at: Steady,
 }
 
 impl FailureCount {
-    fn filled(self, allowed: TryAllowance, now: Millis) -> Self {
-        let gained = (now - self.at_ms).max(0) as f64 / allowed.each_ms;
-        Self { left: (self.left + gained).min(allowed.most), at_ms: now }
+    fn filled(self, allowed: TryAllowance, now: Steady) -> Self {
+        let gained = (now - self.at).max(0) as f64 / allowed.each_ms;
+        Self { left: (self.left + gained).min(allowed.most), at: now }
     }
 }
 
@@ -282,7 +282,7 @@ impl FailedTries {
         user: &'t UserId,
         from: IpAddr,
         standing: Familiarity,
-        now: Millis,
+        now: Steady,
     ) -> Result<CountedTry<'t>> {
         let address = group(from);
         let whose = match standing {
@@ -306,7 +306,7 @@ impl FailedTries {
         make_room(&mut counts, now, whose.len());
         for who in &whose {
             let allowed = who.allowance();
-            let fresh = FailureCount { left: allowed.most, at_ms: now };
+            let fresh = FailureCount { left: allowed.most, at: now };
             let count = counts.entry((user.clone(), *who)).or_insert(fresh);
             *count = count.filled(allowed, now);
             count.left -= 1.0;
@@ -329,7 +329,7 @@ impl CountedTry<'_> {
 
 /// Makes room for some more counts. Full ones are forgotten first, which changes nothing for anybody, and then those of
 /// which most is left: an account that is being guessed at keeps its count, however many others are made up.
-fn make_room(counts: &mut HashMap<(UserId, CountedBy), FailureCount>, now: Millis, more: usize) {
+fn make_room(counts: &mut HashMap<(UserId, CountedBy), FailureCount>, now: Steady, more: usize) {
     if counts.len() + more <= COUNTS_MAX {
         return;
     }
@@ -388,7 +388,7 @@ impl Accounts<'_> {
                     (false, true) => Familiarity::Holder,
                     (false, false) => Familiarity::Stranger,
                 };
-                Some(self.passwords.tries.begin(user, from, standing, self.clock.steady_ms())?)
+                Some(self.passwords.tries.begin(user, from, standing, self.clock.steady())?)
             }
             None => None,
         };
@@ -454,7 +454,7 @@ mod tests {
     use crate::config::Config;
     use crate::protocol::ServerName;
 
-    const NOW: Millis = 1_000_000;
+    const NOW: Steady = Steady::at(1_000_000);
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -465,7 +465,7 @@ mod tests {
     }
 
     /// How many tries this address has left at the account.
-    fn left(tries: &FailedTries, from: &str, known: bool, now: Millis) -> usize {
+    fn left(tries: &FailedTries, from: &str, known: bool, now: Steady) -> usize {
         let standing = if known { Familiarity::Known } else { Familiarity::Stranger };
         (0..1000).take_while(|_| tries.begin(&alice(), ip(from), standing, now).is_ok()).count()
     }
@@ -498,7 +498,7 @@ mod tests {
         assert_eq!(refused.field("retry_after_ms").unwrap(), 4000);
         assert!(tries.begin(&alice(), ip("203.0.113.1"), Familiarity::Stranger, NOW + 4000).is_ok());
         // Time that goes backwards gives nothing and takes nothing.
-        assert!(tries.begin(&alice(), ip("203.0.113.1"), Familiarity::Stranger, 0).is_err());
+        assert!(tries.begin(&alice(), ip("203.0.113.1"), Familiarity::Stranger, Steady::at(0)).is_err());
         assert_eq!(left(&tries, "192.0.2.1", false, NOW + 3_600_000), 8);
     }
 

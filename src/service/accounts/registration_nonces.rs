@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::locks::lock;
 use crate::random;
 use crate::service::accounts::Accounts;
@@ -15,12 +15,12 @@ const NONCES_MAX: usize = 4096;
 
 /// The nonces that were given out, with the time at which each was.
 #[derive(Default)]
-pub struct RegistrationNonces(Mutex<HashMap<String, Millis>>);
+pub struct RegistrationNonces(Mutex<HashMap<String, Steady>>);
 
 impl Accounts<'_> {
     /// A nonce that is good for one registration within a minute.
     pub fn new_registration_nonce(&self) -> String {
-        let (nonce, now) = (random::token(), self.clock.steady_ms());
+        let (nonce, now) = (random::token(), self.clock.steady());
         let mut nonces = lock(&self.registration_nonces.0);
         if nonces.len() >= NONCES_MAX {
             nonces.retain(|_, made| now - *made < NONCE_LIFE_MS);
@@ -37,7 +37,7 @@ impl Accounts<'_> {
     /// Whether this nonce was given out within the last minute and not used since; it is used now.
     pub fn use_registration_nonce(&self, nonce: &str) -> bool {
         let made = lock(&self.registration_nonces.0).remove(nonce);
-        made.is_some_and(|made| self.clock.steady_ms() - made < NONCE_LIFE_MS)
+        made.is_some_and(|made| self.clock.steady() - made < NONCE_LIFE_MS)
     }
 }
 

@@ -222,7 +222,7 @@ impl Devices<'_> {
             Err(e) => {
                 log::info!("the devices of {user} cannot be fetched: {e}");
                 if e.is_unreachable() {
-                    self.key_server_pauses.failed(&server, self.clock.steady_ms());
+                    self.key_server_pauses.failed(&server, self.clock.steady());
                     self.scheduler.lists_wait_for(&server);
                 }
                 let pause = match e.is_transient() {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::ClaimedKeys;
 use crate::federation::{CallError, CallResult};
@@ -325,7 +325,7 @@ impl Devices<'_> {
         origin: &ServerName,
         wanted: BTreeMap<String, BTreeMap<String, String>>,
     ) -> Result<String> {
-        let (wanted, now) = (self.known_here(wanted)?, self.clock.steady_ms());
+        let (wanted, now) = (self.known_here(wanted)?, self.clock.steady());
         let (claimed, refused) = self.claim_within(&wanted, |db, user, device| {
             let is_neighbour = db.shares_a_room_with_server(user, origin)?;
             Ok(match self.claim_budget.take(origin, (user, device), is_neighbour, now) {
@@ -428,7 +428,7 @@ impl Devices<'_> {
         }
         let answer = call(left);
         match &answer {
-            Err(e) if e.is_unreachable() => self.key_server_pauses.failed(server, self.clock.steady_ms()),
+            Err(e) if e.is_unreachable() => self.key_server_pauses.failed(server, self.clock.steady()),
             _ => {
                 self.key_server_pauses.answered(server);
                 if was_failing {
@@ -447,7 +447,7 @@ impl Devices<'_> {
     pub(in crate::service) fn is_out_of_reach(&self, server: &ServerName) -> bool {
         let now = self.clock.now_ms();
         self.outgoing.failed_at(server).is_some_and(|at| now - at < OUT_OF_REACH_MS)
-            || self.key_server_pauses.is_pausing(server, self.clock.steady_ms())
+            || self.key_server_pauses.is_pausing(server, self.clock.steady())
     }
 }
 
@@ -546,18 +546,18 @@ pub struct KeyServerPauses {
 
 #[derive(Default)]
 struct KeyServerPause {
-    until: Millis,
+    until: Steady,
     failures: u32,
 }
 
 impl KeyServerPauses {
-    fn is_pausing(&self, server: &ServerName, now: Millis) -> bool {
+    fn is_pausing(&self, server: &ServerName, now: Steady) -> bool {
         self.any.load(Ordering::Relaxed)
             && lock(&self.pauses).get(server).is_some_and(|pause| pause.until > now)
     }
 
     /// The server was not to be reached.
-    pub(super) fn failed(&self, server: &ServerName, now: Millis) {
+    pub(super) fn failed(&self, server: &ServerName, now: Steady) {
         let worth = |pause: &KeyServerPause| if pause.until > now { Worth::Little } else { Worth::Nothing };
         let mut pauses = lock(&self.pauses);
         let pause = pauses.get_or_default(server.clone(), worth);

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::Ephemeral;
 use super::incoming::EduOrigin;
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::Result;
 use crate::locks::lock;
 use crate::protocol::{RoomId, ServerName};
@@ -42,7 +42,7 @@ struct KeptEdu {
     kind: EduKind,
     /// Its content, of this room alone.
     content: Vec<u8>,
-    came_ms: Millis,
+    came: Steady,
 }
 
 /// What some of them come to.
@@ -71,8 +71,8 @@ impl KeptEdus {
         if edu.content.len() > OF_SERVER_BYTES_MAX {
             return;
         }
-        let now = edu.came_ms;
-        let is_over = move |edu: &KeptEdu| now - edu.came_ms > KEPT_MS;
+        let now = edu.came;
+        let is_over = move |edu: &KeptEdu| now - edu.came > KEPT_MS;
         let mut rooms = lock(&self.0);
         let kept = rooms.get_or_default(room_id.clone(), |kept| match kept.iter().all(is_over) {
             true => Worth::Nothing,
@@ -115,7 +115,7 @@ impl Ephemeral<'_> {
         room_id: &RoomId,
         (kind, content): (EduKind, Vec<u8>),
     ) -> Result<()> {
-        let edu = KeptEdu { server: server.clone(), kind, content, came_ms: self.clock.steady_ms() };
+        let edu = KeptEdu { server: server.clone(), kind, content, came: self.clock.steady() };
         self.kept_edus.keep(room_id, edu);
         // Whoever was joining may have come in at this moment, after what waited by then was taken.
         if self.store.read(|db| db.resident_room(room_id))?.is_some() {
@@ -127,11 +127,11 @@ impl Ephemeral<'_> {
 
     /// We are in the room: what waited for that is received.
     pub(in crate::service) fn receive_kept(&self, room_id: &RoomId) -> Result<()> {
-        let now = self.clock.steady_ms();
-        for KeptEdu { server, kind, content, came_ms } in self.kept_edus.take(room_id) {
+        let now = self.clock.steady();
+        for KeptEdu { server, kind, content, came } in self.kept_edus.take(room_id) {
             let mut origin = EduOrigin::new(&server);
             match kind {
-                EduKind::Typing if now - came_ms > TYPING_KEPT_MS => {}
+                EduKind::Typing if now - came > TYPING_KEPT_MS => {}
                 EduKind::Typing => self.receive_typing(&mut origin, &content)?,
                 EduKind::Receipt => self.receive_receipts(&mut origin, &content)?,
             }
@@ -149,7 +149,8 @@ mod tests {
         let (kept, room) = (KeptEdus::default(), RoomId::parse("!r:a.example").unwrap());
         let keep = |server: &str, n: Millis, bytes: usize| {
             let server = ServerName::parse(server).unwrap();
-            let edu = KeptEdu { server, kind: EduKind::Receipt, content: vec![b'x'; bytes], came_ms: n };
+            let edu =
+                KeptEdu { server, kind: EduKind::Receipt, content: vec![b'x'; bytes], came: Steady::at(n) };
             kept.keep(&room, edu);
         };
         keep("b.example", 0, 10);
@@ -160,7 +161,7 @@ mod tests {
         let of_both = kept.take(&room);
         let of = |name: &str| of_both.iter().filter(|edu| edu.server.as_str() == name).collect::<Vec<_>>();
         assert_eq!((of("a.example").len(), of("b.example").len()), (OF_SERVER_MAX, 1));
-        assert_eq!(of("a.example").last().unwrap().came_ms, 999);
+        assert_eq!(of("a.example").last().unwrap().came, Steady::at(999));
         // Who says little is not pushed out by a dozen who say much, in bytes or in number.
         for (size, most) in [(1000, OF_ROOM_BYTES_MAX / 1000 + 1), (1, OF_ROOM_MAX)] {
             keep("b.example", 0, 10);
@@ -170,7 +171,7 @@ mod tests {
             let of_all = kept.take(&room);
             assert_eq!(of_all.len(), most);
             assert!(of_all.iter().any(|edu| edu.server.as_str() == "b.example"), "{size}");
-            assert_eq!(of_all.back().unwrap().came_ms, 999);
+            assert_eq!(of_all.back().unwrap().came, Steady::at(999));
         }
         keep("a.example", 0, 10);
         keep("a.example", KEPT_MS + 1, 10);
@@ -180,7 +181,7 @@ mod tests {
                 server: ServerName::parse("a.example").unwrap(),
                 kind: EduKind::Typing,
                 content: Vec::new(),
-                came_ms: 0,
+                came: Steady::at(0),
             };
             kept.keep(&RoomId::parse(&format!("!r{n}:a.example")).unwrap(), edu);
         }

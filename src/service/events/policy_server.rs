@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::bounded::BoundedMap;
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::{CallError, PeerError};
 use crate::locks::{self, lock};
@@ -50,18 +50,18 @@ const SILENT_MAX: usize = 1000;
 pub struct PolicyBackoff(Mutex<BoundedMap<ServerName, PolicyPause, SILENT_MAX>>);
 
 struct PolicyPause {
-    until: Millis,
+    until: Steady,
     pause: Millis,
 }
 
 impl PolicyBackoff {
-    fn is_silent(&self, server: &ServerName, now: Millis) -> bool {
+    fn is_silent(&self, server: &ServerName, now: Steady) -> bool {
         let silent = lock(&self.0);
         silent.get(server).is_some_and(|silence| silence.until > now)
     }
 
     /// A policy server did not do its duty.
-    fn failed(&self, server: &ServerName, now: Millis) {
+    fn failed(&self, server: &ServerName, now: Steady) {
         let mut silent = lock(&self.0);
         // Who fails again soon after it is asked again is left alone for longer.
         silent.retain(|_, silence| silence.until + silence.pause > now);
@@ -185,7 +185,7 @@ impl Events<'_> {
                 } else if e.refusal().is_none_or(|refusal| refusal.status != 429)
                     && (within >= FAIR_ANSWER_TIMEOUT || began.elapsed() < within)
                 {
-                    silent.failed(via, self.clock.steady_ms());
+                    silent.failed(via, self.clock.steady());
                 }
                 Err(UnsignedEvent { why: as_told(e, via), undecided })
             }
@@ -253,7 +253,7 @@ impl Events<'_> {
         let mut settled = 0;
         while let Some((request, event)) = queue.requests.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.policy_backoff.is_silent(&request.policy.via, self.clock.steady_ms()) {
+            if left.is_zero() || self.policy_backoff.is_silent(&request.policy.via, self.clock.steady()) {
                 break;
             }
             match self.ask_for_signature(&request.policy, event, left) {
@@ -337,13 +337,13 @@ mod tests {
     fn a_policy_server_that_fails_again_and_again_is_left_alone_for_longer_and_longer() {
         let (silent, server) =
             (PolicyBackoff::default(), ServerName::parse("policy.example").expect("a name"));
-        let mut now = 0;
+        let mut now = Steady::at(0);
         for pause in [1, 2, 4, 8, 16, 16].map(|minutes| minutes * 60_000) {
             assert!(!silent.is_silent(&server, now));
             silent.failed(&server, now);
             silent.failed(&server, now + 1);
-            assert!(silent.is_silent(&server, now + pause - 1), "one failure, however many hear of it");
-            now += pause;
+            assert!(silent.is_silent(&server, now + (pause - 1)), "one failure, however many hear of it");
+            now = now + pause;
         }
         silent.answered(&server);
         silent.failed(&server, now);

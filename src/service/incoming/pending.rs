@@ -164,7 +164,7 @@ impl Incoming<'_> {
         let pdu = event.verified_pdu(room.version)?;
         let mut received = self.events().receive_event(&pdu, EventSource::Transaction, None);
         let mut asked = false;
-        let quiet = self.fetch_limits.quiet_for(room.key, &event.origin, self.clock.steady_ms()).is_some();
+        let quiet = self.fetch_limits.quiet_for(room.key, &event.origin, self.clock.steady()).is_some();
         if matches!(received, Ok(Received::NeedsAuth(_) | Received::NeedsPrev)) && !quiet {
             let servers = self.events().servers_to_ask(room, (&event.origin, &pdu), event.attempts)?;
             match self.events().receive_with_missing(&servers, &pdu, until)? {
@@ -285,7 +285,7 @@ impl Incoming<'_> {
             return self.store.write(move |tx| tx.put_off_pending(&event, &needs));
         }
         // Where one event gets nothing, those after it hardly get more.
-        let steady = self.clock.steady_ms();
+        let steady = self.clock.steady();
         let left = self.fetch_limits.quiet_for(room.key, &event.origin, steady).unwrap_or(QUIET_MS);
         self.fetch_limits.note_quiet(room.key, &event.origin, steady + left, steady);
         let quiet = now + left;

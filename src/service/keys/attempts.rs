@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, Millis, Steady};
 use crate::locks::{lock, wait_until};
 use crate::protocol::ServerName;
 use crate::service::limits::fair_slots::{FairSlot, FairSlots};
@@ -85,8 +85,8 @@ struct KeyAttempt {
     /// Whether it was in a room with us when it was last asked.
     neighbour: bool,
     failures: u32,
-    last_ms: Millis,
-    next_ms: Millis,
+    last: Steady,
+    next: Steady,
     /// When it last stated its keys.
     stated: Option<Instant>,
 }
@@ -123,8 +123,8 @@ impl KeyAttempts {
         deadline: Instant,
     ) -> AttemptPermission<'a> {
         let early = |all: &AttemptMap| {
-            let next = all.get(server).map_or(Millis::MIN, |attempt| attempt.next_for(purpose));
-            clock.steady_ms() < next
+            let next = all.get(server).map(|attempt| attempt.next_for(purpose)).unwrap_or_default();
+            clock.steady() < next
         };
         {
             let all = lock(&self.state);
@@ -158,7 +158,7 @@ impl KeyAttempts {
         if early(&all) {
             return AttemptPermission::NotNow;
         }
-        let now = clock.steady_ms();
+        let now = clock.steady();
         let attempt = all.get_or_default(server.clone(), |attempt| attempt.worth(now));
         attempt.running = true;
         attempt.neighbour = neighbour;
@@ -196,11 +196,11 @@ impl KeyAttempts {
         AttemptPermission::Asked
     }
 
-    fn end(&self, server: &ServerName, outcome: AttemptOutcome, now: Millis) {
+    fn end(&self, server: &ServerName, outcome: AttemptOutcome, now: Steady) {
         let mut all = lock(&self.state);
         if let Some(attempt) = all.get_mut(server) {
             attempt.running = false;
-            attempt.last_ms = now;
+            attempt.last = now;
             if !matches!(outcome, AttemptOutcome::Failed) {
                 attempt.stated = Some(Instant::now());
             }
@@ -210,7 +210,7 @@ impl KeyAttempts {
                 AttemptOutcome::Useless => (attempt.failures + 1).min(USELESS_COUNTED_MAX),
                 AttemptOutcome::Failed => attempt.failures.saturating_add(1),
             };
-            attempt.next_ms = now + ATTEMPT_BACKOFF.pause_ms(attempt.failures);
+            attempt.next = now + ATTEMPT_BACKOFF.pause_ms(attempt.failures);
         }
         drop(all);
         self.ended.notify_all();
@@ -219,8 +219,8 @@ impl KeyAttempts {
 
 impl KeyAttempt {
     /// Who is asked a little sooner than need be costs one request; and of strangers there is no end.
-    fn worth(&self, now: Millis) -> Worth {
-        match self.next_ms > now {
+    fn worth(&self, now: Steady) -> Worth {
+        match self.next > now {
             _ if self.running => Worth::InUse,
             false => Worth::Nothing,
             true if self.neighbour => Worth::More,
@@ -229,10 +229,10 @@ impl KeyAttempt {
     }
 
     /// Before when the server is not to be asked.
-    fn next_for(&self, purpose: KeyPurpose<'_>) -> Millis {
+    fn next_for(&self, purpose: KeyPurpose<'_>) -> Steady {
         match purpose {
-            KeyPurpose::Request(_) => self.next_ms.min(self.last_ms + SPEAKER_PAUSE_MAX_MS),
-            _ => self.next_ms,
+            KeyPurpose::Request(_) => self.next.min(self.last + SPEAKER_PAUSE_MAX_MS),
+            _ => self.next,
         }
     }
 }
@@ -258,7 +258,7 @@ pub(in crate::service) struct RunningAttempt<'a> {
 
 impl Drop for RunningAttempt<'_> {
     fn drop(&mut self) {
-        self.attempts.end(&self.server, self.outcome, self.clock.steady_ms());
+        self.attempts.end(&self.server, self.outcome, self.clock.steady());
     }
 }
 

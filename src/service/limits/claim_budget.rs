@@ -7,7 +7,7 @@
 use std::sync::Mutex;
 
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::locks::lock;
 use crate::protocol::{ServerName, UserId};
 
@@ -35,7 +35,7 @@ type ShareKey = (Option<ServerName>, UserId, String);
 #[derive(Default, Clone, Copy)]
 struct Share {
     /// When it is full again.
-    full_at: Millis,
+    full_at: Steady,
 }
 
 /// The shares of all servers.
@@ -49,7 +49,7 @@ impl ClaimBudget {
         server: &ServerName,
         (user, device): (&UserId, &str),
         is_neighbour: bool,
-        now: Millis,
+        now: Steady,
     ) -> bool {
         let key = |of: Option<&ServerName>| (of.cloned(), user.clone(), device.to_owned());
         let of_server = (key(Some(server)), if is_neighbour { NEIGHBOUR } else { STRANGER });
@@ -89,7 +89,7 @@ mod tests {
     fn each_server_has_a_share_of_each_device_and_strangers_a_common_one() {
         let (budget, bob) = (ClaimBudget::default(), UserId::parse("@bob:us.example").expect("a user id"));
         let taken = |server: &str, device: &str, is_neighbour: bool, now: Millis| {
-            let may = || budget.take(&name(server), (&bob, device), is_neighbour, now);
+            let may = || budget.take(&name(server), (&bob, device), is_neighbour, Steady::at(now));
             (0..100).filter(|_| may()).count()
         };
         assert_eq!(taken("friend.example", "D", true, 0), 50);
@@ -107,7 +107,7 @@ mod tests {
     fn ever_new_names_make_the_budget_forget_and_not_grow() {
         let (budget, bob) = (ClaimBudget::default(), UserId::parse("@bob:us.example").expect("a user id"));
         for n in 0..30_000 {
-            budget.take(&name("a.example"), (&bob, &n.to_string()), true, 0);
+            budget.take(&name("a.example"), (&bob, &n.to_string()), true, Steady::at(0));
         }
         assert!(lock(&budget.0).len() <= SHARES_MAX);
     }

@@ -9,7 +9,7 @@
 use std::sync::Mutex;
 
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::protocol::limits::fair_share::ServerStanding;
@@ -25,7 +25,7 @@ const COUNTED_MAX: usize = 8192;
 /// The invites of an hour.
 #[derive(Default)]
 struct InvitesCount {
-    since_ms: Millis,
+    since: Steady,
     count: u32,
 }
 
@@ -40,20 +40,20 @@ impl InviteBudget {
         invitee: &UserId,
         server: &ServerName,
         standing: ServerStanding,
-        now: Millis,
+        now: Steady,
     ) -> Result<()> {
         let most = if standing == ServerStanding::Stranger { OF_STRANGER_MAX } else { OF_KNOWN_MAX };
         let worth = |counted: &InvitesCount| {
-            if counted.since_ms + HOUR_MS > now { Worth::Little } else { Worth::Nothing }
+            if counted.since + HOUR_MS > now { Worth::Little } else { Worth::Nothing }
         };
         let mut all = lock(&self.0);
         let counted = all.get_or_default((invitee.clone(), server.clone()), worth);
         if worth(counted) == Worth::Nothing {
-            *counted = InvitesCount { since_ms: now, count: 0 };
+            *counted = InvitesCount { since: now, count: 0 };
         }
         if counted.count >= most {
             let message = format!("Too many of your invites came for {invitee} within the hour");
-            let rest = counted.since_ms + HOUR_MS - now;
+            let rest = counted.since + HOUR_MS - now;
             return Err(Error::new(ErrCode::LimitExceeded, message).with_field("retry_after_ms", rest));
         }
         counted.count += 1;
@@ -70,13 +70,14 @@ mod tests {
         let budget = InviteBudget::default();
         let [bob, carol] = ["@bob:a.org", "@carol:a.org"].map(|id| UserId::parse(id).unwrap());
         let [evil, good] = ["evil.org", "good.org"].map(|name| ServerName::parse(name).unwrap());
-        let count = |user, server, standing, now| budget.count(user, server, standing, now).is_ok();
+        let count =
+            |user, server, standing, now| budget.count(user, server, standing, Steady::at(now)).is_ok();
         let taken = (0..500).filter(|n| count(&bob, &evil, ServerStanding::Stranger, 1_000 + n)).count();
         assert_eq!(taken, OF_STRANGER_MAX as usize);
         assert!(count(&bob, &good, ServerStanding::Stranger, 2_000));
         assert!(count(&carol, &evil, ServerStanding::Stranger, 2_000));
         assert!(count(&bob, &evil, ServerStanding::Known, 2_000), "who is known has more");
-        let refused = budget.count(&bob, &evil, ServerStanding::Stranger, 2_000).unwrap_err();
+        let refused = budget.count(&bob, &evil, ServerStanding::Stranger, Steady::at(2_000)).unwrap_err();
         assert_eq!((refused.status(), refused.errcode()), (429, ErrCode::LimitExceeded));
         assert!(count(&bob, &evil, ServerStanding::Stranger, 1_000 + HOUR_MS), "the next hour");
     }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::order;
@@ -48,8 +48,7 @@ enum KnockScope {
 
 struct CountedKnock {
     number: u64,
-    /// By the steady clock.
-    at: Millis,
+    at: Steady,
     /// The knocker, or the room.
     what: String,
     under_way: bool,
@@ -57,7 +56,7 @@ struct CountedKnock {
 
 impl KnockLog {
     /// The knocks of the last hour, oldest first.
-    fn of(&mut self, scope: &KnockScope, now: Millis) -> &[CountedKnock] {
+    fn of(&mut self, scope: &KnockScope, now: Steady) -> &[CountedKnock] {
         if self.knocks.len() > ENTRIES_SWEPT_ABOVE {
             self.knocks.retain(|_, knocks| {
                 knocks.retain(|knock| is_recent(knock, now));
@@ -69,7 +68,7 @@ impl KnockLog {
         knocks
     }
 
-    fn add(&mut self, scope: &KnockScope, what: &str, now: Millis) -> u64 {
+    fn add(&mut self, scope: &KnockScope, what: &str, now: Steady) -> u64 {
         self.last += 1;
         let knock = CountedKnock { number: self.last, at: now, what: what.to_owned(), under_way: true };
         self.knocks.entry(scope.clone()).or_default().push(knock);
@@ -77,7 +76,7 @@ impl KnockLog {
     }
 }
 
-fn is_recent(knock: &CountedKnock, now: Millis) -> bool {
+fn is_recent(knock: &CountedKnock, now: Steady) -> bool {
     knock.under_way || knock.at + HOUR_MS > now
 }
 
@@ -161,7 +160,7 @@ impl KnockBudget {
         if !limits.are_any() {
             return Ok(None);
         }
-        let (now, steady) = (hs.clock.now_ms(), hs.clock.steady_ms());
+        let (now, steady) = (hs.clock.now_ms(), hs.clock.steady());
         let scope = KnockScope::Room(room.room_id.clone());
         // Held while the room is read: what is no longer under way is in its state.
         let mut log = lock(&self.log);
@@ -207,12 +206,12 @@ impl KnockBudget {
         if limits.per_hour == 0 {
             return Ok(None);
         }
-        let (now, scope) = (hs.clock.steady_ms(), KnockScope::User(user.clone()));
+        let (now, scope) = (hs.clock.steady(), KnockScope::User(user.clone()));
         let mut log = lock(&self.log);
         let knocks = log.of(&scope, now);
-        let here = knocks.iter().filter(|knock| knock.what == room.as_str()).map(|knock| knock.at);
-        let wait = over(here, limits.of_one_knocker(), now)
-            .or_else(|| over(knocks.iter().map(|knock| knock.at), limits.of_one_user(), now));
+        let here = knocks.iter().filter(|knock| knock.what == room.as_str()).map(|knock| knock.at - now);
+        let wait = over(here, limits.of_one_knocker(), 0)
+            .or_else(|| over(knocks.iter().map(|knock| knock.at - now), limits.of_one_user(), 0));
         if let Some(ms) = wait {
             return Err(limited(Wait { ms, why: "You knocked too often" }));
         }

@@ -14,7 +14,7 @@ use super::files::BlobFile;
 use super::thumbnail::{self, Picture, ThumbnailError, ThumbnailRequest, ThumbnailSize};
 use super::{Media, MediaFile, no_such_media};
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::ThumbnailQuery;
 use crate::locks::{KeyedLock, lock};
@@ -68,7 +68,7 @@ pub struct Thumbnails {
     origin_slots: FairSlots<ServerName>,
     under_way: KeyedLock<ThumbnailKey>,
     large: Mutex<()>,
-    failures: Mutex<BoundedMap<BlobHash, (Millis, ThumbnailError), FAILURES_MAX>>,
+    failures: Mutex<BoundedMap<BlobHash, (Steady, ThumbnailError), FAILURES_MAX>>,
 }
 
 impl Default for Thumbnails {
@@ -220,7 +220,7 @@ impl Media<'_> {
     }
 
     fn known_failure(&self, source: &BlobHash) -> Option<ThumbnailError> {
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         let failures = lock(&self.thumbnails.failures);
         failures.get(source).filter(|(until, _)| *until > now).map(|(_, failure)| failure.clone())
     }
@@ -229,9 +229,9 @@ impl Media<'_> {
         // To see that something is no picture costs nothing.
         if failure != ThumbnailError::Unsupported {
             log::debug!("no thumbnail of {source}: {failure:?}");
-            let now = self.clock.steady_ms();
+            let now = self.clock.steady();
             let pause = if failure == ThumbnailError::TooSlow { TOO_SLOW_MS } else { FAILURE_MS };
-            let worth = |(until, _): &(Millis, ThumbnailError)| match *until <= now {
+            let worth = |(until, _): &(Steady, ThumbnailError)| match *until <= now {
                 true => Worth::Nothing,
                 false => Worth::Little,
             };

@@ -44,7 +44,7 @@ impl Memberships<'_> {
             let known = db.shares_a_room_with_server(invitee, origin)?;
             Ok(Some(if known { ServerStanding::Known } else { ServerStanding::Stranger }))
         })?;
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         standing.map_or(Ok(()), |standing| self.invite_budget.count(invitee, origin, standing, now))
     }
 }

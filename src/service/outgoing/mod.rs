@@ -564,7 +564,7 @@ impl Outgoing {
         let took = began.map_or(Duration::ZERO, |(began, _)| self.0.clock.instant().duration_since(began));
         let (more, pauses) = state.conclude(server, &transaction, answer, now);
         if let Some(peer) = state.destinations.get_mut(server) {
-            peer.took(took, self.0.clock.steady_ms());
+            peer.took(took, self.0.clock.steady());
         }
         state.flush_by(FLUSH_INTERVAL);
         if pauses {

@@ -9,7 +9,7 @@ use super::{
     SLOW_THREADS_MAX, SLOW_TIMES_AS_LONG, THREADS_MAX, UNPROVEN_THREADS_MAX,
 };
 use crate::backoff::Backoff;
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::ErrCode;
 use crate::federation::{CallError, CallResult};
 use crate::locks::lock;
@@ -69,9 +69,9 @@ pub(super) struct DestinationState {
     pub(super) reached: bool,
     /// Whether it has made a request of us, so that it is likely to answer one.
     pub(super) spoke: bool,
-    /// Whether it is slow, and until when, by the steady clock, it is in any case.
+    /// Whether it is slow, and until when it is in any case.
     pub(super) slow: bool,
-    pub(super) slow_until_ms: Millis,
+    pub(super) slow_until: Steady,
     /// The lane that it stands in, or came from.
     pub(super) lane: Lane,
     /// It failed, and has not been looked at since for how much it missed.
@@ -368,12 +368,12 @@ impl DestinationState {
     }
 
     /// So long it took over a transaction, or over failing to take it.
-    pub(super) fn took(&mut self, took: Duration, now: Millis) {
+    pub(super) fn took(&mut self, took: Duration, now: Steady) {
         if took > SLOW_AFTER {
             self.slow = true;
             let for_ms = (took * SLOW_TIMES_AS_LONG).as_millis();
-            self.slow_until_ms = now + Millis::try_from(for_ms).unwrap_or(Millis::MAX / 2);
-        } else if now >= self.slow_until_ms {
+            self.slow_until = now + Millis::try_from(for_ms).unwrap_or(Millis::MAX / 2);
+        } else if now >= self.slow_until {
             self.slow = false;
         }
     }

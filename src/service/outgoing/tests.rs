@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::clock::Steady;
 use crate::config::{Config, Data};
 use crate::federation::client::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::locks::lock;
@@ -284,7 +285,7 @@ fn those_that_take_long_hold_some_threads_and_none_of_those_for_others() {
     house.events(room, "first", 1);
     slow.iter().for_each(|peer| drop(peer.wait_for(SEND, 1)));
     until("all are proven", || slow.iter().all(|p| house.hs().outgoing.is_proven(&p.name)));
-    let now = house.clock.now_ms();
+    let now = house.clock.steady();
     for peer in &slow {
         let mut state = lock(&house.hs().outgoing.0.state);
         state.destinations.get_mut(&peer.name).expect("known").took(SLOW_AFTER * 2, now);
@@ -304,13 +305,13 @@ fn those_that_take_long_hold_some_threads_and_none_of_those_for_others() {
 fn who_was_slow_is_so_for_many_times_as_long_and_until_they_were_fast_again() {
     let mut peer = DestinationState { reached: true, ..DestinationState::default() };
     let fast = Duration::from_millis(100);
-    peer.took(fast, 0);
+    peer.took(fast, Steady::at(0));
     assert_eq!(peer.lane_now(), Lane::Proven);
-    peer.took(Duration::from_secs(50), 0);
+    peer.took(Duration::from_secs(50), Steady::at(0));
     assert_eq!(peer.lane_now(), Lane::Slow);
-    peer.took(fast, 999_000);
+    peer.took(fast, Steady::at(999_000));
     assert_eq!(peer.lane_now(), Lane::Slow, "fast and slow by turns is slow");
-    peer.took(fast, 1_000_000);
+    peer.took(fast, Steady::at(1_000_000));
     assert_eq!(peer.lane_now(), Lane::Proven);
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{Error, Result};
 use crate::federation::calls::HierarchyAnswer;
 use crate::locks::lock;
@@ -77,7 +77,7 @@ impl SpaceAnswer {
 type Question = (ServerName, RoomId, bool);
 
 /// Until when an answer is good, and the answer; none if there was none.
-type CachedAnswers = BoundedMap<Question, (Millis, Option<Arc<SpaceAnswer>>), CACHED_MAX>;
+type CachedAnswers = BoundedMap<Question, (Steady, Option<Arc<SpaceAnswer>>), CACHED_MAX>;
 
 /// What other servers said of spaces. "Responses to this endpoint should be cached for a period of time." What one of them
 /// said is told to nobody who would not have asked that very server: anybody can say anything of any room, and whoever asks
@@ -87,7 +87,7 @@ pub struct SpaceCache(Mutex<CachedAnswers>);
 
 impl SpaceCache {
     /// What this server said; none if it is to be asked.
-    fn of(&self, question: &Question, now: Millis) -> Option<Option<Arc<SpaceAnswer>>> {
+    fn of(&self, question: &Question, now: Steady) -> Option<Option<Arc<SpaceAnswer>>> {
         let told = lock(&self.0);
         let (until, told) = told.get(question)?;
         (*until > now).then(|| told.clone())
@@ -99,7 +99,7 @@ impl SpaceCache {
         servers: &[ServerName],
         room: &RoomId,
         suggested_only: bool,
-        now: Millis,
+        now: Steady,
     ) -> Option<Option<Arc<SpaceAnswer>>> {
         for server in servers.iter().take(SERVERS_ASKED_MAX) {
             let told = self.of(&(server.clone(), room.clone(), suggested_only), now)?;
@@ -110,8 +110,8 @@ impl SpaceCache {
         Some(None)
     }
 
-    fn put(&self, question: Question, told: Option<Arc<SpaceAnswer>>, now: Millis) {
-        let worth = |(until, _): &(Millis, Option<Arc<SpaceAnswer>>)| {
+    fn put(&self, question: Question, told: Option<Arc<SpaceAnswer>>, now: Steady) {
+        let worth = |(until, _): &(Steady, Option<Arc<SpaceAnswer>>)| {
             if *until > now { Worth::Little } else { Worth::Nothing }
         };
         let good_for = if told.is_some() { CACHED_FOR_MS } else { IN_VAIN_FOR_MS };
@@ -243,7 +243,7 @@ impl SpaceWalk<'_> {
     }
 
     fn ask(&mut self, room: &RoomId, servers: &[ServerName]) -> Option<SpaceRoom> {
-        let now = self.hs.clock.steady_ms();
+        let now = self.hs.clock.steady();
         let told = match self.hs.space_cache.get(servers, room, self.suggested_only, now) {
             Some(told) => told?,
             None => {
@@ -354,7 +354,7 @@ impl Rooms<'_> {
         servers: &[ServerName],
         suggested_only: bool,
     ) -> Result<Option<Arc<SpaceAnswer>>> {
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         if let Some(told) = self.space_cache.get(servers, room, suggested_only, now) {
             return Ok(told);
         }

@@ -66,9 +66,9 @@ impl Accounts<'_> {
         id: &str,
         what: impl FnOnce(&UiaSession, &mut StageProgress) -> Result<T>,
     ) -> Result<T> {
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         let mut sessions = lock(&self.uia_sessions.sessions);
-        let session = sessions.all.get_mut(id).filter(|session| now < session.until_ms);
+        let session = sessions.all.get_mut(id).filter(|session| now < session.until);
         let session = session.ok_or_else(unknown)?;
         let SessionPhase::Open(open) = &mut session.phase else { return Err(unknown()) };
         let mut progress = std::mem::take(open);

@@ -125,7 +125,7 @@ impl Accounts<'_> {
         let purpose = format!("{} {}", action.name, client.user.map_or("", UserId::as_str));
         let named = auth.as_ref().and_then(|auth| auth.get("session")).and_then(Value::as_str);
         let named = named.filter(|id| !id.is_empty());
-        let found = self.uia_sessions.find(named, &purpose, &params, action, self.clock.steady_ms())?;
+        let found = self.uia_sessions.find(named, &purpose, &params, action, self.clock.steady())?;
         // What is sent for a session that is spent, or of no session of this server, proves nothing: it begins anew,
         // without it.
         let auth = auth.as_ref().filter(|_| named.is_none() || matches!(found, FoundSession::Open(_)));
@@ -166,13 +166,7 @@ impl Accounts<'_> {
         let phase = before.clone().map_or(SessionPhase::Open(open), SessionPhase::Running);
         if !self.go_on(&id, named.is_some(), (action, &purpose), &client, phase) {
             // Another request of the session was faster.
-            return match self.uia_sessions.find(
-                Some(&id),
-                &purpose,
-                &params,
-                action,
-                self.clock.steady_ms(),
-            )? {
+            return match self.uia_sessions.find(Some(&id), &purpose, &params, action, self.clock.steady())? {
                 FoundSession::Done(answer) => Ok(AuthOutcome::Done(answer)),
                 FoundSession::Open(_) | FoundSession::Nobody => Ok(AuthOutcome::Ask(ask)),
             };
@@ -182,25 +176,24 @@ impl Accounts<'_> {
         let error = match deed(checked, &proof) {
             Ok(answer) => {
                 let answer = with_what_goes_on(answer, ask, action.flows, &again.completed).to_string();
-                running
-                    .end(SessionPhase::Done(before, answer.clone()), self.clock.steady_ms() + ANSWER_LIFE_MS);
+                running.end(SessionPhase::Done(before, answer.clone()), self.clock.steady() + ANSWER_LIFE_MS);
                 return Ok(AuthOutcome::Done(answer));
             }
             Err(error) => error,
         };
-        let until_ms = self.clock.steady_ms() + SESSION_LIFE_MS;
+        let until = self.clock.steady() + SESSION_LIFE_MS;
         match error.status() {
             // What was proved is good no more: a registration token that somebody else has used up meanwhile.
             401 => {
                 running.end(
                     SessionPhase::Open(StageProgress { said: again.said, ..StageProgress::default() }),
-                    until_ms,
+                    until,
                 );
                 Ok(AuthOutcome::Ask(challenge(&id, action.flows, &[], Some(&error))))
             }
             // Nothing was done, and the client can mend it: a taken name, a weak password.
             400..500 => {
-                running.end(SessionPhase::Open(again), until_ms);
+                running.end(SessionPhase::Open(again), until);
                 Err(error)
             }
             // Whether anything was done is not known.
@@ -217,7 +210,7 @@ impl Accounts<'_> {
         client: &UiaClient<'_>,
         mut phase: SessionPhase,
     ) -> bool {
-        let (now, address) = (self.clock.steady_ms(), group(client.from));
+        let (now, address) = (self.clock.steady(), group(client.from));
         let mut sessions = lock(&self.uia_sessions.sessions);
         if known {
             let said: usize = sessions.all.values().map(UiaSession::said).sum();
@@ -239,9 +232,9 @@ impl Accounts<'_> {
         }
         sessions.make_room(address, now);
         let token = client.token.zip(client.user).map(|(token, user)| (token_hash(token), user.clone()));
-        let until_ms = now + SESSION_LIFE_MS;
+        let until = now + SESSION_LIFE_MS;
         let (name, flows, purpose) = (action.name, action.flows, purpose.to_owned());
-        let session = UiaSession { purpose, name, flows, address, began_ms: now, until_ms, token, phase };
+        let session = UiaSession { purpose, name, flows, address, began: now, until, token, phase };
         sessions.all.insert(id.to_owned(), session);
         true
     }

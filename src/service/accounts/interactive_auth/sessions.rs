@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::GuardedAction;
 use super::answers::{Fingerprints, is_same};
 use super::stages::{Stage, StageProgress};
-use crate::clock::Millis;
+use crate::clock::Steady;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::UserId;
@@ -48,9 +48,9 @@ pub(super) struct UiaSession {
     pub(super) name: &'static str,
     pub(super) flows: &'static [&'static [Stage]],
     pub(super) address: IpAddr,
-    pub(super) began_ms: Millis,
+    pub(super) began: Steady,
     /// When it is forgotten.
-    pub(super) until_ms: Millis,
+    pub(super) until: Steady,
     /// The token of who began it: it may end with what is done.
     pub(super) token: Option<(TokenHash, UserId)>,
     pub(super) phase: SessionPhase,
@@ -84,12 +84,12 @@ pub(super) struct SessionTable {
 
 impl SessionTable {
     /// The session of this id, if it has this purpose and its time is not over.
-    pub(super) fn get(&mut self, id: &str, purpose: &str, now: Millis) -> Option<&mut UiaSession> {
-        self.all.get_mut(id).filter(|session| session.purpose == purpose && now < session.until_ms)
+    pub(super) fn get(&mut self, id: &str, purpose: &str, now: Steady) -> Option<&mut UiaSession> {
+        self.all.get_mut(id).filter(|session| session.purpose == purpose && now < session.until)
     }
 
     /// Makes room for one more of this address.
-    pub(super) fn make_room(&mut self, address: IpAddr, now: Millis) {
+    pub(super) fn make_room(&mut self, address: IpAddr, now: Steady) {
         let said: usize = self.all.values().map(UiaSession::said).sum();
         let of = |all: &HashMap<String, UiaSession>, address: IpAddr| {
             all.values().filter(|session| session.address == address).count()
@@ -100,7 +100,7 @@ impl SessionTable {
         {
             return;
         }
-        self.all.retain(|_, session| now < session.until_ms);
+        self.all.retain(|_, session| now < session.until);
         while of(&self.all, address) >= SESSIONS_OF_ADDRESS_MAX {
             self.forget_oldest_of(address);
         }
@@ -118,7 +118,7 @@ impl SessionTable {
 
     fn forget_oldest_of(&mut self, address: IpAddr) {
         let of_it = self.all.iter().filter(|(_, session)| session.address == address);
-        let oldest = of_it.min_by_key(|(_, session)| session.began_ms).map(|(id, _)| id.clone());
+        let oldest = of_it.min_by_key(|(_, session)| session.began).map(|(id, _)| id.clone());
         if let Some(oldest) = oldest {
             self.all.remove(&oldest);
         }
@@ -140,9 +140,9 @@ pub(super) struct ActionGuard<'p> {
 
 impl ActionGuard<'_> {
     /// Puts the session into the phase that its action led to.
-    pub(super) fn end(self, phase: SessionPhase, until_ms: Millis) {
+    pub(super) fn end(self, phase: SessionPhase, until: Steady) {
         if let Some(session) = lock(&self.pending.sessions).all.get_mut(self.id) {
-            (session.phase, session.until_ms) = (phase, until_ms);
+            (session.phase, session.until) = (phase, until);
         }
     }
 }
@@ -166,7 +166,7 @@ impl UiaSessions {
         purpose: &str,
         params: &Map<String, Value>,
         action: &GuardedAction,
-        now: Millis,
+        now: Steady,
     ) -> Result<FoundSession> {
         let Some(id) = id else { return Ok(FoundSession::Nobody) };
         let deadline = Instant::now() + WAIT_TIMEOUT;
@@ -198,11 +198,11 @@ impl UiaSessions {
     }
 
     /// Whose token this was, if it ended with something that was done lately and whose answer is still kept.
-    pub fn ended_token(&self, token: &str, now: Millis) -> Option<UserId> {
+    pub fn ended_token(&self, token: &str, now: Steady) -> Option<UserId> {
         let hash = token_hash(token);
         let sessions = lock(&self.sessions);
         let done =
-            sessions.all.values().filter(|s| matches!(s.phase, SessionPhase::Done(..)) && now < s.until_ms);
+            sessions.all.values().filter(|s| matches!(s.phase, SessionPhase::Done(..)) && now < s.until);
         let mut tokens = done.filter_map(|session| session.token.as_ref());
         tokens.find(|(token, _)| *token == hash).map(|(_, user)| user.clone())
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::locks::{KeyGuard, KeyedLock, lock};
 use crate::protocol::ServerName;
 use crate::store::{Place, RoomKey};
@@ -30,7 +30,7 @@ pub struct FetchLimits {
     unfilled: Mutex<BoundedMap<(RoomKey, Place), Instant, UNFILLED_GAPS_MAX>>,
     peers: Mutex<BoundedMap<ServerName, PeerState, PEERS_MAX>>,
     /// For which server's events in which room others were asked in vain, and until when they are left in peace.
-    quiet: Mutex<BoundedMap<(RoomKey, ServerName), Millis, PEERS_MAX>>,
+    quiet: Mutex<BoundedMap<(RoomKey, ServerName), Steady, PEERS_MAX>>,
 }
 
 /// For which room something is being fetched from which server.
@@ -81,8 +81,8 @@ impl FetchLimits {
         &self,
         room: RoomKey,
         origin: &ServerName,
-        until: Millis,
-        now: Millis,
+        until: Steady,
+        now: Steady,
     ) {
         let mut quiet = lock(&self.quiet);
         quiet.retain(|_, until| *until > now);
@@ -94,10 +94,10 @@ impl FetchLimits {
         &self,
         room: RoomKey,
         origin: &ServerName,
-        now: Millis,
+        now: Steady,
     ) -> Option<Millis> {
         let quiet = lock(&self.quiet);
-        quiet.get(&(room, origin.clone())).map(|until| until - now).filter(|left| *left > 0)
+        quiet.get(&(room, origin.clone())).map(|until| *until - now).filter(|left| *left > 0)
     }
 
     pub(in crate::service) fn is_unfilled(&self, gap: (RoomKey, Place)) -> bool {

@@ -24,7 +24,7 @@ use super::Media;
 use super::fetch::COUNTED_BYTES_MIN;
 use super::thumbnail;
 use crate::bounded::{BoundedMap, Worth};
-use crate::clock::Millis;
+use crate::clock::{Millis, Steady};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::web_pages::{WebAnswer, WebRequest};
 use crate::locks::{KeyedLock, lock};
@@ -72,7 +72,7 @@ impl Default for UrlPreviews {
 }
 
 struct KnownPreview {
-    until: Millis,
+    until: Steady,
     /// None: the page could not be had.
     preview: Option<Arc<Map<String, Value>>>,
 }
@@ -109,7 +109,7 @@ impl Media<'_> {
             log::debug!("no preview of {key}: {e}");
         }
         let preview = made.ok().map(Arc::new);
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         let until = now + if preview.is_some() { PREVIEW_MS } else { FAILURE_MS };
         let known = KnownPreview { until, preview: preview.clone() };
         let worth = |known: &KnownPreview| match known {
@@ -122,7 +122,7 @@ impl Media<'_> {
     }
 
     fn known_preview(&self, key: &str) -> Option<Option<Arc<Map<String, Value>>>> {
-        let now = self.clock.steady_ms();
+        let now = self.clock.steady();
         let known = lock(&self.url_previews.known);
         known.get(key).filter(|known| known.until > now).map(|known| known.preview.clone())
     }
