@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 /// A local socket that is listened on. Its name goes when it is dropped.
@@ -109,7 +111,22 @@ fn short_enough(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
 
 /// Whether a server listens on a local socket.
 pub fn is_listened_on(path: &Path) -> bool {
-    short_enough(path).and_then(|(_folder, short)| UnixStream::connect(short)).is_ok()
+    connect_within(path, WELL_TIMEOUT).map_or_else(|e| e.kind() == ErrorKind::TimedOut, |_| true)
+}
+
+/// Connects, on a thread of its own, since it takes as long as the line of those that a server has not taken yet is full: before
+/// one that was stopped it fills by and by, and gets no shorter. Errors: the system's; `TimedOut` if there is no place within this
+/// time.
+fn connect_within(path: &Path, within: Duration) -> io::Result<UnixStream> {
+    let (folder, short) = short_enough(path)?;
+    let (tell, told) = mpsc::channel();
+    thread::Builder::new().spawn(move || {
+        let connected = UnixStream::connect(short);
+        drop(folder);
+        // Nobody waits for it any more.
+        let _ = tell.send(connected);
+    })?;
+    told.recv_timeout(within).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
 /// A server that goes on says how it is within this time, whatever else it is asked for; what it is asked for may take long.
@@ -118,8 +135,7 @@ const WELL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connects to the server that listens on a local socket, once it has shown that it goes on: the system takes connections also
 /// for one that was stopped. Errors: those of [`ask`].
 fn connect(path: &Path) -> io::Result<UnixStream> {
-    let (_folder, short) = short_enough(path)?;
-    let mut asked = UnixStream::connect(&short)?;
+    let mut asked = connect_within(path, WELL_TIMEOUT)?;
     asked.set_read_timeout(Some(WELL_TIMEOUT))?;
     let unheard = |e: io::Error| match e.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => ErrorKind::TimedOut.into(),
@@ -128,7 +144,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     write!(asked, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").map_err(unheard)?;
     // Whatever it says.
     asked.read_exact(&mut [0]).map_err(unheard)?;
-    UnixStream::connect(short)
+    connect_within(path, WELL_TIMEOUT)
 }
 
 /// Asks the server that listens on a local socket: one request, and its whole answer. The body, if there is one, is JSON.
@@ -321,6 +337,25 @@ mod tests {
         let _stream = UnixStream::connect(short).unwrap();
         drop(socket);
         assert!(!path.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn who_finds_the_line_before_a_server_full_is_told_so_and_does_not_wait_for_ever() {
+        let folder = temporary_folder("local-socket");
+        let path = folder.join("a.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        // SAFETY: makes the line of a socket that is open as short as can be, and touches no memory.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let taken: Vec<_> = (0..10)
+            .map(|_| connect_within(&path, Duration::from_millis(200)))
+            .take_while(Result::is_ok)
+            .collect();
+        assert!((1..10).contains(&taken.len()), "{}", taken.len());
+        assert_eq!(ask(&path, "GET", "/", None).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(is_listened_on(&path));
+        drop(listener);
+        assert!(!is_listened_on(&path));
         fs::remove_dir_all(&folder).unwrap();
     }
 
