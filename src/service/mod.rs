@@ -157,6 +157,14 @@ pub struct Homeserver {
     pub acme: acme::Acme,
 }
 
+/// The files of media, of one that has stopped if they were in memory.
+fn media_files(config: &Config, stopped: Option<&Homeserver>) -> Result<media::files::MediaFiles> {
+    match stopped.filter(|_| config.data == Data::Memory) {
+        Some(stopped) => Ok(stopped.media_files.clone()),
+        None => media::files::MediaFiles::open(config),
+    }
+}
+
 /// Where the data is; that of one that has `stopped`, if it was in memory.
 fn location(data: &Data, stopped: Option<&Homeserver>) -> Result<Location> {
     Ok(match (data, stopped) {
@@ -227,10 +235,7 @@ impl Homeserver {
         };
         store.set_call_rules(config.call_rules);
         // The database's lock is the folder's.
-        let media_files = match stopped.filter(|_| config.data == Data::Memory) {
-            Some(stopped) => stopped.media_files.clone(),
-            None => media::files::MediaFiles::open(&config)?,
-        };
+        let media_files = media_files(&config, stopped)?;
         if let Data::Folder(folder) = &config.data {
             admin::backup::sweep(folder)?;
         }
