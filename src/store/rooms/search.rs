@@ -326,7 +326,8 @@ mod tests {
 
     #[test]
     fn what_the_index_takes_for_a_mark_is_part_of_a_word() {
-        let all: Vec<char> = (char::MIN..=char::MAX).filter(|c| *c != '\0').collect();
+        // The planes that are left out have characters for private use, or none.
+        let all: Vec<char> = ('\u{1}'..'\u{40000}').chain('\u{e0000}'..'\u{f0000}').collect();
         let [marks, unknown] = ["Mn Mc", "Zp"].map(|categories| {
             let database = index(Some(categories));
             for (row, characters) in all.chunks(4000).enumerate() {
