@@ -2,6 +2,7 @@
 //! counts for nothing, and of one that does not for as long as it lasts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::common::client::{join, room_path};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
@@ -206,6 +207,36 @@ fn a_room_that_is_left_and_joined_again_by_a_server_that_shows_the_same_keeps_it
     stage.bob.join_via(room, &[stage.host.name().as_str()]);
     let path = room_path(room, &format!("event/{}", segment(&before)));
     assert_eq!(stage.bob.get(&path)["content"]["body"], "before");
+}
+
+#[test]
+fn what_only_a_server_vouched_for_is_certain_once_its_own_server_is_back_and_goes_with_the_past_if_it_is_not()
+{
+    for is_back in [true, false] {
+        let mut stage = Stage::new("11");
+        let (moderator, creator) = (stage.gone.user("moderator"), stage.room.creator.clone());
+        let topic = |stage: &mut Stage, by: &UserId, text: &str| {
+            let signer = if *by == creator { &stage.host } else { &stage.gone };
+            stage.room.add(signer, "m.room.topic", "", by, json!({ "topic": text }));
+            stage.host.let_in(&stage.room, stage.bob.id());
+            stage.host.answer_json("send_join", 200, answer(&stage.room, &stage.past));
+        };
+        topic(&mut stage, &moderator, "of one who is gone");
+        let room = stage.room.id.to_string();
+        stage.bob.join_via(&room, &[stage.host.name().as_str()]);
+        assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "of one who is gone");
+        let before = stage.bob.send(&room, "before");
+        stage.bob.leave(&room);
+        // Nothing of the room's state rests on that topic any more.
+        topic(&mut stage, &creator, "of one who is here");
+        stage.gone.hide_keys(!is_back);
+        // It is not asked again at once.
+        stage.server.advance(Duration::from_secs(24 * 3600));
+        stage.bob.join_via(&room, &[stage.host.name().as_str()]);
+        assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "of one who is here");
+        let path = room_path(&room, &format!("event/{}", segment(&before)));
+        assert_eq!(stage.bob.request("GET", &path, None).0, if is_back { 200 } else { 404 });
+    }
 }
 
 /// Another room of the same id, with another create event, which only the founder's server can make.
