@@ -58,14 +58,12 @@ pub struct ImportedState {
     member: Option<(Box<str>, Membership)>,
 }
 
-/// What is read of a staged event.
+/// What is read of a staged event of the state.
 struct StagedRow {
     number: i64,
     event_type: String,
     state_key: Option<String>,
     membership: Option<String>,
-    in_state: bool,
-    vouched: bool,
 }
 
 impl Db<'_> {
@@ -107,8 +105,8 @@ impl Db<'_> {
 
     fn staged_rows(&self, from: i64, end: i64) -> Result<Vec<StagedRow>> {
         self.rows(
-            "SELECT number, type, state_key, membership, in_state, vouched FROM staged_events
-             WHERE number >= ?1 AND number < ?2 ORDER BY number",
+            "SELECT number, type, state_key, membership FROM staged_events
+             WHERE number >= ?1 AND number < ?2 AND in_state = 1 ORDER BY number",
             params![from, end],
             |row| {
                 Ok(StagedRow {
@@ -116,8 +114,6 @@ impl Db<'_> {
                     event_type: row.get(1)?,
                     state_key: row.get(2)?,
                     membership: row.get(3)?,
-                    in_state: row.get(4)?,
-                    vouched: row.get(5)?,
                 })
             },
         )
@@ -195,21 +191,17 @@ impl Tx<'_> {
         held: &[(VerifiedPdu, bool)],
     ) -> Result<Vec<ImportedState>> {
         let (mut state, mut new) = (Vec::new(), NewStateTuples::default());
-        let next =
-            "SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1 FROM retired_keys";
-        let mut next: EventKey = self.conn().prepare_cached(next)?.query_row([], |row| row.get(0))?;
+        let (from_number, known) = self.import_staged_events(room, staged)?;
         let mut from = staged.first;
         while from < staged.end {
             let end = staged.end.min(from + STAGED_AT_ONCE);
             for row in self.staged_rows(from, end)? {
-                let Some(event) = self.import_staged_event((room, next), &row)? else { continue };
-                next += EventKey::from(event == next);
-                if let (true, Some(state_key)) = (row.in_state, &row.state_key) {
-                    let tuple_id = self.make_state_tuple_of_many(&mut new, &row.event_type, state_key)?;
-                    let membership = row.membership.as_deref().and_then(Membership::parse);
-                    let member = membership.map(|membership| (state_key.as_str().into(), membership));
-                    state.push(ImportedState { tuple_id, event, member });
-                }
+                let event = known.get(&row.number).copied().unwrap_or(Some(from_number + row.number));
+                let (Some(event), Some(state_key)) = (event, &row.state_key) else { continue };
+                let tuple_id = self.make_state_tuple_of_many(&mut new, &row.event_type, state_key)?;
+                let membership = row.membership.as_deref().and_then(Membership::parse);
+                let member = membership.map(|membership| (state_key.as_str().into(), membership));
+                state.push(ImportedState { tuple_id, event, member });
             }
             from = end;
         }
@@ -227,30 +219,50 @@ impl Tx<'_> {
         Ok(state)
     }
 
-    /// `next`: the row that it gets, if it is new.
-    fn import_staged_event(
+    /// Puts staged events into their room, all at once: the row of each is what is given here and its number. Beside that,
+    /// by their numbers, the rows of those that we have already; none if that is another event.
+    fn import_staged_events(
         &mut self,
-        (room, next): (RoomKey, EventKey),
-        row: &StagedRow,
-    ) -> Result<Option<EventKey>> {
+        room: RoomKey,
+        staged: StagedEvents,
+    ) -> Result<(EventKey, HashMap<i64, Option<EventKey>>)> {
+        let mut known = HashMap::new();
+        if staged.is_empty() {
+            return Ok((0, known));
+        }
+        let next =
+            "SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1 FROM retired_keys";
+        let next: EventKey = self.conn().prepare_cached(next)?.query_row([], |row| row.get(0))?;
+        let from_number = next - staged.first;
         let inserted = self.execute(
             "INSERT INTO events (event_key, room_key, event_id, depth, origin_server_ts, status, json)
-             SELECT ?1, ?2, event_id, depth, origin_server_ts, 0, json FROM staged_events WHERE number = ?3
-             ON CONFLICT (event_id) DO NOTHING",
-            params![next, room, row.number],
+             SELECT ?1 + number, ?2, event_id, depth, origin_server_ts, 0, json FROM staged_events
+             WHERE number >= ?3 AND number < ?4 ON CONFLICT (event_id) DO NOTHING",
+            params![from_number, room, staged.first, staged.end],
         )?;
-        if inserted == 0 {
-            let pdu = self.staged_pdu(row.number, self.room_by_key(room)?.version)?;
-            return self.import_known_event(
-                room,
-                &pdu,
-                if row.vouched { Proof::Vouched } else { Proof::Certain },
-            );
+        // Those that we had are in other rows.
+        self.execute(
+            "INSERT INTO vouched_events (room_key, event_key)
+             SELECT ?2, e.event_key FROM staged_events s CROSS JOIN events e ON e.event_key = ?1 + s.number
+             WHERE s.number >= ?3 AND s.number < ?4 AND s.vouched = 1 ON CONFLICT DO NOTHING",
+            params![from_number, room, staged.first, staged.end],
+        )?;
+        if i64::try_from(inserted).is_ok_and(|inserted| inserted == staged.end - staged.first) {
+            return Ok((from_number, known));
         }
-        if row.vouched {
-            self.event_is_vouched(room, next)?;
+        let there: Vec<(i64, bool)> = self.rows(
+            "SELECT s.number, s.vouched FROM staged_events s CROSS JOIN events e ON e.event_id = s.event_id
+             WHERE s.number >= ?2 AND s.number < ?3 AND e.event_key <> ?1 + s.number",
+            params![from_number, staged.first, staged.end],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let version = self.room_by_key(room)?.version;
+        for (number, vouched) in there {
+            let pdu = self.staged_pdu(number, version)?;
+            let proof = if vouched { Proof::Vouched } else { Proof::Certain };
+            known.insert(number, self.import_known_event(room, &pdu, proof)?);
         }
-        Ok(Some(next))
+        Ok((from_number, known))
     }
 
     /// An event of an import that we have already, if it is that one.

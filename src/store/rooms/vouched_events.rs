@@ -81,7 +81,7 @@ impl Tx<'_> {
         }
     }
 
-    pub(in crate::store) fn event_is_vouched(&mut self, room: RoomKey, event: EventKey) -> Result<()> {
+    fn event_is_vouched(&mut self, room: RoomKey, event: EventKey) -> Result<()> {
         self.execute(
             "INSERT INTO vouched_events (room_key, event_key) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
             params![room, event],
