@@ -80,11 +80,13 @@ pub struct Homeserver {
     /// Transactions of other servers that are being received.
     pub transaction_slots: incoming::transaction_slots::TransactionSlots,
     /// What other servers said of spaces.
-    pub space_cache: rooms::hierarchy::SpaceCache,
+    pub space_cache: rooms::space_cache::SpaceCache,
+    /// Walks through spaces that go on with the next page.
+    pub space_walks: rooms::space_walks::SpaceWalks,
     /// Which policy servers did not answer, and when they are asked again.
     pub policy_backoff: events::policy_server::PolicyBackoff,
-    /// Which servers did not answer when they were asked for keys of their users.
-    pub key_server_pauses: devices::remote_keys::KeyServerPauses,
+    /// Which servers did not answer when they were asked something.
+    pub silent_servers: limits::silent_servers::SilentServers,
     /// Who of us is at a client.
     pub local_presence: Arc<ephemeral::presence::LocalPresences>,
     /// Which members each device has been told of by `/sync`.
@@ -268,9 +270,10 @@ impl Homeserver {
             fetch_limits: events::fetch::limits::FetchLimits::default(),
             request_permits: limits::request_permits::RequestPermits::default(),
             transaction_slots: incoming::transaction_slots::TransactionSlots::default(),
-            space_cache: rooms::hierarchy::SpaceCache::default(),
+            space_cache: rooms::space_cache::SpaceCache::default(),
+            space_walks: rooms::space_walks::SpaceWalks::default(),
             policy_backoff: events::policy_server::PolicyBackoff::default(),
-            key_server_pauses: devices::remote_keys::KeyServerPauses::default(),
+            silent_servers: limits::silent_servers::SilentServers::default(),
             scheduler,
             resolution_allowance: limits::resolution_allowance::ResolutionAllowance::default(),
             spare_states: events::spare_states::SpareStates::default(),

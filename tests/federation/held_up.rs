@@ -1,7 +1,7 @@
 //! Servers that have us wait for them, or for others whom they name: what they hold up is theirs, and nobody else's.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::client::{one_list, post, room_path, slide};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
@@ -282,4 +282,75 @@ fn join_by(room: &FakeRoom, servers: &[&Peer]) -> String {
     let via: Vec<String> =
         servers.iter().map(|peer| format!("via={}", segment(peer.name().as_str()))).collect();
     format!("join/{}?{}", segment(room.id.as_str()), via.join("&"))
+}
+
+/// Peers that are silent when they are asked for a template.
+fn silent_at(gate: &Gate, call: &str, count: usize) -> Vec<Peer> {
+    let peers: Vec<Peer> = (0..count).map(|_| Peer::start()).collect();
+    let refusal = json!({ "errcode": "M_FORBIDDEN", "error": "too late" });
+    peers.iter().for_each(|peer| peer.answer_behind(gate, call, 403, refusal.clone()));
+    peers
+}
+
+fn via(peers: &[Peer]) -> Vec<&str> {
+    peers.iter().map(|peer| peer.name().as_str()).collect()
+}
+
+#[test]
+fn a_join_goes_past_servers_that_never_answer_and_is_handed_in_once() {
+    let (server, good) = (TestServer::start(), Peer::start());
+    let bob = server.user("bob");
+    let gate = Gate::default();
+    let silent = silent_at(&gate, "make_join", 3);
+    let join = |room: &FakeRoom| {
+        let began = Instant::now();
+        good.let_in(room, bob.id());
+        let all: Vec<&str> = via(&silent).into_iter().chain([good.name().as_str()]).collect();
+        bob.join_via(room.id.as_str(), &all);
+        (began.elapsed(), silent.iter().map(|peer| peer.asked("make_join").len()).sum::<usize>())
+    };
+    let (took, asked) = join(&FakeRoom::new(&good, "11", "public"));
+    assert!(took < Duration::from_secs(18) && asked == 3, "{took:?} {asked}");
+    // It is remembered of them, and not held against the other one.
+    let (_, asked) = join(&FakeRoom::new(&good, "11", "public"));
+    assert_eq!((asked, good.asked("send_join").len()), (3, 2));
+    assert!(silent.iter().all(|peer| peer.asked("send_join").is_empty()));
+    gate.open();
+}
+
+#[test]
+fn a_knock_goes_past_servers_that_never_answer_and_is_handed_in_once() {
+    let (server, good) = (TestServer::start(), Peer::start());
+    let bob = server.user("bob");
+    let gate = Gate::default();
+    let silent = silent_at(&gate, "make_knock", 2);
+    let room = FakeRoom::new(&good, "11", "knock");
+    good.let_knock(&room, bob.id());
+    let began = Instant::now();
+    let all: Vec<&str> = via(&silent).into_iter().chain([good.name().as_str()]).collect();
+    bob.knock_via(room.id.as_str(), &all);
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(good.asked("send_knock").len(), 1);
+    assert!(silent.iter().all(|peer| peer.asked("send_knock").is_empty()));
+    gate.open();
+}
+
+#[test]
+fn a_server_that_takes_its_time_over_a_join_is_asked_again_when_no_other_helps() {
+    let (server, slow, other) = (TestServer::start(), Peer::start(), Peer::start());
+    let bob = server.user("bob");
+    let room = FakeRoom::new(&slow, "11", "public");
+    slow.let_in(&room, bob.id());
+    let gate = Gate::default();
+    slow.answer_behind(&gate, "make_join", 200, room.template(bob.id(), "join"));
+    other.answer_json("make_join", 404, json!({ "errcode": "M_NOT_FOUND", "error": "not here" }));
+    let servers = [slow.name().as_str(), other.name().as_str()];
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| bob.join_via(room.id.as_str(), &servers));
+        wait_until("it is asked again", || slow.asked("make_join").len() == 2);
+        assert_eq!(other.asked("make_join").len(), 1);
+        gate.open();
+        joining.join().expect("bob is in");
+    });
+    assert_eq!(slow.asked("send_join").len(), 1);
 }

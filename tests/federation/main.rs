@@ -41,6 +41,7 @@
 //! - `server_server_api`: what is answered to whom, as a table.
 //! - `federation_keys`: keys, versions and notaries.
 //! - `browsing`: by date, in directories, through spaces; here and through others.
+//! - `spaces`: rooms of spaces on many servers, page by page.
 //! - `device_lists`, `to_device`: the devices of others, and messages to them; `keys_across_servers`: what these are
 //!   encrypted with.
 //! - `apex`: servers that have another name than their machine.
@@ -80,6 +81,7 @@ mod remote_memberships;
 mod room_graph;
 mod server_server_api;
 mod shown_rooms;
+mod spaces;
 mod strangers_at_the_door;
 mod third_party_invites;
 mod to_device;

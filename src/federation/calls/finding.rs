@@ -55,6 +55,7 @@ impl Client {
         room: &RoomId,
         ts: i64,
         forwards: bool,
+        within: Duration,
     ) -> CallResult<(EventId, i64)> {
         #[derive(Deserialize)]
         struct Near {
@@ -63,7 +64,7 @@ impl Client {
         }
         let dir = if forwards { "f" } else { "b" };
         let path = format!("/_matrix/federation/v1/timestamp_to_event/{}?ts={ts}&dir={dir}", enc(room));
-        let near: Near = object(self.get(peer, path, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)?;
+        let near: Near = object(self.get(peer, path, QUICK_TIMEOUT.min(within), SMALL_ANSWER_BYTES_MAX)?)?;
         let right = if forwards { near.origin_server_ts >= ts } else { near.origin_server_ts <= ts };
         if right {
             Ok((near.event_id, near.origin_server_ts))
@@ -108,9 +109,10 @@ impl Client {
         peer: &ServerName,
         room: &RoomId,
         suggested_only: bool,
+        within: Duration,
     ) -> CallResult<HierarchyAnswer> {
         let path = format!("/_matrix/federation/v1/hierarchy/{}?suggested_only={suggested_only}", enc(room));
-        let response = self.get(peer, path, QUICK_TIMEOUT, LIST_ANSWER_BYTES_MAX)?;
+        let response = self.get(peer, path, within, LIST_ANSWER_BYTES_MAX)?;
         let size = response.body.len();
         Ok(HierarchyAnswer { size, ..object(response)? })
     }

@@ -116,6 +116,7 @@ impl Client {
         room: &RoomId,
         user: &UserId,
         versions: &[RoomVersion],
+        within: Duration,
     ) -> CallResult<Template> {
         let mut path = format!("/_matrix/federation/v1/make_{}/{}/{}", kind.word(), enc(room), enc(user));
         if kind != HandshakeKind::Leave {
@@ -124,7 +125,7 @@ impl Client {
                 let _ = write!(path, "ver={}", enc(version.id));
             }
         }
-        object(self.get(peer, path, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)
+        object(self.get(peer, path, QUICK_TIMEOUT.min(within), SMALL_ANSWER_BYTES_MAX)?)
     }
 
     /// `PUT /v2/send_join`, or v1 where the peer knows no v2: hands our signed join in and gets the room. `within`: how long

@@ -340,8 +340,9 @@ fn html_and_other_nonsense_is_a_bad_answer_to_typed_calls() {
     });
     let room = RoomId::parse("!r:localhost").expect("a room id");
     let user = UserId::parse("@u:us.example").expect("a user id");
-    let e =
-        client().make_membership(&peer.name, HandshakeKind::Knock, &room, &user, &[]).expect_err("an error");
+    let within = Duration::from_secs(20);
+    let asked = client().make_membership(&peer.name, HandshakeKind::Knock, &room, &user, &[], within);
+    let e = asked.expect_err("an error");
     assert!(matches!(&e, CallError::BadAnswer(why) if why.contains("HTML")), "{e}");
 }
 
@@ -374,7 +375,7 @@ fn templates_are_asked_for_with_our_versions() {
     let versions: Vec<_> =
         ["7", "12"].iter().filter_map(|id| crate::protocol::room_version::room_version(id)).collect();
     let template = client()
-        .make_membership(&peer.name, HandshakeKind::Knock, &room, &user, &versions)
+        .make_membership(&peer.name, HandshakeKind::Knock, &room, &user, &versions, Duration::from_secs(20))
         .expect("a template");
     assert_eq!(template.room_version, "9");
     assert_eq!(

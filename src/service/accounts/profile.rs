@@ -9,6 +9,7 @@ use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::service::accounts::Accounts;
 use crate::service::limits::request_permits::Asker;
+use crate::service::limits::silent_servers::unanswered;
 use crate::store::Tx;
 
 /// "The total profile MUST be under 64 KiB."
@@ -22,7 +23,7 @@ const AVATAR_CHARS_MAX: usize = 1000;
 
 impl Accounts<'_> {
     /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their
-    /// server says; 429 `M_LIMIT_EXCEEDED`.
+    /// server says; 504 if it does not answer, at once if it did not lately; 429 `M_LIMIT_EXCEEDED`.
     pub fn profile(&self, asker: &Asker, user: &UserId) -> Result<Map<String, Value>> {
         match self.is_local(user) {
             true => self.own_profile(user),
@@ -58,8 +59,15 @@ impl Accounts<'_> {
         field: Option<&str>,
     ) -> Result<Map<String, Value>> {
         let peer = user.server();
-        let permit = self.request_permits.ask(asker)?;
-        let asked = self.federation.query_profile(&peer, user, field, permit.within);
+        // Whole lists of members are asked for: the others of a server that hangs need not wait for it as well.
+        let is_silent = || self.silent_servers.is_silent(&peer, self.clock.steady());
+        let permit = if is_silent() { None } else { Some(self.request_permits.ask(asker)?) };
+        let Some(permit) = permit.filter(|_| !is_silent()) else {
+            return Err(unanswered(&peer, "could not be reached lately"));
+        };
+        let asked = self.ask_peer(&peer, permit.within, |within| {
+            self.federation.query_profile(&peer, user, field, within)
+        });
         let mut profile = asked.map_err(|e| e.into_client_error(&peer))?;
         // Other servers may say `null` for what is not set; clients are not told such things.
         profile.retain(|_, value| !value.is_null());

@@ -437,6 +437,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         .chain([hs.syncing().sweep_sliding_connections(now)?, hs.media().sweep_media(now)?])
         .chain([more_to_index, hs.push().sweep_notifications(now)?, hs.events().sweep_spare_states(now)?])
         .chain([hs.devices().sweep_device_changes(now)?])
+        .chain([hs.rooms().sweep_spaces().map(|rest| now + rest)])
         .chain([hs.notifier.publish_gathered(0, &HashSet::new()).map(|rest| now + rest)])
         .flatten()
         .min())

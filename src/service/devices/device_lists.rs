@@ -216,13 +216,13 @@ impl Devices<'_> {
         let now = self.clock.now_ms();
         match fetched {
             Ok(fetched) => {
-                self.key_server_pauses.answered(&server);
+                self.silent_servers.answered(&server);
                 self.store.write(move |tx| replace_list(tx, &owner, &before, fetched, now))
             }
             Err(e) => {
                 log::info!("the devices of {user} cannot be fetched: {e}");
                 if e.is_unreachable() {
-                    self.key_server_pauses.failed(&server, self.clock.steady());
+                    self.silent_servers.failed(&server, self.clock.steady());
                     self.scheduler.lists_wait_for(&server);
                 }
                 let pause = match e.is_transient() {

@@ -8,12 +8,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::backoff::Backoff;
-use crate::bounded::{BoundedMap, Worth};
-use crate::clock::{Millis, Steady};
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::ClaimedKeys;
 use crate::federation::{CallError, CallResult};
@@ -27,6 +25,7 @@ use crate::service::devices::Devices;
 use crate::service::devices::device_lists::UPDATES_AT_ONCE_MAX;
 use crate::service::devices::keys::{ClaimTerms, KeysAsker, Members, QueriedKeys, USERS_AT_ONCE_MAX};
 use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::service::limits::silent_servers::unanswered;
 use crate::store::devices::cross_signing::SignatureOfKey;
 use crate::store::devices::device_lists::RemoteDeviceList;
 
@@ -44,10 +43,6 @@ const OUT_OF_REACH_MS: Millis = 5 * 60_000;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// When a list is fetched first whose server did not answer.
 const MISSED_PAUSE_MS: Millis = 20_000;
-/// Pauses after calls for keys that were not answered.
-const UNANSWERED_PAUSES: Backoff = Backoff::doubling(15_000, 10 * 60_000);
-/// Servers of which this is remembered.
-const UNANSWERED_MAX: usize = 2000;
 
 /// What is known of users' keys.
 #[derive(Default)]
@@ -428,14 +423,10 @@ impl Devices<'_> {
         }
         let answer = call(left);
         match &answer {
-            Err(e) if e.is_unreachable() => self.key_server_pauses.failed(server, self.clock.steady()),
-            _ => {
-                self.key_server_pauses.answered(server);
-                if was_failing {
-                    self.outgoing.peer_spoke(server);
-                    self.scheduler.peer_spoke(self, server);
-                }
-            }
+            // However little time it had: who asks for keys has many to ask.
+            Err(e) if e.is_unreachable() => self.silent_servers.failed(server, self.clock.steady()),
+            _ if was_failing => self.peer_spoke(server),
+            _ => self.silent_servers.answered(server),
         }
         answer.map_err(|e| {
             log::info!("{server} does not tell keys: {e}");
@@ -447,7 +438,7 @@ impl Devices<'_> {
     pub(in crate::service) fn is_out_of_reach(&self, server: &ServerName) -> bool {
         let now = self.clock.now_ms();
         self.outgoing.failed_at(server).is_some_and(|at| now - at < OUT_OF_REACH_MS)
-            || self.key_server_pauses.is_pausing(server, self.clock.steady())
+            || self.silent_servers.is_silent(server, self.clock.steady())
     }
 }
 
@@ -459,10 +450,6 @@ fn calls_to<V>(server: &ServerName, wanted: BTreeMap<UserId, V>) -> Vec<KeyCall<
         calls.push(KeyCall { server: server.clone(), wanted: some });
     }
     calls
-}
-
-fn unanswered(server: &ServerName, why: &str) -> Error {
-    Error::bad_gateway(format!("{server} {why}")).with_status(504)
 }
 
 impl KeysElsewhere {
@@ -534,47 +521,4 @@ fn failures(of: &BTreeMap<ServerName, Error>) -> Members {
         failures.push(server.as_str(), |out| out.push_str(&told.to_string()));
     }
     failures
-}
-
-/// The servers that did not answer when they were asked for keys, and until when they are not asked again.
-#[derive(Default)]
-pub struct KeyServerPauses {
-    pauses: Mutex<BoundedMap<ServerName, KeyServerPause, UNANSWERED_MAX>>,
-    /// Whether there are any, so that a request from a peer usually costs no lock.
-    any: AtomicBool,
-}
-
-#[derive(Default)]
-struct KeyServerPause {
-    until: Steady,
-    failures: u32,
-}
-
-impl KeyServerPauses {
-    fn is_pausing(&self, server: &ServerName, now: Steady) -> bool {
-        self.any.load(Ordering::Relaxed)
-            && lock(&self.pauses).get(server).is_some_and(|pause| pause.until > now)
-    }
-
-    /// The server was not to be reached.
-    pub(super) fn failed(&self, server: &ServerName, now: Steady) {
-        let worth = |pause: &KeyServerPause| if pause.until > now { Worth::Little } else { Worth::Nothing };
-        let mut pauses = lock(&self.pauses);
-        let pause = pauses.get_or_default(server.clone(), worth);
-        // Several asked at once: it is one failure.
-        if pause.until <= now {
-            pause.failures = pause.failures.saturating_add(1);
-            pause.until = now + UNANSWERED_PAUSES.pause_ms(pause.failures);
-        }
-        self.any.store(true, Ordering::Relaxed);
-    }
-
-    /// The server answers, or speaks to us.
-    pub fn answered(&self, server: &ServerName) {
-        if self.any.load(Ordering::Relaxed) {
-            let mut pauses = lock(&self.pauses);
-            pauses.remove(server);
-            self.any.store(!pauses.is_empty(), Ordering::Relaxed);
-        }
-    }
 }

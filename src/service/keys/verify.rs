@@ -77,9 +77,7 @@ impl Keys<'_> {
             }
         };
         claim.verify(method, uri, self.server_name(), body, &key.key)?;
-        self.outgoing.peer_spoke(&claim.origin);
-        self.scheduler.peer_spoke(self, &claim.origin);
-        self.key_server_pauses.answered(&claim.origin);
+        self.peer_spoke(&claim.origin);
         Ok(claim.origin)
     }
 

@@ -8,6 +8,7 @@
 //! - `request_permits.rs`: permits to ask other servers for others than local users, or out of curiosity; made of such
 //!   slots.
 //! - `search_turns.rs`: who may search, one after the other.
+//! - `silent_servers.rs`: who did not answer lately, and is not waited for again and again.
 //! - `resolution_allowance.rs`: how much state resolution the events of a room, and those of a server, may cause.
 //!
 //! Elsewhere: invites that wait (`membership/invite_place.rs`), passwords (`accounts/passwords.rs`), transactions
@@ -21,3 +22,4 @@ pub mod large_answers;
 pub mod request_permits;
 pub mod resolution_allowance;
 pub mod search_turns;
+pub mod silent_servers;

@@ -135,12 +135,23 @@ pub(in crate::service) struct RequestPermit {
 impl RequestPermits {
     /// A permit for what `asker` wants, waited for in line. Errors: 429 `M_LIMIT_EXCEEDED`.
     pub(in crate::service) fn ask(&self, asker: &Asker) -> Result<RequestPermit> {
+        self.ask_until(asker, None)
+    }
+
+    /// [`RequestPermits::ask`], waited for until then at most.
+    pub(in crate::service) fn ask_until(
+        &self,
+        asker: &Asker,
+        until: Option<Instant>,
+    ) -> Result<RequestPermit> {
         let (slots, wait, within) = match asker.who {
             AskerId::Address(_) => (&self.unnamed, UNNAMED_SLOT_TIMEOUT, UNNAMED_ANSWER_TIMEOUT),
             AskerId::Peer(_) => (&self.peers, UNNAMED_SLOT_TIMEOUT, UNNAMED_ANSWER_TIMEOUT),
             AskerId::User(_) => (&self.users, USER_SLOT_TIMEOUT, USER_ANSWER_TIMEOUT),
         };
-        let slot = slots.take(&asker.who, Instant::now() + wait, || !asker.is_gone());
+        let longest = Instant::now() + wait;
+        let until = until.map_or(longest, |until| until.min(longest));
+        let slot = slots.take(&asker.who, until, || !asker.is_gone());
         Ok(RequestPermit { _slot: slot.ok_or_else(no_permit)?, within })
     }
 

@@ -1,13 +1,17 @@
 //! Which servers are asked in a handshake, and what becomes of their answers: one after the other until one says yes.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::rows;
+use super::template::TEMPLATE_TIMEOUT;
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::CallError;
+use crate::federation::{CallError, CallResult};
+use crate::order;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
 use crate::protocol::{RoomId, ServerName, UserId};
+use crate::service::limits::silent_servers::{Likelihood, took_all_of};
 use crate::service::membership::Memberships;
 
 /// How many servers are asked in one handshake.
@@ -18,6 +22,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// So long a server that is asked has in any case.
 const SHARE_LEAST: Duration = Duration::from_secs(5);
+/// How long a server is waited for at first that others can stand in for.
+const FIRST_TRY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A room as somebody who is not in it knows it: its id, and servers that may let them in, best first.
 #[derive(Debug, Clone)]
@@ -84,6 +90,67 @@ impl Memberships<'_> {
             Err(error) if error.errcode() == ErrCode::NotFound => Ok((membership, Vec::new())),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Whom a handshake asks for a template, one after the other, and for how long. Making one changes nothing at a server, so
+/// that whoever is slow may be asked twice: where somebody waits for the handshake and others can stand in for them, each
+/// server has a moment at first, and all its time when nobody else is left.
+pub(super) struct HandshakeQueue {
+    next: VecDeque<ServerName>,
+    /// What each of these has.
+    within: Duration,
+    cut_short: VecDeque<ServerName>,
+}
+
+impl HandshakeQueue {
+    /// One server, and how long it has.
+    pub fn next(&mut self) -> Option<(ServerName, Duration)> {
+        if self.next.is_empty() {
+            self.next = std::mem::take(&mut self.cut_short);
+            self.within = TEMPLATE_TIMEOUT;
+        }
+        Some((self.next.pop_front()?, self.within))
+    }
+
+    /// How many have a turn yet.
+    pub fn left(&self) -> usize {
+        self.next.len() + self.cut_short.len()
+    }
+}
+
+impl Memberships<'_> {
+    /// These servers in this order, but those last that may be silent; unless it is about a join that one of them may have
+    /// taken. Not `hurried`: each has all its time in this very order, since one of them has a say that others have not.
+    pub(super) fn handshake_queue(
+        &self,
+        candidates: &[ServerName],
+        row: Option<&RemoteMembership>,
+        hurried: bool,
+    ) -> HandshakeQueue {
+        let mut next = candidates.to_vec();
+        let hurried = hurried && next.len() > 1;
+        if hurried && row.is_none_or(|row| row.state != RemoteState::Joining) {
+            order::sort_by_cached_key(&mut next, |server| self.likelihood(server) == Likelihood::Doubtful);
+        }
+        let within = if hurried { FIRST_TRY_TIMEOUT } else { TEMPLATE_TIMEOUT };
+        HandshakeQueue { next: next.into(), within, cut_short: VecDeque::new() }
+    }
+
+    /// Asks the server whose turn it is for a template. If its time was short, it has another turn.
+    pub(super) fn ask_in_turn<A>(
+        &self,
+        queue: &mut HandshakeQueue,
+        (peer, within): (&ServerName, Duration),
+        ask: impl FnOnce(Duration) -> CallResult<A>,
+    ) -> CallResult<A> {
+        let began = Instant::now();
+        let answer = self.ask_peer(peer, within, ask);
+        let unreachable = answer.as_ref().is_err_and(CallError::is_unreachable);
+        if within < TEMPLATE_TIMEOUT && unreachable && took_all_of(within, began) {
+            queue.cut_short.push_back(peer.clone());
+        }
+        answer
     }
 }
 

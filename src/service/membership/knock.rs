@@ -92,12 +92,15 @@ impl Memberships<'_> {
         let mut expected = self.store.read(|db| {
             TemplateExpectation::to_enter(db, HandshakeKind::Knock, &target.room_id, user, row.as_ref())
         })?;
-        for peer in candidates {
-            if !answers.has_time(self.clock.instant()) {
-                break;
-            }
-            match self.ask_template_in_time(peer, HandshakeKind::Knock, &target.room_id, user, &mut expected)
-            {
+        let mut queue = self.handshake_queue(candidates, row.as_ref(), true);
+        while answers.has_time(self.clock.instant())
+            && let Some((peer, within)) = queue.next()
+        {
+            let template = self.ask_in_turn(&mut queue, (&peer, within), |within| {
+                let expected = (&mut expected, within);
+                self.ask_template_in_time(&peer, HandshakeKind::Knock, &target.room_id, user, expected)
+            });
+            match template {
                 Ok((template, version)) => {
                     let knock = self.sign_template(&template, version, &content)?;
                     if still_stands(row.as_ref(), &knock) {
@@ -107,7 +110,7 @@ impl Memberships<'_> {
                     let before = PriorMembership::of(row.as_ref());
                     return self.intend_knock(Prepared { event: knock, before, via }).map(Some);
                 }
-                Err(error) => answers.add(peer, error),
+                Err(error) => answers.add(&peer, error),
             }
         }
         Err(answers.into_error())

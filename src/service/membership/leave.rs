@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::{AdmittedRoom, HandshakeRequest, admit_event};
 use super::rows::{check_not_resident, note, remote_membership_or_state, warn_if_given_up};
-use super::template::member_draft;
+use super::template::{TEMPLATE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
@@ -155,13 +155,13 @@ impl Memberships<'_> {
 
     /// Hands one server a leave, come of it what may: what it holds of the user is nothing that others know of.
     pub(super) fn leave_once(&self, peer: &ServerName, room_id: &RoomId, user: &UserId) {
-        let made =
-            self.ask_template(peer, HandshakeKind::Leave, room_id, user).and_then(|(template, version)| {
-                let content = self.member_content(user, Membership::Leave, None);
-                let leave = content.and_then(|content| self.sign_template(&template, version, &content));
-                let leave = leave.map_err(|e| CallError::bad(e.message().to_owned()))?;
-                self.federation.send_leave(peer, room_id, leave.event_id(), leave.json())
-            });
+        let template = self.ask_template(peer, HandshakeKind::Leave, room_id, user, TEMPLATE_TIMEOUT);
+        let made = template.and_then(|(template, version)| {
+            let content = self.member_content(user, Membership::Leave, None);
+            let leave = content.and_then(|content| self.sign_template(&template, version, &content));
+            let leave = leave.map_err(|e| CallError::bad(e.message().to_owned()))?;
+            self.federation.send_leave(peer, room_id, leave.event_id(), leave.json())
+        });
         if let Err(error) = made {
             log::info!("{user} has not left {room_id} by way of {peer}: {error}");
         }
@@ -173,8 +173,13 @@ impl Memberships<'_> {
         row: &RemoteMembership,
         expected: &mut TemplateExpectation,
     ) -> CallResult<LeaveDelivery> {
-        let (template, version) =
-            self.ask_template_in_time(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, expected)?;
+        let (template, version) = self.ask_template_in_time(
+            peer,
+            HandshakeKind::Leave,
+            &row.room_id,
+            &row.user_id,
+            (expected, TEMPLATE_TIMEOUT),
+        )?;
         let reason = reason_of(row);
         let content = self.member_content(&row.user_id, Membership::Leave, reason.as_deref());
         let leave = content.and_then(|content| self.sign_template(&template, version, &content));

@@ -23,6 +23,8 @@ use crate::store::{Db, Room};
 const FIELDS_BYTES_MAX: usize = 16 * 1024;
 /// How long another server's user waits for the invite that is under way to them.
 pub(super) const INVITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a server that is asked for a template.
+pub(super) const TEMPLATE_TIMEOUT: Duration = Duration::from_secs(20);
 
 // ----- for other servers -----
 
@@ -122,6 +124,7 @@ impl Memberships<'_> {
         kind: HandshakeKind,
         room_id: &RoomId,
         user: &UserId,
+        within: Duration,
     ) -> CallResult<(Map<String, Value>, RoomVersion)> {
         let membership = match kind {
             HandshakeKind::Join => Membership::Join,
@@ -131,7 +134,7 @@ impl Memberships<'_> {
         let versions: Vec<RoomVersion> =
             room_version::all().iter().filter(|v| kind != HandshakeKind::Knock || v.knock).collect();
         let Template { room_version, event } =
-            self.federation.make_membership(peer, kind, room_id, user, &versions)?;
+            self.federation.make_membership(peer, kind, room_id, user, &versions, within)?;
         let version = versions.into_iter().find(|version| version.id == room_version);
         let version =
             version.ok_or_else(|| CallError::bad("a template of a room version that was not asked for"))?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::JoinTarget;
+use super::template::TEMPLATE_TIMEOUT;
 use crate::error::{ErrCode, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
@@ -129,10 +130,10 @@ impl Memberships<'_> {
         kind: HandshakeKind,
         room_id: &RoomId,
         user: &UserId,
-        expected: &mut TemplateExpectation,
+        (expected, within): (&mut TemplateExpectation, Duration),
     ) -> CallResult<(Map<String, Value>, RoomVersion)> {
         loop {
-            let answer = self.ask_template(peer, kind, room_id, user);
+            let answer = self.ask_template(peer, kind, room_id, user, within);
             if !expected.is_behind(&answer) {
                 return answer;
             }
@@ -154,7 +155,8 @@ impl Memberships<'_> {
         let (Some(about), Some(_)) = (row.told().cloned(), row.due_ms) else { return Ok(()) };
         let servers = self.servers_that_know(row)?;
         let said = servers.iter().take(SERVERS_ASKED_MAX).find_map(|peer| {
-            let template = self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id);
+            let template =
+                self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, TEMPLATE_TIMEOUT);
             answer_of(row, template).map(|answer| (answer, Some(peer.clone())))
         });
         let (answer, by) = said.unwrap_or((RoomAnswer::Unanswered, None));

@@ -123,7 +123,9 @@ impl Rooms<'_> {
 
     fn resolve_remote_alias(&self, alias: &RoomAlias, within: Duration) -> Result<(RoomId, Vec<ServerName>)> {
         let peer = ServerName::parse(alias.server_name())?;
-        let answer = self.federation.query_directory(&peer, alias, within);
+        let within = self.patience_with(&peer, within);
+        let answer =
+            self.ask_peer(&peer, within, |within| self.federation.query_directory(&peer, alias, within));
         let answer = answer.map_err(|e| e.into_client_error(&peer))?;
         Ok((answer.room_id, answer.servers))
     }
@@ -333,7 +335,9 @@ impl Rooms<'_> {
             asked.insert("third_party_instance_id".to_owned(), network.as_str().into());
         }
         let permit = self.request_permits.ask(asker)?;
-        let answer = self.federation.public_rooms(server, &asked, permit.within);
+        let within = self.patience_with(server, permit.within);
+        let answer =
+            self.ask_peer(server, within, |within| self.federation.public_rooms(server, &asked, within));
         let answer = answer.map_err(|e| e.into_client_error(server))?;
         Ok(PublicRooms {
             chunk: answer.chunk.iter().filter_map(|room| read_object(room.get().as_bytes()).ok()).collect(),

@@ -1,27 +1,23 @@
 //! Spaces: the tree of rooms below one, this server's and others'.
 //!
-//! A page of the tree is found by walking it again from its root: nothing is remembered between pages but what other
-//! servers said, for some minutes.
+//! A page ends where it is full, and where the time or the questions to other servers that it has are used up: whoever
+//! waits has what there is, and the next page goes on there (`space_walks`). Rooms elsewhere that are to come next are asked
+//! about side by side, so that servers which never answer hold up none of the others.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 
-use crate::bounded::{BoundedMap, Worth};
-use crate::clock::{Millis, Steady};
-use crate::error::{Error, Result};
-use crate::federation::calls::HierarchyAnswer;
-use crate::locks::lock;
-use crate::protocol::json::{read, read_object};
+use super::space_cache::{RoomKnowledge, RoomQuestion};
+use super::space_walks::{SpaceStep, SpaceWalk};
+use crate::error::{ErrCode, Error, Result};
+use crate::locks::{into_inner, lock};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::Rooms;
-use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom, Visitor, may_know, space_room};
+use crate::service::rooms::summary::{SpaceRoom, Visitor, may_know, space_room};
 
 /// Rooms of a page if the client names no limit.
 const PAGE_DEFAULT: u64 = 50;
@@ -33,91 +29,15 @@ const ANSWER_BYTES_MAX: usize = 8 << 20;
 const DEPTH_MAX: u64 = 50;
 /// How many rooms, and links to rooms, a walk looks at.
 const STEPS_MAX: usize = 20_000;
-/// How many servers are asked about one room.
-const SERVERS_ASKED_MAX: usize = 3;
-/// How many rooms one request makes us ask other servers about, and until when.
-const REMOTE_ROOMS_MAX: usize = 30;
-const WALK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// For how long an answer of another server is good.
-const CACHED_FOR_MS: Millis = 300_000;
-/// A server that made us wait so long in vain is not asked the same again for so long: the next page of a walk would wait
-/// as long.
-const IN_VAIN_AFTER: Duration = Duration::from_secs(2);
-const IN_VAIN_FOR_MS: Millis = 60_000;
-/// How many answers are remembered, and how large each may be in bytes.
-const CACHED_MAX: usize = 64;
-const CACHED_BYTES_MAX: usize = 128 << 10;
-
-/// What another server said of a room and its children.
-pub(in crate::service) struct SpaceAnswer {
-    /// The room.
-    pub room: SpaceRoom,
-    children: Vec<SpaceRoom>,
-    inaccessible: Vec<RoomId>,
-}
-
-impl SpaceAnswer {
-    /// None unless the answer is about this room. Of the children only the room's own are believed.
-    fn of(answer: HierarchyAnswer, id: &RoomId, suggested_only: bool) -> Option<Self> {
-        let read_room = |room: Box<RawValue>| read_object::<SpaceRoom>(room.get().as_bytes()).ok();
-        let room = read_room(answer.room).filter(|room| room.id() == id)?.tidied(suggested_only);
-        let own: HashSet<&RoomId> = room.children_state.iter().map(|child| &child.state_key).collect();
-        let children = answer.children.into_iter().take(CHILDREN_MAX).filter_map(read_room);
-        let children = children.filter(|child| own.contains(child.id()));
-        let children = children.map(|child| child.tidied(suggested_only)).collect();
-        let barred =
-            answer.inaccessible_children.iter().filter_map(|id| read::<RoomId>(id.get().as_bytes()).ok());
-        let inaccessible = barred.filter(|id| own.contains(id)).take(CHILDREN_MAX).collect();
-        Some(Self { room, children, inaccessible })
-    }
-}
-
-/// Who was asked about which room, and whether for its suggested children alone.
-type Question = (ServerName, RoomId, bool);
-
-/// Until when an answer is good, and the answer; none if there was none.
-type CachedAnswers = BoundedMap<Question, (Steady, Option<Arc<SpaceAnswer>>), CACHED_MAX>;
-
-/// What other servers said of spaces. "Responses to this endpoint should be cached for a period of time." What one of them
-/// said is told to nobody who would not have asked that very server: anybody can say anything of any room, and whoever asks
-/// chooses whom.
-#[derive(Default)]
-pub struct SpaceCache(Mutex<CachedAnswers>);
-
-impl SpaceCache {
-    /// What this server said; none if it is to be asked.
-    fn of(&self, question: &Question, now: Steady) -> Option<Option<Arc<SpaceAnswer>>> {
-        let told = lock(&self.0);
-        let (until, told) = told.get(question)?;
-        (*until > now).then(|| told.clone())
-    }
-
-    /// What who asks these servers one after the other is told; none if one of them has to be asked for that.
-    fn get(
-        &self,
-        servers: &[ServerName],
-        room: &RoomId,
-        suggested_only: bool,
-        now: Steady,
-    ) -> Option<Option<Arc<SpaceAnswer>>> {
-        for server in servers.iter().take(SERVERS_ASKED_MAX) {
-            let told = self.of(&(server.clone(), room.clone(), suggested_only), now)?;
-            if told.is_some() {
-                return Some(told);
-            }
-        }
-        Some(None)
-    }
-
-    fn put(&self, question: Question, told: Option<Arc<SpaceAnswer>>, now: Steady) {
-        let worth = |(until, _): &(Steady, Option<Arc<SpaceAnswer>>)| {
-            if *until > now { Worth::Little } else { Worth::Nothing }
-        };
-        let good_for = if told.is_some() { CACHED_FOR_MS } else { IN_VAIN_FOR_MS };
-        lock(&self.0).insert(question, (now + good_for, told), worth);
-    }
-}
+/// How many rooms one page makes us ask other servers about, how many at a time, and until when: clients give a request up
+/// after half a minute.
+const ASKS_MAX: usize = 50;
+const ASKS_AT_ONCE_MAX: usize = 8;
+const PAGE_TIMEOUT: Duration = Duration::from_secs(9);
+/// Among so many rooms that come next are those that are asked about with one.
+const LOOK_AHEAD_MAX: usize = 200;
+/// How many servers are known of each room that is yet to be looked at.
+const VIA_MAX: usize = 8;
 
 /// What a client asks of `/hierarchy`. What is not said on a later page stays as it was on the first.
 #[derive(Debug, Default)]
@@ -148,17 +68,19 @@ pub struct HierarchyForPeer {
     inaccessible_children: Vec<RoomId>,
 }
 
-/// A place in a walk: what is asked for, and how many rooms were shown before. As a token: `h1_50_100`.
+/// A place in a walk: what is asked for, how many rooms were shown before, and the number of the walk if it is kept. As a
+/// token: `h1_50_100_7`.
 #[derive(Clone, Copy)]
 struct WalkPosition {
     suggested_only: bool,
     max_depth: u64,
     shown: usize,
+    walk: u64,
 }
 
 impl WalkPosition {
     fn token(self) -> String {
-        format!("h{}_{}_{}", u8::from(self.suggested_only), self.max_depth, self.shown)
+        format!("h{}_{}_{}_{}", u8::from(self.suggested_only), self.max_depth, self.shown, self.walk)
     }
 
     fn parse(token: &str) -> Option<Self> {
@@ -170,7 +92,8 @@ impl WalkPosition {
         };
         let max_depth = parts.next()?.parse().ok().filter(|depth| *depth <= DEPTH_MAX)?;
         let shown = parts.next()?.parse().ok()?;
-        parts.next().is_none().then_some(Self { suggested_only, max_depth, shown })
+        let walk = parts.next()?.parse().ok()?;
+        parts.next().is_none().then_some(Self { suggested_only, max_depth, shown, walk })
     }
 }
 
@@ -180,7 +103,8 @@ impl HierarchyRequest {
         let max_depth = self.max_depth.map(|depth| depth.min(DEPTH_MAX));
         let Some(token) = self.from.as_deref().filter(|token| !token.is_empty()) else {
             let suggested_only = self.suggested_only.unwrap_or(false);
-            return Ok(WalkPosition { suggested_only, max_depth: max_depth.unwrap_or(DEPTH_MAX), shown: 0 });
+            let max_depth = max_depth.unwrap_or(DEPTH_MAX);
+            return Ok(WalkPosition { suggested_only, max_depth, shown: 0, walk: 0 });
         };
         let position = WalkPosition::parse(token)
             .ok_or_else(|| Error::invalid_param("The from token is none of this server's"))?;
@@ -194,34 +118,83 @@ impl HierarchyRequest {
     }
 }
 
-/// One request's walk through a tree.
-struct SpaceWalk<'a> {
+/// A page that is being filled.
+struct SpacePage<'a> {
     hs: &'a Homeserver,
     user: &'a UserId,
-    suggested_only: bool,
+    from: WalkPosition,
+    walk: SpaceWalk,
+    limit: usize,
     until: Instant,
-    remote_rooms_left: usize,
-    /// Children that another server described.
-    told: HashMap<RoomId, SpaceRoom>,
-    /// Children that nobody may tell us of.
-    inaccessible: HashSet<RoomId>,
+    asks_left: usize,
+    rooms: Vec<SpaceRoom>,
+    bytes: usize,
 }
 
-/// A room to look at.
-struct SpaceStep {
-    room: RoomId,
-    via: Vec<ServerName>,
-    depth: u64,
+/// What there is to show of a room.
+enum Look {
+    Shown(SpaceRoom),
+    /// Nothing: nobody knows it, or it is not for the user.
+    Hidden,
+    /// Other servers have to be asked first, and this page asks no more of them.
+    Unasked,
 }
 
-impl SpaceWalk<'_> {
+impl SpacePage<'_> {
+    /// Walks on until the page ends. Whether that is the end of the walk. Errors: of the root; 429 `M_LIMIT_EXCEEDED` if
+    /// nothing is shown for that.
+    fn fill(&mut self) -> Result<bool> {
+        while let Some(step) = self.walk.left.pop() {
+            if !self.walk.seen.insert(step.room.clone()) {
+                continue;
+            }
+            let is_full = self.rooms.len() == self.limit || self.bytes > ANSWER_BYTES_MAX;
+            if is_full {
+                self.asks_left = 0;
+            }
+            match self.look(&step) {
+                Ok(Look::Hidden) if step.depth == 0 => {
+                    return Err(Error::forbidden("You are not allowed to view this room."));
+                }
+                Ok(Look::Hidden) => {}
+                Ok(Look::Shown(room)) if !is_full => self.show(&step, room),
+                Err(error) if error.errcode() != ErrCode::LimitExceeded || self.rooms.is_empty() => {
+                    return Err(error);
+                }
+                Ok(Look::Shown(_) | Look::Unasked) | Err(_) => {
+                    self.walk.put_back(step);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn show(&mut self, step: &SpaceStep, room: SpaceRoom) {
+        if step.depth < self.from.max_depth {
+            for child in room.children_state.iter().rev() {
+                self.walk.links += 1;
+                if self.walk.links <= STEPS_MAX && !self.walk.seen.contains(&child.state_key) {
+                    let (room, mut via) = (child.state_key.clone(), child.via());
+                    via.truncate(VIA_MAX);
+                    self.walk.left.push(SpaceStep { room, via, depth: step.depth + 1 });
+                }
+            }
+        }
+        self.walk.found += 1;
+        if self.walk.found > self.from.shown {
+            self.bytes += room.weight();
+            self.rooms.push(room);
+        }
+    }
+
     /// The room, if the user may be told of it and anybody can.
-    fn look(&mut self, step: &SpaceStep) -> Result<Option<SpaceRoom>> {
+    fn look(&mut self, step: &SpaceStep) -> Result<Look> {
         let here = self.hs.store.read(|db| {
             let Some(room) = db.resident_room(&step.room)? else { return Ok(None) };
             Ok(Some(match may_know(db, &room, Visitor::User(self.user))? {
-                true => Some(space_room(db, &room, self.suggested_only)?),
-                false => None,
+                true => Look::Shown(space_room(db, &room, self.from.suggested_only)?),
+                false => Look::Hidden,
             }))
         })?;
         if let Some(here) = here {
@@ -229,86 +202,150 @@ impl SpaceWalk<'_> {
         }
         let target = JoinTarget { room_id: step.room.clone(), via: step.via.clone() };
         let (membership, servers) = self.hs.membership().remote_view(self.user, &target)?;
-        let room = match self.told.remove(&step.room) {
-            Some(told) => Some(told),
-            None if self.inaccessible.contains(&step.room) => None,
-            None => self.ask(&step.room, &servers),
+        let told = self.walk.told.get(&step.room).cloned();
+        let room = if self.is_told_enough(step) {
+            told
+        } else {
+            match self.ask(step, servers)? {
+                RoomKnowledge::Answered(answer) => {
+                    self.walk.learn(&answer);
+                    Some(answer.room.clone())
+                }
+                RoomKnowledge::Unknown => told,
+                RoomKnowledge::Unasked if step.depth == 0 => {
+                    return Err(Error::bad_gateway("The room's servers do not answer").with_status(504));
+                }
+                RoomKnowledge::Unasked => return Ok(Look::Unasked),
+            }
         };
         Ok(match room {
             Some(room) if self.hs.rooms().may_know_remote(self.user, membership, &room.summary)? => {
-                Some(room)
+                Look::Shown(SpaceRoom::clone(&room))
             }
-            _ => None,
+            _ => Look::Hidden,
         })
     }
 
-    fn ask(&mut self, room: &RoomId, servers: &[ServerName]) -> Option<SpaceRoom> {
-        let now = self.hs.clock.steady();
-        let told = match self.hs.space_cache.get(servers, room, self.suggested_only, now) {
-            Some(told) => told?,
-            None => {
-                if self.remote_rooms_left == 0 || Instant::now() >= self.until {
-                    return None;
-                }
-                self.remote_rooms_left -= 1;
-                self.hs.rooms().ask_about(self.user, room, servers, self.suggested_only).ok()??
+    /// Whether what was said of a room with the space above it is enough. It says which children a space has, and nothing
+    /// of them: who is asked about the space tells of all.
+    fn is_told_enough(&self, step: &SpaceStep) -> bool {
+        match self.walk.told.get(&step.room) {
+            Some(room) => room.children_state.is_empty() || step.depth >= self.from.max_depth,
+            None => self.walk.inaccessible.contains(&step.room),
+        }
+    }
+
+    /// What other servers say of a room. If they have to be asked, then also about those that are to come.
+    fn ask(&mut self, step: &SpaceStep, servers: Vec<ServerName>) -> Result<RoomKnowledge> {
+        if let Some(answer) = self.walk.answers.get(&step.room) {
+            return Ok(answer.clone());
+        }
+        let first = self.question(step, servers);
+        let known = self.hs.rooms().know_of(self.user, &first, None)?;
+        let asks = self.asks_left.min((self.limit - self.rooms.len()).max(1));
+        if !matches!(known, RoomKnowledge::Unasked) || asks == 0 || Instant::now() >= self.until {
+            return Ok(known);
+        }
+        let mut questions = vec![first];
+        for next in self.walk.left.iter().rev().take(LOOK_AHEAD_MAX) {
+            if questions.len() == asks {
+                break;
+            }
+            if !questions.iter().any(|question| question.room == next.room) {
+                questions.extend(self.question_about(next)?);
+            }
+        }
+        self.asks_left -= questions.len();
+        let mut answers = self.ask_side_by_side(questions);
+        let first = answers.iter().position(|(room, _)| *room == step.room).map(|at| answers.swap_remove(at));
+        for (room, answer) in answers {
+            match answer {
+                Ok(RoomKnowledge::Unasked) | Err(_) => {}
+                Ok(answer) => drop(self.walk.answers.insert(room, answer)),
+            }
+        }
+        let first = first.map_or(Ok(RoomKnowledge::Unasked), |(_, answer)| answer)?;
+        if !matches!(first, RoomKnowledge::Unasked) {
+            self.walk.answers.insert(step.room.clone(), first.clone());
+        }
+        Ok(first)
+    }
+
+    fn question(&self, step: &SpaceStep, servers: Vec<ServerName>) -> RoomQuestion {
+        RoomQuestion { room: step.room.clone(), servers, suggested_only: self.from.suggested_only }
+    }
+
+    /// What others will have to be asked about a room that is yet to come, if they will.
+    fn question_about(&self, step: &SpaceStep) -> Result<Option<RoomQuestion>> {
+        let is_known = self.walk.seen.contains(&step.room)
+            || self.walk.answers.contains_key(&step.room)
+            || self.is_told_enough(step)
+            || self.hs.store.read(|db| db.resident_room(&step.room))?.is_some();
+        if is_known {
+            return Ok(None);
+        }
+        let target = JoinTarget { room_id: step.room.clone(), via: step.via.clone() };
+        let question = self.question(step, self.hs.membership().remote_view(self.user, &target)?.1);
+        let known = self.hs.rooms().know_of(self.user, &question, None)?;
+        Ok(matches!(known, RoomKnowledge::Unasked).then_some(question))
+    }
+
+    fn ask_side_by_side(&self, questions: Vec<RoomQuestion>) -> Vec<(RoomId, Result<RoomKnowledge>)> {
+        let count = questions.len();
+        let (next, answers) = (Mutex::new(questions.into_iter()), Mutex::new(Vec::new()));
+        let work = || {
+            loop {
+                // Taken in a statement of its own, so that the lock is not held while others are asked.
+                let question = lock(&next).next();
+                let Some(question) = question else { return };
+                let answer = self.hs.rooms().know_of(self.user, &question, Some(self.until));
+                lock(&answers).push((question.room, answer));
             }
         };
-        self.inaccessible.extend(told.inaccessible.iter().cloned());
-        self.told.extend(told.children.iter().map(|child| (child.id().clone(), child.clone())));
-        Some(told.room.clone())
+        std::thread::scope(|scope| {
+            for _ in 1..ASKS_AT_ONCE_MAX.min(count) {
+                let _ = std::thread::Builder::new().name("space".to_owned()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+        into_inner(answers)
     }
 }
 
 impl Rooms<'_> {
     /// A page of the rooms below a room and itself, depth first, children in the order of "Ordering of children
-    /// within a space"; those that the user is in or could join, knock on or peek into. Errors: 403 `M_FORBIDDEN` if
-    /// the root is none of those, 400 `M_INVALID_PARAM`.
+    /// within a space"; those that the user is in or could join, knock on or peek into. It may be short, or even empty,
+    /// and have a `next_batch`. Errors: 403 `M_FORBIDDEN` if the root is none of those, 504 if its servers do not say,
+    /// 429 `M_LIMIT_EXCEEDED`, 400 `M_INVALID_PARAM`.
     pub fn hierarchy(&self, user: &UserId, root: &RoomId, request: &HierarchyRequest) -> Result<Hierarchy> {
         let from = request.position()?;
         let limit = usize::try_from(request.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)).unwrap_or(1);
-        let mut walk = SpaceWalk {
+        let kept = self.space_walks.get(from.walk, (user, root), from.shown, self.clock.steady());
+        let mut page = SpacePage {
             hs: self,
             user,
-            suggested_only: from.suggested_only,
-            until: Instant::now() + WALK_TIMEOUT,
-            remote_rooms_left: REMOTE_ROOMS_MAX,
-            told: HashMap::new(),
-            inaccessible: HashSet::new(),
+            from,
+            walk: kept.unwrap_or_else(|| SpaceWalk::from(root)),
+            limit,
+            until: Instant::now() + PAGE_TIMEOUT,
+            asks_left: ASKS_MAX,
+            rooms: Vec::new(),
+            bytes: 0,
         };
-        let mut stack = vec![SpaceStep { room: root.clone(), via: Vec::new(), depth: 0 }];
-        let (mut seen, mut steps) = (HashSet::new(), 0);
-        let (mut shown, mut rooms, mut bytes) = (0, Vec::new(), 0);
-        while let Some(step) = stack.pop() {
-            if !seen.insert(step.room.clone()) {
-                continue;
-            }
-            let Some(room) = walk.look(&step)? else {
-                if step.depth == 0 {
-                    return Err(Error::forbidden("You are not allowed to view this room."));
-                }
-                continue;
-            };
-            if rooms.len() == limit || bytes > ANSWER_BYTES_MAX {
-                let next_batch = Some(WalkPosition { shown, ..from }.token());
-                return Ok(Hierarchy { rooms, next_batch });
-            }
-            if step.depth < from.max_depth {
-                for child in room.children_state.iter().rev() {
-                    steps += 1;
-                    if steps <= STEPS_MAX && !seen.contains(&child.state_key) {
-                        let (room, via) = (child.state_key.clone(), child.via());
-                        stack.push(SpaceStep { room, via, depth: step.depth + 1 });
-                    }
-                }
-            }
-            shown += 1;
-            if shown > from.shown {
-                bytes += room.weight();
-                rooms.push(room);
-            }
+        let is_over = page.fill()?;
+        let SpacePage { walk, rooms, .. } = page;
+        if is_over {
+            return Ok(Hierarchy { rooms, next_batch: None });
         }
-        Ok(Hierarchy { rooms, next_batch: None })
+        let shown = from.shown.max(walk.found);
+        let kept = self.space_walks.keep(walk, (user, root), self.clock.steady());
+        if kept.is_none() && rooms.is_empty() {
+            // The next page would not come further either.
+            log::info!("the space {root} is too large for {user} to see all of it");
+            return Ok(Hierarchy { rooms, next_batch: None });
+        }
+        let next_batch = Some(WalkPosition { shown, walk: kept.unwrap_or(0), ..from }.token());
+        Ok(Hierarchy { rooms, next_batch })
     }
 
     /// `GET /hierarchy` of another server: the room and its children, as far as its users could join, knock on or peek
@@ -344,52 +381,6 @@ impl Rooms<'_> {
             Ok(HierarchyForPeer { room, children, inaccessible_children })
         })
     }
-
-    /// What the first of these servers that knows the room says of it; none if none of them does. Errors: 429
-    /// `M_LIMIT_EXCEEDED` if enough is being asked for the user.
-    pub(in crate::service) fn ask_about(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-        servers: &[ServerName],
-        suggested_only: bool,
-    ) -> Result<Option<Arc<SpaceAnswer>>> {
-        let now = self.clock.steady();
-        if let Some(told) = self.space_cache.get(servers, room, suggested_only, now) {
-            return Ok(told);
-        }
-        let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
-        for peer in servers.iter().take(SERVERS_ASKED_MAX) {
-            let question = (peer.clone(), room.clone(), suggested_only);
-            match self.space_cache.of(&question, now) {
-                Some(None) => continue,
-                Some(told) => return Ok(told),
-                None => {}
-            }
-            let asked = self.clock.instant();
-            let answer = match self.federation.hierarchy(peer, room, suggested_only) {
-                Ok(answer) => answer,
-                Err(e) => {
-                    log::debug!("about {room}: {}", e.into_client_error(peer));
-                    if self.clock.instant().duration_since(asked) >= IN_VAIN_AFTER {
-                        self.space_cache.put(question, None, now);
-                    }
-                    continue;
-                }
-            };
-            let size = answer.size;
-            let Some(told) = SpaceAnswer::of(answer, room, suggested_only) else {
-                log::debug!("{peer} was asked about {room} and told of something else");
-                continue;
-            };
-            let told = Arc::new(told);
-            if size <= CACHED_BYTES_MAX {
-                self.space_cache.put(question, Some(told.clone()), now);
-            }
-            return Ok(Some(told));
-        }
-        Ok(None)
-    }
 }
 
 #[cfg(test)]
@@ -398,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_token_brings_back_its_question_and_no_other() {
-        let token = WalkPosition { suggested_only: true, max_depth: 3, shown: 50 }.token();
+        let token = WalkPosition { suggested_only: true, max_depth: 3, shown: 50, walk: 7 }.token();
         let ask = |suggested_only, max_depth, from: &str| {
             let from = Some(from.to_owned());
             HierarchyRequest { suggested_only, max_depth, from, limit: None }.position()
@@ -406,7 +397,7 @@ mod tests {
         assert_eq!(ask(None, None, &token).unwrap().token(), token);
         assert_eq!(ask(Some(true), Some(3), &token).unwrap().shown, 50);
         assert!(ask(Some(false), None, &token).is_err() && ask(None, Some(4), &token).is_err());
-        for wrong in ["h", "h2_3_4", "h1_51_0", "h1_3", "h1_3_4_5", "h1_-3_4", "x"] {
+        for wrong in ["h", "h2_3_4_0", "h1_51_0_0", "h1_3", "h1_3_4", "h1_3_4_5_6", "h1_-3_4_0", "x"] {
             assert_eq!(ask(None, None, wrong).err().map(|e| e.status()), Some(400), "{wrong}");
         }
     }

@@ -2,6 +2,7 @@
 //! servers; and the summary of one room, wherever it is.
 
 use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -18,12 +19,16 @@ use crate::service::events::server_acl::RoomAcl;
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::directory::{PublishedRoom, published_room};
+use crate::service::rooms::space_cache::{RoomKnowledge, RoomQuestion};
 use crate::store::{Db, Room};
 
 /// No more children of one space are looked at, in the order in which they are shown.
 pub const CHILDREN_MAX: usize = 1000;
 /// And so many are read, of which those are chosen.
 const CHILDREN_READ_MAX: usize = 10_000;
+
+/// Time for other servers to sum up a room: enough for one behind two that never answer.
+const SUMMARY_TIMEOUT: Duration = Duration::from_secs(16);
 
 /// Children of one space that take more than so many bytes are left out.
 const CHILD_BYTES_MAX: usize = 1 << 20;
@@ -298,7 +303,11 @@ impl Rooms<'_> {
             (None, None) => return Err(not_found()),
             (None, Some(user)) => {
                 let (membership, servers) = self.membership().remote_view(user, target)?;
-                let told = self.ask_about(user, &target.room_id, &servers, false)?.ok_or_else(not_found)?;
+                let question = RoomQuestion { room: target.room_id.clone(), servers, suggested_only: false };
+                let until = Instant::now() + SUMMARY_TIMEOUT;
+                let RoomKnowledge::Answered(told) = self.know_of(user, &question, Some(until))? else {
+                    return Err(not_found());
+                };
                 let summary = told.room.summary.clone();
                 if !self.may_know_remote(user, membership, &summary)? {
                     return Err(not_found());

@@ -3,9 +3,11 @@
 //! The times are what the senders' servers say of their events, so they need not rise along the timeline.
 
 use crate::error::Result;
+use crate::order;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
 use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::service::limits::silent_servers::{Likelihood, SILENT_AFTER};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{Access, RoomView, readable_room};
 use crate::store::{Db, Place, Room};
@@ -69,8 +71,14 @@ impl Rooms<'_> {
         let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
         // "A good heuristic for which servers to try first is to sort by servers that have been in the room the
         // longest."
-        for peer in &self.events().backfill_servers(room)? {
-            let said = self.federation.timestamp_to_event(peer, &room.room_id, when.ts, when.forwards);
+        let mut servers = self.events().backfill_servers(room)?;
+        order::sort_by_cached_key(&mut servers, |server| self.likelihood(server) == Likelihood::Doubtful);
+        for peer in &servers {
+            let within = self.patience_with(peer, SILENT_AFTER);
+            let said = self.ask_peer(peer, within, |within| {
+                let TimestampQuery { ts, forwards } = when;
+                self.federation.timestamp_to_event(peer, &room.room_id, ts, forwards, within)
+            });
             let (id, ts) = match said {
                 Ok(said) => said,
                 Err(e) => {

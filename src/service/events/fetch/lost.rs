@@ -3,7 +3,7 @@
 //! are received as if they had sent them. That is what the template of a leave says (server-server API, `make_leave`), which
 //! changes nothing where it is asked for; where a server gives none, it is asked for its last event (`timestamp_to_event`).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Fetch, RECEIVE_TIMEOUT};
 use serde_json::Value;
@@ -18,6 +18,8 @@ use crate::store::{Room, RoomKey};
 
 /// So many servers of a room are asked: they may differ in what is the last. It is over once one has answered.
 const SERVERS_ASKED_MAX: usize = 3;
+/// Time for each answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// While none of them answers.
 const SILENCE_BACKOFF: Backoff = Backoff::doubling(60_000, 6 * 3_600_000);
 /// After so many attempts it is left to who speaks next: some two days.
@@ -99,7 +101,14 @@ impl Events<'_> {
     /// The events on which the next one that a server sends would rest, or the last one of them; none if it does not say.
     fn last_events(&self, room: &Room, peer: &ServerName) -> Result<Vec<EventId>> {
         if let Some(member) = self.store.read(|db| db.joined_local_users(room.key))?.first() {
-            match self.federation.make_membership(peer, HandshakeKind::Leave, &room.room_id, member, &[]) {
+            match self.federation.make_membership(
+                peer,
+                HandshakeKind::Leave,
+                &room.room_id,
+                member,
+                &[],
+                ANSWER_TIMEOUT,
+            ) {
                 Ok(template) => {
                     let named = template.event.get("prev_events").and_then(Value::as_array);
                     let last: Vec<_> = named.into_iter().flatten().filter_map(named_event).collect();
@@ -112,7 +121,7 @@ impl Events<'_> {
             }
         }
         let ts = self.clock.now_ms() + CLOCKS_DIFFER_MAX_MS;
-        match self.federation.timestamp_to_event(peer, &room.room_id, ts, false) {
+        match self.federation.timestamp_to_event(peer, &room.room_id, ts, false, ANSWER_TIMEOUT) {
             Ok((id, _)) => Ok(vec![id]),
             Err(e) if e.is_transient() => Err(e.into_client_error(peer)),
             // It has nothing to tell us, or does not know the question.

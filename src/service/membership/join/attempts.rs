@@ -55,6 +55,11 @@ impl JoinAttempts {
         Self { host, shut_out: false, answers, last: None, unsure: false, taken_by: Vec::new() }
     }
 
+    /// Whether there is a server whose refusal ends it: then it is not to be asked after others.
+    pub fn has_host(&self) -> bool {
+        self.host.is_some()
+    }
+
     /// Takes down what a server said.
     pub fn add(&mut self, peer: &ServerName, error: CallError) {
         let refuses = matches!(&error, CallError::Refused(refusal) if refusal.status == 403);

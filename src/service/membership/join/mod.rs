@@ -36,7 +36,7 @@ use crate::protocol::remote_membership::{
     Fact, JoinFailure, Prepared, PriorMembership, Refusal, RemoteMembership, RemoteState,
 };
 use crate::protocol::{
-    EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
 use crate::service::events::entry::check_not_closed;
 use crate::service::events::erasure::Erasure;
@@ -177,19 +177,23 @@ impl Memberships<'_> {
         content: &Map<String, Value>,
     ) -> Result<()> {
         let mut answers = HandshakeAnswers::new(self.clock.instant());
-        let candidates = self.candidates(target, None)?;
-        for (at, peer) in candidates.iter().enumerate() {
-            if !answers.has_time(self.clock.instant()) {
-                break;
-            }
-            let within = answers.share(self.clock.instant(), candidates.len() - at - 1);
-            match self.join_in_their_name(peer, room, (user, content), within) {
+        let mut queue = self.handshake_queue(&self.candidates(target, None)?, None, true);
+        while answers.has_time(self.clock.instant())
+            && let Some((peer, within)) = queue.next()
+        {
+            let template = self.ask_in_turn(&mut queue, (&peer, within), |within| {
+                self.ask_template(&peer, HandshakeKind::Join, &room.room_id, user, within)
+            });
+            let within = answers.share(self.clock.instant(), queue.left());
+            let joined = template
+                .and_then(|template| self.join_in_their_name(&peer, room, (template, content), within));
+            match joined {
                 Ok(join) => {
-                    self.events().receive_pdu(peer, self.events().with_policy_signature(join)?)?;
+                    self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?)?;
                     self.follow_upgrade_of(room, user)?;
                     return self.leave_if_barred(room, user);
                 }
-                Err(error) => answers.add(peer, error),
+                Err(error) => answers.add(&peer, error),
             }
         }
         Err(answers.into_error())
@@ -199,10 +203,9 @@ impl Memberships<'_> {
         &self,
         peer: &ServerName,
         room: &Room,
-        (user, content): (&UserId, &Map<String, Value>),
+        ((template, version), content): ((Map<String, Value>, RoomVersion), &Map<String, Value>),
         within: Duration,
     ) -> CallResult<VerifiedPdu> {
-        let (template, version) = self.ask_template(peer, HandshakeKind::Join, &room.room_id, user)?;
         let join = self.sign_template(&template, version, content).map_err(ours)?;
         let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json(), within)?;
         let answer = body.read()?;
@@ -259,7 +262,7 @@ impl Memberships<'_> {
         let mut expected = self.store.read(|db| {
             TemplateExpectation::to_enter(db, HandshakeKind::Join, &target.room_id, user, row.as_ref())
         })?;
-        let unfinished = row.filter(|row| row.state == RemoteState::Joining);
+        let unfinished = row.as_ref().filter(|row| row.state == RemoteState::Joining);
         let unfinished = unfinished.and_then(|row| Some((row.pending.clone()?, row.via.first()?.clone())));
         match unfinished {
             Some((join, peer)) if candidates.first() == Some(&peer) => {
@@ -277,21 +280,24 @@ impl Memberships<'_> {
             Some((join, _)) => attempts.began_with(join),
             None => {}
         }
-        for (at, peer) in candidates.iter().enumerate() {
-            if attempts.shut_out || !attempts.answers.has_time(self.clock.instant()) {
-                break;
-            }
-            let template =
-                self.ask_template_in_time(peer, HandshakeKind::Join, &target.room_id, user, &mut expected);
+        let mut queue = self.handshake_queue(&candidates, row.as_ref(), !attempts.has_host());
+        while !attempts.shut_out
+            && attempts.answers.has_time(self.clock.instant())
+            && let Some((peer, within)) = queue.next()
+        {
+            let template = self.ask_in_turn(&mut queue, (&peer, within), |within| {
+                let expected = (&mut expected, within);
+                self.ask_template_in_time(&peer, HandshakeKind::Join, &target.room_id, user, expected)
+            });
             let (template, version) = match template {
                 Ok(answer) => answer,
                 Err(error) => {
-                    attempts.add(peer, error);
+                    attempts.add(&peer, error);
                     continue;
                 }
             };
             let join = self.sign_template(&template, version, content)?;
-            let via = std::iter::once(peer).chain(&candidates).cloned().collect();
+            let via = std::iter::once(&peer).chain(&candidates).cloned().collect();
             let prepared = Prepared { event: join.clone(), before: before.clone(), via };
             if let Err(error) = self.intend_join(prepared, attempts.may_be_in(), by) {
                 // Nobody else is asked, and the room is left if somebody may have let them in before.
@@ -300,11 +306,11 @@ impl Memberships<'_> {
                 }
                 return Err(error);
             }
-            let within = attempts.share(self.clock.instant(), candidates.len() - at - 1);
-            match self.hand_in_join(peer, &join, within) {
+            let within = attempts.share(self.clock.instant(), queue.left());
+            match self.hand_in_join(&peer, &join, within) {
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    attempts.not_in(peer, join, error);
+                    attempts.not_in(&peer, join, error);
                     self.check_not_overtaken(&attempts)?;
                 }
             }

@@ -1,0 +1,211 @@
+//! What other servers say of rooms and spaces that this server is not in: asked of them, and remembered for some minutes.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::value::RawValue;
+
+use crate::bounded::{BoundedMap, Worth};
+use crate::clock::{Millis, Steady};
+use crate::error::Result;
+use crate::federation::calls::HierarchyAnswer;
+use crate::locks::lock;
+use crate::order;
+use crate::protocol::json::{read, read_object};
+use crate::protocol::{RoomId, ServerName, UserId};
+use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::service::limits::silent_servers::{SILENT_AFTER, took_all_of};
+use crate::service::rooms::Rooms;
+use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom};
+
+/// How many servers are heard about one room.
+const SERVERS_HEARD_MAX: usize = 3;
+/// A server that would have less time than this is not asked any more.
+const ASK_TIME_MIN: Duration = Duration::from_secs(1);
+/// For how long an answer of another server is good.
+const CACHED_FOR_MS: Millis = 300_000;
+/// A server that made us wait so long for nothing is not asked the same again for so long: whoever looks again would wait as
+/// long. (One that does not answer at all is known for that, whatever it is asked.)
+const IN_VAIN_AFTER_MS: u128 = 2_000;
+const IN_VAIN_FOR_MS: Millis = 60_000;
+/// How many answers are remembered, how large each may be, and all together, in bytes.
+const CACHED_MAX: usize = 1024;
+const CACHED_BYTES_MAX: usize = 512 << 10;
+const ALL_CACHED_BYTES_MAX: usize = 8 << 20;
+
+/// What another server said of a room and its children.
+pub(in crate::service) struct SpaceAnswer {
+    /// The room.
+    pub room: Arc<SpaceRoom>,
+    pub(super) children: Vec<Arc<SpaceRoom>>,
+    pub(super) inaccessible: Vec<RoomId>,
+}
+
+impl SpaceAnswer {
+    /// None unless the answer is about this room. Of the children only the room's own are believed.
+    fn of(answer: HierarchyAnswer, id: &RoomId, suggested_only: bool) -> Option<Self> {
+        let read_room = |room: Box<RawValue>| read_object::<SpaceRoom>(room.get().as_bytes()).ok();
+        let room = read_room(answer.room).filter(|room| room.id() == id)?.tidied(suggested_only);
+        let own: HashSet<&RoomId> = room.children_state.iter().map(|child| &child.state_key).collect();
+        let children = answer.children.into_iter().take(CHILDREN_MAX).filter_map(read_room);
+        let children = children.filter(|child| own.contains(child.id()));
+        let children = children.map(|child| Arc::new(child.tidied(suggested_only))).collect();
+        let barred =
+            answer.inaccessible_children.iter().filter_map(|id| read::<RoomId>(id.get().as_bytes()).ok());
+        let inaccessible = barred.filter(|id| own.contains(id)).take(CHILDREN_MAX).collect();
+        Some(Self { room: Arc::new(room), children, inaccessible })
+    }
+}
+
+/// Who was asked about which room, and whether for its suggested children alone.
+type Question = (ServerName, RoomId, bool);
+
+/// What a server said, if it said anything; how many bytes that was, and until when it is good.
+struct CachedAnswer {
+    told: Option<Arc<SpaceAnswer>>,
+    bytes: usize,
+    until: Steady,
+}
+
+/// What other servers said of spaces. "Responses to this endpoint should be cached for a period of time." What one of them
+/// said is told to nobody who would not have asked that very server: anybody can say anything of any room, and whoever asks
+/// chooses whom.
+#[derive(Default)]
+pub struct SpaceCache(Mutex<BoundedMap<Question, CachedAnswer, CACHED_MAX>>);
+
+impl SpaceCache {
+    /// What this server said; none if it is to be asked.
+    fn of(&self, question: &Question, now: Steady) -> Option<Option<Arc<SpaceAnswer>>> {
+        let answers = lock(&self.0);
+        let answer = answers.get(question)?;
+        (answer.until > now).then(|| answer.told.clone())
+    }
+
+    fn put(&self, question: Question, told: Option<Arc<SpaceAnswer>>, bytes: usize, now: Steady) {
+        if bytes > CACHED_BYTES_MAX {
+            return;
+        }
+        let mut answers = lock(&self.0);
+        let held = |answers: &BoundedMap<Question, CachedAnswer, CACHED_MAX>| -> usize {
+            answers.values().map(|answer| answer.bytes).sum()
+        };
+        if held(&answers) + bytes > ALL_CACHED_BYTES_MAX {
+            answers.retain(|_, answer| answer.until > now);
+        }
+        while held(&answers) + bytes > ALL_CACHED_BYTES_MAX {
+            // Any half, so that nobody who fills it can tell which.
+            let mut keep = false;
+            answers.retain(|_, _| {
+                keep = !keep;
+                keep
+            });
+        }
+        let worth = |answer: &CachedAnswer| if answer.until > now { Worth::Little } else { Worth::Nothing };
+        let until = now + if told.is_some() { CACHED_FOR_MS } else { IN_VAIN_FOR_MS };
+        answers.insert(question, CachedAnswer { told, bytes, until }, worth);
+    }
+}
+
+impl SpaceCache {
+    /// Forgets what is not good any more. When that is so of something else.
+    fn sweep(&self, now: Steady) -> Option<Steady> {
+        let mut answers = lock(&self.0);
+        answers.retain(|_, answer| answer.until > now);
+        answers.values().map(|answer| answer.until).min()
+    }
+}
+
+impl Rooms<'_> {
+    /// Forgets what was remembered of spaces for long enough. In how long there is more of that; none if nothing is
+    /// remembered.
+    pub(in crate::service) fn sweep_spaces(&self) -> Option<Millis> {
+        let now = self.clock.steady();
+        let due = [self.space_cache.sweep(now), self.space_walks.sweep(now)];
+        due.into_iter().flatten().min().map(|due| due - now)
+    }
+}
+
+/// A room that somebody wants to know of, and the servers that may tell of it.
+pub(in crate::service) struct RoomQuestion {
+    pub room: RoomId,
+    pub servers: Vec<ServerName>,
+    /// Of its children the suggested ones alone.
+    pub suggested_only: bool,
+}
+
+/// What there is to know of a room that this server is not in.
+#[derive(Clone)]
+pub(in crate::service) enum RoomKnowledge {
+    /// A server's answer.
+    Answered(Arc<SpaceAnswer>),
+    /// None of them knows it.
+    Unknown,
+    /// Somebody would have had to be asked, or was given too little time.
+    Unasked,
+}
+
+impl Rooms<'_> {
+    /// What the first of some servers that knows the room says of it. Those that did not answer lately are not asked;
+    /// `until`: nobody is asked from then on, or at all. Errors: 429 `M_LIMIT_EXCEEDED` if enough is being asked for the
+    /// user.
+    pub(in crate::service) fn know_of(
+        &self,
+        user: &UserId,
+        question: &RoomQuestion,
+        until: Option<Instant>,
+    ) -> Result<RoomKnowledge> {
+        let RoomQuestion { room, suggested_only, .. } = question;
+        let mut servers = question.servers.clone();
+        order::sort_by_cached_key(&mut servers, |server| self.likelihood(server));
+        let (mut permit, mut heard, mut cut_short) = (None, 0, false);
+        for peer in servers {
+            let (now, question) = (self.clock.steady(), (peer.clone(), room.clone(), *suggested_only));
+            match self.space_cache.of(&question, now) {
+                Some(Some(told)) => return Ok(RoomKnowledge::Answered(told)),
+                Some(None) => continue,
+                None if heard == SERVERS_HEARD_MAX || self.silent_servers.is_silent(&peer, now) => continue,
+                None => {}
+            }
+            let Some(until) = until else { return Ok(RoomKnowledge::Unasked) };
+            if permit.is_none() {
+                let asker = Asker::new(AskerId::User(user.clone()));
+                permit = Some(self.request_permits.ask_until(&asker, Some(until))?);
+            }
+            let began = Instant::now();
+            let within = until.saturating_duration_since(began).min(SILENT_AFTER);
+            if within < ASK_TIME_MIN {
+                return Ok(RoomKnowledge::Unasked);
+            }
+            let answer = self.ask_peer(&peer, within, |within| {
+                self.federation.hierarchy(&peer, room, *suggested_only, within)
+            });
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(e) if e.is_unreachable() => {
+                    cut_short |= within < SILENT_AFTER && took_all_of(within, began);
+                    log::debug!("about {room}: {}", e.into_client_error(&peer));
+                    continue;
+                }
+                Err(e) => {
+                    heard += 1;
+                    log::debug!("about {room}: {}", e.into_client_error(&peer));
+                    if began.elapsed().as_millis() >= IN_VAIN_AFTER_MS {
+                        self.space_cache.put(question, None, 0, now);
+                    }
+                    continue;
+                }
+            };
+            let bytes = answer.size;
+            let Some(told) = SpaceAnswer::of(answer, room, *suggested_only) else {
+                heard += 1;
+                log::debug!("{peer} was asked about {room} and told of something else");
+                continue;
+            };
+            let told = Arc::new(told);
+            self.space_cache.put(question, Some(told.clone()), bytes, now);
+            return Ok(RoomKnowledge::Answered(told));
+        }
+        Ok(if cut_short { RoomKnowledge::Unasked } else { RoomKnowledge::Unknown })
+    }
+}

@@ -1,0 +1,209 @@
+//! Spaces whose rooms are on other servers: many of them, some of which never answer; and pages of a space that changes.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::common::peer::Peer;
+use crate::common::wait::Gate;
+use doorstep::TestServer;
+use doorstep::internals::Reply;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+const CLIENT: &str = "/_matrix/client/v1/rooms";
+
+fn space(user: &TestUser) -> String {
+    user.create_room_with(json!({
+        "preset": "public_chat", "name": "root", "creation_content": { "type": "m.space" },
+    }))
+}
+
+fn room(user: &TestUser, name: &str) -> String {
+    user.create_room_with(json!({ "preset": "public_chat", "name": name }))
+}
+
+fn link(user: &TestUser, space: &str, child: &str, via: &[&str], order: &str) {
+    user.set_state(space, "m.space.child", child, json!({ "via": via, "order": order }));
+}
+
+/// A page of a space: the names of its rooms, and the token of the next one.
+#[track_caller]
+fn page(user: &TestUser, root: &str, limit: usize, from: Option<&str>) -> (Vec<String>, Option<String>) {
+    let from = from.map(|from| format!("&from={}", segment(from))).unwrap_or_default();
+    let (status, page) =
+        user.request("GET", &format!("{CLIENT}/{}/hierarchy?limit={limit}{from}", segment(root)), None);
+    assert_eq!(status, 200, "{page}");
+    let rooms = page["rooms"].as_array().expect("rooms").iter();
+    let names: Vec<String> = rooms.map(|room| room["name"].as_str().expect("a name").to_owned()).collect();
+    assert!(names.len() <= limit);
+    (names, page["next_batch"].as_str().map(str::to_owned))
+}
+
+/// The names of all rooms of a space, page by page.
+fn walk(user: &TestUser, root: &str, limit: usize) -> Vec<String> {
+    let (mut all, mut from) = (Vec::new(), None);
+    loop {
+        let (names, next) = page(user, root, limit, from.as_deref());
+        all.extend(names);
+        from = next;
+        if from.is_none() {
+            return all;
+        }
+    }
+}
+
+fn told(id: &str, name: &str, children: &[(String, &str)]) -> Value {
+    let children = children.iter().map(|(child, via)| {
+        json!({
+            "type": "m.space.child", "state_key": child, "sender": "@a:example.org", "origin_server_ts": 1,
+            "content": { "via": [via] },
+        })
+    });
+    let is_space = children.len() > 0;
+    let mut room = json!({
+        "room_id": id, "name": name, "num_joined_members": 1, "world_readable": true, "guest_can_join": false,
+        "children_state": children.collect::<Vec<_>>(),
+    });
+    if is_space {
+        room["room_type"] = json!("m.space");
+    }
+    room
+}
+
+/// From now on the peer tells of any room that it is asked about, by its id.
+fn tell_of_all(peer: &Peer) {
+    peer.answer("/hierarchy/", |asked| {
+        let id = asked.target.split("/hierarchy/").nth(1).and_then(|rest| rest.split('?').next());
+        let id = id.expect("a room").replace("%21", "!").replace("%3A", ":");
+        Reply::json(&json!({ "room": told(&id, &id, &[]), "children": [], "inaccessible_children": [] }))
+    });
+}
+
+#[test]
+fn a_space_whose_rooms_are_all_on_another_server_is_shown_whole_and_each_of_them_once() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let via = peer.name().as_str();
+    tell_of_all(&peer);
+    let root = space(&alice);
+    let rooms: Vec<String> = (0..120).map(|n| format!("!r{n:03}:{via}")).collect();
+    for (n, room) in rooms.iter().enumerate() {
+        link(&alice, &root, room, &[via], &format!("{n:03}"));
+    }
+    let expected: Vec<String> = std::iter::once("root".to_owned()).chain(rooms).collect();
+    for limit in [50, 100, 33] {
+        assert_eq!(walk(&alice, &root, limit), expected, "{limit} a page");
+    }
+    assert_eq!(peer.asked("/hierarchy/").len(), 120, "what it said is known for a while");
+}
+
+#[test]
+fn a_space_on_another_server_is_asked_about_and_not_each_of_its_rooms() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let via = peer.name().as_str();
+    let (root, sub) = (space(&alice), format!("!sub:{via}"));
+    link(&alice, &root, &format!("!top:{via}"), &[via], "a");
+    let rooms = |of: &str, count: usize| -> Vec<(String, &str)> {
+        (0..count).map(|n| (format!("!{of}{n:02}:{via}"), via)).collect()
+    };
+    let (mut top, below) = (rooms("t", 10), rooms("s", 60));
+    top.push((sub.clone(), via));
+    let described = |children: &[(String, &str)]| -> Vec<Value> {
+        children.iter().map(|(id, _)| told(id, id, if *id == sub { &below } else { &[] })).collect()
+    };
+    let answer = |room: Value, children: Vec<Value>| json!({ "room": room, "children": children, "inaccessible_children": [] });
+    peer.answer_json(
+        "/hierarchy/%21top",
+        200,
+        answer(told(&format!("!top:{via}"), "top", &top), described(&top)),
+    );
+    peer.answer_json("/hierarchy/%21sub", 200, answer(told(&sub, "sub", &below), described(&below)));
+    let shown = walk(&alice, &root, 100);
+    assert_eq!((shown.len(), shown.iter().collect::<BTreeSet<_>>().len()), (73, 73), "{shown:?}");
+    assert_eq!(peer.asked("/hierarchy/").len(), 2);
+}
+
+#[test]
+fn a_page_goes_on_where_the_last_one_ended_whatever_became_of_the_space() {
+    let server = TestServer::start();
+    let (alice, here) = (server.user("alice"), server.name());
+    let root = space(&alice);
+    let rooms: Vec<String> = (0..6).map(|n| room(&alice, &format!("r{n}"))).collect();
+    for (n, room) in rooms.iter().enumerate() {
+        link(&alice, &root, room, &[here], &n.to_string());
+    }
+    let (first, next) = page(&alice, &root, 3, None);
+    assert_eq!(first, ["root", "r0", "r1"]);
+    // Two before that are gone, and three are new: one of them before, too.
+    for gone in &rooms[..2] {
+        alice.set_state(&root, "m.space.child", gone, json!({}));
+    }
+    for n in 0..3 {
+        link(&alice, &root, &room(&alice, &format!("new{n}")), &[here], " ");
+    }
+    let (second, after) = page(&alice, &root, 2, next.as_deref());
+    assert_eq!(second, ["r2", "r3"]);
+    // An answer that was lost on its way is had again.
+    assert_eq!(page(&alice, &root, 2, next.as_deref()).0, second);
+    let (third, end) = page(&alice, &root, 9, after.as_deref());
+    assert_eq!((third, end), (vec!["r4".to_owned(), "r5".to_owned()], None));
+    // Whoever comes back late goes on by the number of rooms that were shown.
+    server.advance(Duration::from_secs(3600));
+    assert_eq!(
+        page(&alice, &root, 9, after.as_deref()),
+        (vec!["r3".to_owned(), "r4".to_owned(), "r5".to_owned()], None)
+    );
+}
+
+#[test]
+fn servers_of_a_space_that_never_answer_hold_up_no_page_and_none_of_the_others_rooms() {
+    let (server, there) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let gate = Gate::default();
+    let silent: Vec<Peer> = (0..4).map(|_| Peer::start()).collect();
+    tell_of_all(&there);
+    let root = space(&alice);
+    for (n, peer) in silent.iter().enumerate() {
+        peer.answer_behind(&gate, "/hierarchy/", 404, json!({ "errcode": "M_NOT_FOUND", "error": "no" }));
+        link(&alice, &root, &format!("!dead{n}:example.org"), &[peer.name().as_str()], &format!("a{n}"));
+    }
+    let via = there.name().as_str();
+    let mut living = vec!["root".to_owned()];
+    for n in 0..5 {
+        let room = format!("!live{n}:{via}");
+        // The second of them could be asked of a silent server as well.
+        let others = if n == 1 { vec![silent[0].name().as_str(), via] } else { vec![via] };
+        link(&alice, &root, &room, &others, &format!("b{n}"));
+        living.push(room);
+    }
+    let look = || {
+        let (began, asked) =
+            (Instant::now(), silent.iter().map(|peer| peer.asked("/hierarchy/").len()).sum::<usize>());
+        let shown = walk(&alice, &root, 50);
+        let asked = silent.iter().map(|peer| peer.asked("/hierarchy/").len()).sum::<usize>() - asked;
+        (shown, asked, began.elapsed())
+    };
+    let (shown, asked, took) = look();
+    assert_eq!(shown, living);
+    assert!(asked >= 4 && took < Duration::from_secs(20), "{asked} {took:?}");
+    let (shown, asked, _) = look();
+    assert_eq!((shown, asked), (living, 0), "whoever is silent is known for it");
+    // Whatever it is asked.
+    let profile = |peer: &Peer| {
+        let eve = segment(peer.user("eve").as_str());
+        let (status, _) = alice.request("GET", &format!("/_matrix/client/v3/profile/{eve}"), None);
+        (status, peer.asked("/query/profile").len())
+    };
+    assert_eq!(profile(&silent[0]), (504, 0));
+    // Until it speaks.
+    gate.open();
+    silent[0].answer_json("/query/profile", 200, json!({ "displayname": "Eve" }));
+    silent[0].ask(
+        server.name(),
+        "GET",
+        "/_matrix/federation/v1/query/profile?user_id=%40x%3Alocalhost",
+        None,
+    );
+    assert_eq!(profile(&silent[0]), (200, 1));
+}
