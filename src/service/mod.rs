@@ -187,6 +187,34 @@ fn client_settings(config: &Config, clock: &Clock) -> federation::ClientSettings
     }
 }
 
+/// Who is told of every commit.
+struct ToldOfCommits {
+    notifier: Arc<Notifier>,
+    outgoing: Outgoing,
+    timer: Scheduler,
+    behind: events::late_extremities::CatchUpWorker,
+    pushes: push::sender::PushSender,
+    clock: Clock,
+}
+
+impl ToldOfCommits {
+    fn tell(&self, changes: &crate::store::Changes) {
+        self.notifier.publish(changes.position, changes.all_users());
+        self.notifier.publish_rooms(changes.position, &changes.rooms);
+        if let Some(rest) = self.notifier.publish_gathered(changes.position, &changes.woken_soon) {
+            self.timer.no_later_than(self.clock.now_ms() + rest);
+        }
+        self.outgoing.committed(changes);
+        self.pushes.committed(changes);
+        if changes.due.is_some() || !changes.forked.is_empty() {
+            self.timer.committed(changes, self.clock.now_ms());
+        }
+        if !changes.behind.is_empty() {
+            self.behind.committed(changes);
+        }
+    }
+}
+
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
@@ -216,24 +244,16 @@ impl Homeserver {
         let store = {
             let location = location(&config.data, stopped)?;
             let options = Options { durable: config.durable, may_rename: true, ..Options::default() };
-            let (notifier, outgoing, timer) = (Arc::clone(&notifier), outgoing.clone(), scheduler.clone());
-            let (behind, pushes, clock) = (catch_up_worker.clone(), push_sender.clone(), clock.clone());
-            let on_commit = move |changes: &crate::store::Changes| {
-                notifier.publish(changes.position, changes.all_users());
-                notifier.publish_rooms(changes.position, &changes.rooms);
-                if let Some(rest) = notifier.publish_gathered(changes.position, &changes.woken_soon) {
-                    timer.no_later_than(clock.now_ms() + rest);
-                }
-                outgoing.committed(changes);
-                pushes.committed(changes);
-                if changes.due.is_some() || !changes.forked.is_empty() {
-                    timer.committed(changes, clock.now_ms());
-                }
-                if !changes.behind.is_empty() {
-                    behind.committed(changes);
-                }
+            let told = ToldOfCommits {
+                notifier: Arc::clone(&notifier),
+                outgoing: outgoing.clone(),
+                timer: scheduler.clone(),
+                behind: catch_up_worker.clone(),
+                pushes: push_sender.clone(),
+                clock: clock.clone(),
             };
-            Store::open(location, &config.server_name, Box::new(on_commit), &options)?
+            let on_commit = Box::new(move |changes: &crate::store::Changes| told.tell(changes));
+            Store::open(location, &config.server_name, on_commit, &options)?
         };
         store.set_call_rules(config.call_rules);
         // The database's lock is the folder's.

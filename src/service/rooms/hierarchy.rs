@@ -133,7 +133,7 @@ struct SpacePage<'a> {
 
 /// What there is to show of a room.
 enum Look {
-    Shown(SpaceRoom),
+    Shown(Box<SpaceRoom>),
     /// Nothing: nobody knows it, or it is not for the user.
     Hidden,
     /// Other servers have to be asked first, and this page asks no more of them.
@@ -157,7 +157,7 @@ impl SpacePage<'_> {
                     return Err(Error::forbidden("You are not allowed to view this room."));
                 }
                 Ok(Look::Hidden) => {}
-                Ok(Look::Shown(room)) if !is_full => self.show(&step, room),
+                Ok(Look::Shown(room)) if !is_full => self.show(&step, *room),
                 Err(error) if error.errcode() != ErrCode::LimitExceeded || self.rooms.is_empty() => {
                     return Err(error);
                 }
@@ -193,7 +193,7 @@ impl SpacePage<'_> {
         let here = self.hs.store.read(|db| {
             let Some(room) = db.resident_room(&step.room)? else { return Ok(None) };
             Ok(Some(match may_know(db, &room, Visitor::User(self.user))? {
-                true => Look::Shown(space_room(db, &room, self.from.suggested_only)?),
+                true => Look::Shown(Box::new(space_room(db, &room, self.from.suggested_only)?)),
                 false => Look::Hidden,
             }))
         })?;
@@ -220,7 +220,7 @@ impl SpacePage<'_> {
         };
         Ok(match room {
             Some(room) if self.hs.rooms().may_know_remote(self.user, membership, &room.summary)? => {
-                Look::Shown(SpaceRoom::clone(&room))
+                Look::Shown(Box::new(SpaceRoom::clone(&room)))
             }
             _ => Look::Hidden,
         })

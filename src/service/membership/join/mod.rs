@@ -36,7 +36,7 @@ use crate::protocol::remote_membership::{
     Fact, JoinFailure, Prepared, PriorMembership, Refusal, RemoteMembership, RemoteState,
 };
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
+    EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
 use crate::service::events::entry::check_not_closed;
 use crate::service::events::erasure::Erasure;
@@ -185,8 +185,10 @@ impl Memberships<'_> {
                 self.ask_template(&peer, HandshakeKind::Join, &room.room_id, user, within)
             });
             let within = answers.share(self.clock.instant(), queue.left());
-            let joined = template
-                .and_then(|template| self.join_in_their_name(&peer, room, (template, content), within));
+            let joined = template.and_then(|(template, version)| {
+                let join = self.sign_template(&template, version, content).map_err(ours)?;
+                self.join_in_their_name(&peer, &join, within)
+            });
             match joined {
                 Ok(join) => {
                     self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?)?;
@@ -199,17 +201,10 @@ impl Memberships<'_> {
         Err(answers.into_error())
     }
 
-    fn join_in_their_name(
-        &self,
-        peer: &ServerName,
-        room: &Room,
-        ((template, version), content): ((Map<String, Value>, RoomVersion), &Map<String, Value>),
-        within: Duration,
-    ) -> CallResult<VerifiedPdu> {
-        let join = self.sign_template(&template, version, content).map_err(ours)?;
-        let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json(), within)?;
+    fn join_in_their_name(&self, peer: &ServerName, join: &Pdu, within: Duration) -> CallResult<VerifiedPdu> {
+        let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json(), within)?;
         let answer = body.read()?;
-        self.countersigned(&join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
+        self.countersigned(join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
     }
 
     /// After a join that another server has taken: the user is in, whatever has been decided here since they asked. If they
