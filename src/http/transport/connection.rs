@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 
+use crate::allocator;
 use crate::error::{ErrCode, Error};
 use crate::http::transport::body::BodyBytes;
 use crate::http::transport::bounds::{BodyMemory, Permit, Quota};
@@ -236,6 +237,7 @@ impl Connection {
         };
         self.read_body(framing, &mut bytes)?;
         if let BodyBytes::Kept { body, .. } = bytes {
+            allocator::has(body.len());
             request.set_body(body);
         }
         Ok(memory)
@@ -385,6 +387,7 @@ impl Connection {
             ReplyBody::Unmeasured(_) if reply_framing.minor > 0 => (BodyEnd::Chunked, 0),
             ReplyBody::Unmeasured(_) => (BodyEnd::Connection, 0),
         };
+        allocator::has(room);
         let joins = has_body && (1..=JOINED_BYTES_MAX).contains(&room);
         let now = self.slot.shared.clock.now_ms();
         let mut head = reply_head(status, &headers, reply_framing, (end, if joins { room } else { 0 }), now);

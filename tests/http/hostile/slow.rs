@@ -164,7 +164,7 @@ fn who_has_read_much_has_earned_no_time_to_read_nothing() {
 fn when_every_slot_is_taken_whoever_holds_most_by_reading_slowly_makes_room_and_others_who_are_slow_stay() {
     // Nobody is given up because they take too long.
     let limits =
-        ConnectionLimits { connections: 8, transfer_grace: 100 * PATIENCE, ..ConnectionLimits::default() };
+        ConnectionLimits { connections: 32, transfer_grace: 100 * PATIENCE, ..ConnectionLimits::default() };
     let server = serve_house(&Arc::default(), limits);
     let big = |from: &str| {
         let mut client = connect_from(&server, from);
@@ -172,9 +172,9 @@ fn when_every_slot_is_taken_whoever_holds_most_by_reading_slowly_makes_room_and_
         client
     };
     let mut honest = big("192.0.2.9");
-    let greedy: Vec<Client> = (0..7).map(|_| big("192.0.2.1")).collect();
-    until("all slots are taken", || server.connections() == 8);
-    // Fewer than could leave the greedy one no more than the other.
+    let greedy: Vec<Client> = (0..31).map(|_| big("192.0.2.1")).collect();
+    until("all slots are taken", || server.connections() == 32);
+    // Far fewer than could leave the greedy one no more than the other, also where those who went are still there.
     for _ in 0..2 {
         assert_serves(server.local_addrs()[0]);
         // Those who are served make room themselves if they only stay.
