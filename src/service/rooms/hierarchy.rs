@@ -268,6 +268,10 @@ impl SpacePage<'_> {
         if !matches!(first, RoomKnowledge::Unasked) {
             self.walk.answers.insert(step.room.clone(), first.clone());
         }
+        if self.walk.is_full() {
+            // However much strangers say of each room: this page asks no more.
+            self.asks_left = 0;
+        }
         Ok(first)
     }
 

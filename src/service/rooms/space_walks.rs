@@ -66,6 +66,11 @@ impl SpaceWalk {
         self.left.push(step);
     }
 
+    /// Whether it has been told so much that nobody is to be asked more before that is shown.
+    pub fn is_full(&self) -> bool {
+        self.weight() > USER_BYTES_MAX
+    }
+
     /// About how many bytes it takes.
     fn weight(&self) -> usize {
         let name = |name: &str| NAME_BYTES + name.len();
@@ -181,6 +186,7 @@ mod tests {
             walk.seen.extend((0..rooms).map(room));
             walk
         };
+        assert!(walk(USER_BYTES_MAX / NAME_BYTES).is_full() && !walk(1).is_full());
         let is_kept = |number, who, now| walks.get(number, (who, &root), 0, Steady::at(now)).is_some();
         let first = walks.keep(walk(1), (&alice, &root), Steady::at(0)).unwrap();
         assert!(is_kept(first, &alice, 1) && !is_kept(first, &bob, 1));
