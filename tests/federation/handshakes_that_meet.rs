@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::common::client::post;
 use crate::common::peer::{Peer, now_ms};
 use doorstep::TestServer;
+use doorstep::internals::Reply;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::{Pdu, UserId};
 use doorstep::testing::{TestUser, segment};
@@ -415,6 +417,72 @@ fn an_invite_that_follows_a_rejection_at_once_is_an_invite() {
         lost.extend(scene.settle(Some(Some("invite"))).err());
     }
     assert!(lost.is_empty(), "{} of {TRIES} were lost: {lost:?}", lost.len());
+}
+
+#[test]
+fn an_invite_that_rests_on_a_kick_is_offered_once_the_kick_was_heard_of() {
+    let (server, peer) = (TestServer::start(), Arc::new(Peer::start()));
+    let alice = server.user("alice");
+    // What the guest's server has taken in, and the invites that rest on something else of the room.
+    let heard = Arc::new(Mutex::new(Vec::<Value>::new()));
+    let early = Arc::new(Mutex::new(Vec::<Value>::new()));
+    let hears = Arc::clone(&heard);
+    peer.answer("/send/", move |asked| {
+        let pdus = asked.body["pdus"].as_array().cloned().unwrap_or_default();
+        // A peer that takes its time.
+        std::thread::sleep(BETWEEN_LOOKS);
+        hears.lock().expect("no test panics here").extend(pdus);
+        Reply::json_status(200, &json!({ "pdus": {} }))
+    });
+    let (signer, knows, late) = (Arc::downgrade(&peer), Arc::clone(&heard), Arc::clone(&early));
+    peer.answer("v2/invite", move |asked| {
+        let invite = &asked.body["event"];
+        let kicked =
+            knows.lock().expect("no test panics here").iter().any(|event| {
+                event["room_id"] == invite["room_id"] && event["content"]["membership"] == "leave"
+            });
+        if !kicked {
+            late.lock().expect("no test panics here").push(invite.clone());
+        }
+        let version = room_version("11").expect("a known version");
+        Reply::json_status(
+            200,
+            &json!({ "event": signer.upgrade().expect("it runs").countersign(invite, version) }),
+        )
+    });
+    let rooms: Vec<_> = (0..5 * TRIES)
+        .map(|number| {
+            let guest = peer.user(&format!("bob{number}"));
+            let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": "11" }));
+            let (_, (status, answer)) = peer.hand_in(server.name(), "join", &room, &guest);
+            assert_eq!(status, 200, "{answer}");
+            (room, guest)
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for (room, guest) in &rooms {
+            let barrier = Arc::new(Barrier::new(2));
+            let (alice, starts) = (&alice, Arc::clone(&barrier));
+            let ask = move |verb: &str| {
+                post(alice, &format!("rooms/{}/{verb}", segment(room)), json!({ "user_id": guest })).0
+            };
+            let kick = scope.spawn(move || {
+                starts.wait();
+                assert_eq!(ask("kick"), 200);
+            });
+            scope.spawn(move || {
+                barrier.wait();
+                let until = Instant::now() + AGREE_WITHIN;
+                // Until they are kicked they are in the room.
+                while ask("invite") != 200 {
+                    assert!(Instant::now() < until, "the guest is not invited");
+                }
+            });
+            kick.join().expect("the kick is granted");
+        }
+    });
+    let early = early.lock().expect("no test panics here");
+    assert!(early.is_empty(), "{} invites came before the kick: {early:?}", early.len());
 }
 
 /// A template for a user of the scripted server, signed as of then.

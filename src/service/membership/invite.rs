@@ -149,9 +149,9 @@ impl Memberships<'_> {
         // their server refuses it, or the room, which has both, decides that they are not invited, and they are
         // invited anew.
         for _ in 0..INVITE_ATTEMPTS_MAX {
-            self.after_removal(room, target, &server)?;
-            let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             let ours = self.events().draft_event(draft.clone())?;
+            self.after_removal(room, target, &ours)?;
+            let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             let room_state = self.store.read(|db| stripped_state_for_servers(db, room, Some(sender)))?;
             let answer = match self.offer_invite(&server, &ours, room.version, &room_state) {
                 Err(e) if e.status() == 403 && self.member_moved(room, target, &ours)? => continue,
@@ -173,21 +173,26 @@ impl Memberships<'_> {
         Err(Error::forbidden(format!("{target} leaves the room faster than they can be invited")))
     }
 
-    /// Gives the news that somebody was removed a moment to reach their server, where it would undo the invite that
-    /// follows.
-    fn after_removal(&self, room: &Room, target: &UserId, server: &ServerName) -> Result<()> {
+    /// Gives the news of the removal that an invite rests on, if it does, a moment to reach the invitee's server, where
+    /// it would undo the invite. What the room says is not asked: they may have been removed since, or since before
+    /// the invite was drafted.
+    fn after_removal(&self, room: &Room, target: &UserId, invite: &Pdu) -> Result<()> {
+        let server = target.server();
         let removed = self.store.read(|db| {
-            if db.is_resident(room.key, server)? {
+            if db.is_resident(room.key, &server)? {
                 return Ok(None);
             }
-            let Some(present) = db.state_event(room.key, "m.room.member", target.as_str())? else {
-                return Ok(None);
-            };
-            Ok(db.event(present.event_id())?.filter(|_| present.sender() != target))
+            for id in invite.auth_events() {
+                let Some(event) = db.event(id)? else { continue };
+                if event.pdu.is("m.room.member", target.as_str()) && event.pdu.sender() != target {
+                    return Ok(Some(event));
+                }
+            }
+            Ok(None)
         })?;
         let Some((removal, place)) = removed.and_then(|e| Some((e.pdu, e.place?))) else { return Ok(()) };
         let age = self.clock.now_ms() - removal.origin_server_ts();
-        self.outgoing.wait_for_delivery(server, place.stream, REMOVAL_TIMEOUT);
+        self.outgoing.wait_for_delivery(&server, place.stream, REMOVAL_TIMEOUT);
         // Some take in what they were sent only after they have answered, however long the delivery took.
         if (0..REMOVAL_AGE_MS).contains(&age) {
             self.scheduler.rest(Duration::from_millis(REMOVAL_AGE_MS.unsigned_abs()));
