@@ -582,6 +582,16 @@ CREATE TABLE server_keys (
   PRIMARY KEY (server, key_id)
 ) STRICT, WITHOUT ROWID;
 
+-- Keys that their servers replaced by others of the same id, as one does that begins anew. Good for events from before
+-- `valid_until_ms`: when it was replaced, or had ended before.
+CREATE TABLE replaced_server_keys (
+  server TEXT NOT NULL,
+  key_id TEXT NOT NULL,
+  public_key TEXT NOT NULL,
+  valid_until_ms INTEGER NOT NULL,
+  PRIMARY KEY (server, key_id, public_key)
+) STRICT, WITHOUT ROWID;
+
 -- The signed answers of `/_matrix/key/v2/server` that those keys come from, as a notary passes them on. Deleted when
 -- no key refers to them any more. `stranger`: fetched for the sake of a server that was in no room with us, and the
 -- first to go when there are many.

@@ -29,7 +29,7 @@ pub fn key(server: &str) -> SigningKey {
 }
 
 /// Finds every server's key, valid for ever.
-pub fn known(server: &str, key_id: &str) -> Option<KeyAt> {
+pub fn known(server: &str, key_id: &str) -> Option<KeyAt<'static>> {
     (key_id == "ed25519:k").then(|| KeyAt::stated(key(server).verify_key(), i64::MAX))
 }
 

@@ -264,6 +264,18 @@ pub const TABLES: &[TableBounds] = &[
         "each statement of the server, or of a stranger (`save_server_keys`)",
     ),
     table(
+        "replaced_server_keys",
+        &[
+            users("8 of each server in `server_keys`", ""),
+            rooms(
+                "8 of each server in `server_keys`; those that ended first go",
+                "a_server_that_replaces_its_key_again_and_again_fills_nothing",
+            ),
+            strangers("8 of each server in `server_keys`, with which they go", STRANGERS_KEYS),
+        ],
+        "each statement of the server, or of a stranger (`save_server_keys`)",
+    ),
+    table(
         "key_statements",
         &[
             users("those of the servers whose events one of us needs", ""),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::wait::{Gate, wait_until};
@@ -24,6 +24,9 @@ use doorstep::protocol::{EventId, Pdu, RoomId, ServerName, UserId, handshake};
 use doorstep::testing::{TestUser, certificates, segment};
 use serde_json::{Map, Value, json};
 
+/// What every peer calls its key.
+const KEY_VERSION: &str = "script";
+
 /// A request that the peer was asked.
 #[derive(Clone)]
 pub struct Asked {
@@ -39,7 +42,9 @@ type Answer = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
 
 struct Script {
     name: ServerName,
-    key: Arc<SigningKey>,
+    key: SigningKey,
+    /// The key since it began anew.
+    next_key: OnceLock<SigningKey>,
     hides_keys: AtomicBool,
     answers: Mutex<Vec<(String, Answer)>>,
     asked: Mutex<Vec<Asked>>,
@@ -49,6 +54,7 @@ struct Script {
 pub struct Peer {
     script: Arc<Script>,
     client: Client,
+    signer: Arc<ArcSwap<SigningKey>>,
     /// It serves for as long as it is there.
     _server: Server,
 }
@@ -69,10 +75,11 @@ impl Peer {
         let name = ServerName::parse(&format!("127.0.0.1:{port}")).expect("a server name");
         let mut seed = [7; 32];
         seed[..2].copy_from_slice(&port.to_be_bytes());
-        let key = Arc::new(SigningKey::generate(seed, "script"));
+        let key = || SigningKey::generate(seed, KEY_VERSION);
         let script = Arc::new(Script {
             name: name.clone(),
-            key: key.clone(),
+            key: key(),
+            next_key: OnceLock::new(),
             hides_keys: AtomicBool::new(false),
             answers: Mutex::default(),
             asked: Mutex::default(),
@@ -87,8 +94,9 @@ impl Peer {
             names: Default::default(),
             clock: Clock::new(),
         };
-        let client = Client::new(settings, Arc::new(ArcSwap::new(key))).expect("a client");
-        Self { script, client, _server: server }
+        let signer = Arc::new(ArcSwap::from_pointee(key()));
+        let client = Client::new(settings, signer.clone()).expect("a client");
+        Self { script, client, signer, _server: server }
     }
 
     /// Its name.
@@ -153,6 +161,13 @@ impl Peer {
     pub fn let_leave(&self, room: &FakeRoom, user: &str) {
         self.answer_json("make_leave", 200, room.template(user, "leave"));
         self.answer_json("send_leave", 200, json!({}));
+    }
+
+    /// From now on it has another key, under the same id, as a server that lost all that it had. Once only.
+    pub fn begin_anew(&self) {
+        let key = || SigningKey::generate([8; 32], KEY_VERSION);
+        assert!(self.script.next_key.set(key()).is_ok(), "it has begun anew before");
+        self.signer.store(Arc::new(key()));
     }
 
     /// Whether it says its keys, or an internal error.
@@ -249,23 +264,23 @@ impl Peer {
 
     /// Signs an event of its own.
     pub fn sign(&self, event: Map<String, Value>, version: RoomVersion) -> Pdu {
-        handshake::sign_new_event(event, self.name(), &self.script.key, version).expect("an event")
+        handshake::sign_new_event(event, self.name(), self.script.key(), version).expect("an event")
     }
 
     /// Its key.
     pub fn signing_key(&self) -> &SigningKey {
-        &self.script.key
+        self.script.key()
     }
 
     /// Adds its signature to any object.
     pub fn sign_object(&self, object: &mut Map<String, Value>) {
-        sign::sign_json(object, self.name(), &self.script.key);
+        sign::sign_json(object, self.name(), self.script.key());
     }
 
     /// Adds its signature to somebody's event.
     pub fn countersign(&self, event: &Value, version: RoomVersion) -> Value {
         let mut object = event.as_object().expect("an event is an object").clone();
-        sign::sign_event(&mut object, self.name(), &self.script.key, version);
+        sign::sign_event(&mut object, self.name(), self.script.key(), version);
         Value::Object(object)
     }
 
@@ -406,12 +421,16 @@ impl Script {
         ))
     }
 
+    fn key(&self) -> &SigningKey {
+        self.next_key.get().unwrap_or(&self.key)
+    }
+
     fn own_keys(&self) -> Value {
         let mut keys = json!({
             "server_name": self.name, "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},
-            "verify_keys": { self.key.key_id(): { "key": self.key.public_base64() } },
+            "verify_keys": { self.key().key_id(): { "key": self.key().public_base64() } },
         });
-        sign::sign_json(keys.as_object_mut().expect("an object"), &self.name, &self.key);
+        sign::sign_json(keys.as_object_mut().expect("an object"), &self.name, self.key());
         keys
     }
 }

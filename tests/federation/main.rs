@@ -39,7 +39,7 @@
 //! What servers ask of each other, and what is fleeting:
 //!
 //! - `server_server_api`: what is answered to whom, as a table.
-//! - `federation_keys`: keys, versions and notaries.
+//! - `federation_keys`: keys, versions and notaries; `began_anew`: servers that lost theirs.
 //! - `browsing`: by date, in directories, through spaces; here and through others.
 //! - `spaces`: rooms of spaces on many servers, page by page.
 //! - `device_lists`, `to_device`: the devices of others, and messages to them; `keys_across_servers`: what these are
@@ -52,6 +52,7 @@ pub mod common;
 
 mod apex;
 mod awaited_invites;
+mod began_anew;
 mod beside_a_join;
 mod browsing;
 mod decided_meanwhile;

@@ -35,7 +35,7 @@ impl Keys {
     }
 
     /// Looks a key up as the service does; all are valid for ever.
-    pub fn find(&self, server: &str, key_id: &str) -> Option<KeyAt> {
+    pub fn find(&self, server: &str, key_id: &str) -> Option<KeyAt<'static>> {
         let key = self.0.get(server).filter(|key| key.key_id() == key_id)?;
         Some(KeyAt::stated(key.verify_key(), i64::MAX))
     }

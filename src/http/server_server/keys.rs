@@ -9,7 +9,7 @@ use crate::http::auth::asker;
 use crate::http::{Reply, Request};
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
-use crate::service::keys::fetch::NotaryQuery;
+use crate::service::keys::notary::NotaryQuery;
 
 /// Servers in one question, and keys of one server. More is an attempt to make us work.
 const SERVERS_MAX: usize = 500;

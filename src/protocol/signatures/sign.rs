@@ -115,7 +115,7 @@ impl fmt::Debug for VerifyKey {
 /// A public key and how long it may be trusted: `valid_until_ts` of a current key (at most 7 days after it was
 /// fetched, which is for the one who fetches to see to), `expired_ts` of an old one; milliseconds since the epoch.
 #[derive(Debug, Clone, Copy)]
-pub struct KeyAt {
+pub struct KeyAt<'a> {
     /// The key.
     pub key: VerifyKey,
     /// Events from before this moment may be signed with it.
@@ -123,13 +123,29 @@ pub struct KeyAt {
     /// Until when its server says so, or a notary that counts. For what is beyond, and for all if this is none, there is
     /// nothing but the word of the server that shows us a room.
     pub stated_until_ms: Option<i64>,
+    /// Those of the same id that its server had before.
+    pub replaced: &'a [ReplacedKey],
 }
 
-impl KeyAt {
+impl KeyAt<'_> {
     /// A key as its server states it.
     pub fn stated(key: VerifyKey, valid_until_ms: i64) -> Self {
-        Self { key, valid_until_ms, stated_until_ms: Some(valid_until_ms) }
+        Self { key, valid_until_ms, stated_until_ms: Some(valid_until_ms), replaced: &[] }
     }
+}
+
+/// A key that its server replaced by another of the same id, without a word of the first, as one does that begins anew and
+/// calls its key what it always does.
+///
+/// What it had signed until then stays good: events of the rooms that the server was in come again as history, and nobody
+/// could sign them anew. Whoever has the lost key can date events back to when it was in use, as with any key that was
+/// given up. So it counts for no event of later than that, in any version of a room, and for no request.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplacedKey {
+    /// The key.
+    pub key: VerifyKey,
+    /// When it was replaced, as far as we saw, or when it had ended before.
+    pub until_ms: i64,
 }
 
 /// Adds a signature to an object, beside those that it has. What is signed is everything but `signatures` and

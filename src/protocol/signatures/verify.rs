@@ -135,8 +135,8 @@ pub enum SignatureError {
     Unsigned(ServerName),
     /// It is signed by servers of whose keys none was at hand that was valid then. Each with the id of such a key.
     NoKey(Vec<(ServerName, String)>),
-    /// A signature is wrong.
-    Wrong(ServerName, String),
+    /// A signature is wrong: whose, with which key, and when the event was made.
+    Wrong(ServerName, String, i64),
 }
 
 impl fmt::Display for SignatureError {
@@ -148,7 +148,7 @@ impl fmt::Display for SignatureError {
                 f.write_str("no valid key could be had for")?;
                 keys.iter().take(3).try_for_each(|(server, key)| write!(f, " {server} {key}"))
             }
-            Self::Wrong(server, key) => write!(f, "the signature of {server} with {key} is wrong"),
+            Self::Wrong(server, key, _) => write!(f, "the signature of {server} with {key} is wrong"),
         }
     }
 }
@@ -233,13 +233,14 @@ pub(crate) fn counts(key_id: &str) -> bool {
 }
 
 /// Finds a key by server and key id among those at hand.
-pub type KeyLookup<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
+pub type KeyLookup<'a> = dyn Fn(&str, &str) -> Option<KeyAt<'a>> + Sync + 'a;
 
 /// The evidence that one particular server has signed an event, required or not, with the keys at hand.
 ///
 /// All its signatures with known keys must be right, and there must be one. Unknown keys, and from room version 5 on
 /// keys that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's signature says
-/// something else, and does not count here.
+/// something else, and does not count here. Where a server replaced a key by another of the same id, either serves for
+/// what was made before that.
 pub fn verify_event_by(
     pdu: &Pdu,
     server: &ServerName,
@@ -282,15 +283,22 @@ fn evidence_of(
     let mut evidence = None;
     let mut unknown = Vec::new();
     for (key_id, signature) in counting_signatures(object, server) {
-        match keys(server.as_str(), &key_id).filter(|known| is_valid_at(known, pdu)) {
-            Some(known) if known.key.verifies(message, &signature) => {
-                // Of several signatures one suffices whose key is certain.
-                if !matches!(evidence, Some(SignedBy(_, Proof::Certain))) {
-                    evidence = Some(SignedBy(server.clone(), proof_by(&known, pdu)));
-                }
+        let known = keys(server.as_str(), &key_id);
+        let valid = known.filter(|known| is_valid_at(known, pdu));
+        let proof = match (&known, &valid) {
+            (_, Some(valid)) if valid.key.verifies(message, &signature) => proof_by(valid, pdu),
+            (Some(known), _) if is_by_replaced(known, pdu, (message, &signature)) => Proof::Certain,
+            (_, Some(_)) => {
+                return Err(SignatureError::Wrong(server.clone(), key_id, pdu.origin_server_ts()));
             }
-            Some(_) => return Err(SignatureError::Wrong(server.clone(), key_id)),
-            None => unknown.push((server.clone(), key_id)),
+            (_, None) => {
+                unknown.push((server.clone(), key_id));
+                continue;
+            }
+        };
+        // Of several signatures one suffices whose key is certain.
+        if !matches!(evidence, Some(SignedBy(_, Proof::Certain))) {
+            evidence = Some(SignedBy(server.clone(), proof));
         }
     }
     match (evidence, unknown.is_empty()) {
@@ -301,12 +309,18 @@ fn evidence_of(
 }
 
 /// Room version 5, "Signing key validity period".
-fn is_valid_at(known: &KeyAt, pdu: &Pdu) -> bool {
+fn is_valid_at(known: &KeyAt<'_>, pdu: &Pdu) -> bool {
     !pdu.version().enforce_key_validity || known.valid_until_ms >= pdu.origin_server_ts()
 }
 
+/// Whether an event is signed with a key from before this one, in whose time.
+fn is_by_replaced(known: &KeyAt<'_>, pdu: &Pdu, (message, signature): (&[u8], &str)) -> bool {
+    let mut of_its_time = known.replaced.iter().filter(|old| old.until_ms >= pdu.origin_server_ts());
+    of_its_time.any(|old| old.key.verifies(message, signature))
+}
+
 /// Whose word it rests on that a valid key was its server's when the event was made.
-fn proof_by(known: &KeyAt, pdu: &Pdu) -> Proof {
+fn proof_by(known: &KeyAt<'_>, pdu: &Pdu) -> Proof {
     let is_stated = |until: i64| !pdu.version().enforce_key_validity || until >= pdu.origin_server_ts();
     if known.stated_until_ms.is_some_and(is_stated) { Proof::Certain } else { Proof::Vouched }
 }

@@ -116,7 +116,7 @@ fn of_several_signatures_the_known_ones_must_all_be_right_and_the_others_do_not_
     ] {
         assert!(verify_event(&with(harmless.0, harmless.1.clone()), &both).is_ok(), "{}", harmless.0);
     }
-    let wrong = SignatureError::Wrong(server(A), "ed25519:other".to_owned());
+    let wrong = SignatureError::Wrong(server(A), "ed25519:other".to_owned(), 1_700_000_000_000);
     for bad in ["", "AAAA", "!", &json::base64(&[0; 64]), &json::base64(&[255; 64]), &json::base64(&[1; 65])]
     {
         assert_eq!(verify_event(&with("ed25519:other", json!(bad)), &both), Err(wrong.clone()), "{bad}");

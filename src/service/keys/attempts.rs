@@ -33,6 +33,8 @@ const CROWDED_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPT_BACKOFF: Backoff = Backoff::doubling(5_000, 3_600_000);
 /// The longest pause when the server itself is speaking to us right now.
 const SPEAKER_PAUSE_MAX_MS: Millis = 15_000;
+/// So long who was just asked is left alone by those who find signatures wrong that were made in its name.
+pub(in crate::service) const DOUBT_PAUSE_MS: Millis = 5 * 60_000;
 /// After so many useless answers in a row the pause grows no more: 40 seconds.
 const USELESS_COUNTED_MAX: u32 = 4;
 /// Servers whose pauses are remembered.
@@ -49,6 +51,17 @@ pub(in crate::service) enum KeyPurpose<'a> {
     Events,
     /// A question to us as a notary.
     Notary(&'a Asker),
+}
+
+/// A server that is to be asked for its keys, and why.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::service) struct KeyQuestion<'a> {
+    pub(in crate::service) server: &'a ServerName,
+    /// Whether it is in a room with us.
+    pub(in crate::service) neighbour: bool,
+    /// Its keys are known, and signatures in its name are wrong by them. Anybody can make some.
+    pub(in crate::service) doubted: bool,
+    pub(in crate::service) purpose: KeyPurpose<'a>,
 }
 
 /// What is known of each server. Pauses that are over are forgotten first, then those of strangers.
@@ -114,16 +127,16 @@ pub(in crate::service) enum AttemptPermission<'a> {
 
 impl KeyAttempts {
     /// Waits for a server's turn to be asked, and for a slot to ask it in: that of our rooms' servers if it is a
-    /// `neighbour`, else that of who wants it asked.
+    /// neighbour and there is no key of it, else that of who wants it asked.
     pub(in crate::service) fn begin<'a>(
         &'a self,
-        (server, neighbour): (&ServerName, bool),
-        purpose: KeyPurpose<'_>,
+        question: KeyQuestion<'_>,
         clock: &'a Clock,
         deadline: Instant,
     ) -> AttemptPermission<'a> {
+        let KeyQuestion { server, neighbour, doubted, purpose } = question;
         let early = |all: &AttemptMap| {
-            let next = all.get(server).map(|attempt| attempt.next_for(purpose)).unwrap_or_default();
+            let next = all.get(server).map(|attempt| attempt.next_for(&question)).unwrap_or_default();
             clock.steady() < next
         };
         {
@@ -137,7 +150,7 @@ impl KeyAttempts {
         }
         let always = || true;
         let (slots, who, asker) = match purpose {
-            _ if neighbour => (&self.neighbours, AskerId::Peer(server.clone()), None),
+            _ if neighbour && !doubted => (&self.neighbours, AskerId::Peer(server.clone()), None),
             KeyPurpose::Events => (&self.own, AskerId::Peer(server.clone()), None),
             KeyPurpose::Received(origin) => (&self.received, AskerId::Peer(origin.clone()), None),
             KeyPurpose::Request(asker) => (&self.speakers, asker.who().clone(), Some(asker)),
@@ -172,6 +185,12 @@ impl KeyAttempts {
             outcome: AttemptOutcome::Failed,
             _slot: slot,
         })
+    }
+
+    /// Whether it is not too early to ask, or somebody is asking.
+    pub(in crate::service) fn may_ask(&self, question: &KeyQuestion<'_>, clock: &Clock) -> bool {
+        let all = lock(&self.state);
+        all.get(question.server).is_none_or(|a| a.running || a.next_for(question) <= clock.steady())
     }
 
     /// A slot for something else that takes as long, for a request whose sender is a stranger.
@@ -220,7 +239,7 @@ impl KeyAttempts {
 impl KeyAttempt {
     /// Who is asked a little sooner than need be costs one request; and of strangers there is no end.
     fn worth(&self, now: Steady) -> Worth {
-        match self.next > now {
+        match self.next.max(self.last + DOUBT_PAUSE_MS) > now {
             _ if self.running => Worth::InUse,
             false => Worth::Nothing,
             true if self.neighbour => Worth::More,
@@ -229,11 +248,12 @@ impl KeyAttempt {
     }
 
     /// Before when the server is not to be asked.
-    fn next_for(&self, purpose: KeyPurpose<'_>) -> Steady {
-        match purpose {
+    fn next_for(&self, question: &KeyQuestion<'_>) -> Steady {
+        let next = match question.purpose {
             KeyPurpose::Request(_) => self.next.min(self.last + SPEAKER_PAUSE_MAX_MS),
             _ => self.next,
-        }
+        };
+        if question.doubted { next.max(self.last + DOUBT_PAUSE_MS) } else { next }
     }
 }
 
@@ -279,7 +299,9 @@ mod tests {
         let (attempts, clock) = (KeyAttempts::default(), Clock::new());
         let begin = |server: &str, neighbour: bool, purpose: KeyPurpose<'_>| {
             let soon = Instant::now() + Duration::from_millis(5);
-            match attempts.begin((&name(server), neighbour), purpose, &clock, soon) {
+            let server = &name(server);
+            let question = KeyQuestion { server, neighbour, doubted: false, purpose };
+            match attempts.begin(question, &clock, soon) {
                 AttemptPermission::Go(under_way) => Some(under_way),
                 _ => None,
             }
@@ -318,9 +340,9 @@ mod tests {
     fn however_many_servers_do_not_answer_others_are_asked_and_those_of_our_rooms_have_their_pauses() {
         let (attempts, clock) = (KeyAttempts::default(), Clock::new());
         let ask = |server: &str, neighbour: bool| {
-            let begun =
-                attempts.begin((&name(server), neighbour), KeyPurpose::Events, &clock, Instant::now());
-            matches!(begun, AttemptPermission::Go(_))
+            let (server, purpose) = (&name(server), KeyPurpose::Events);
+            let question = KeyQuestion { server, neighbour, doubted: false, purpose };
+            matches!(attempts.begin(question, &clock, Instant::now()), AttemptPermission::Go(_))
         };
         assert!(ask("friend.example", true));
         for n in 0..3 * PAUSES_MAX {

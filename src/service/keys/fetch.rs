@@ -20,21 +20,19 @@ use serde_json::{Map, Value, json};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::order::{self, Gather};
+use crate::protocol::ServerName;
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::signatures::sign::{KeyAt, VerifyKey};
-use crate::protocol::{ServerName, json};
 use crate::service::keys::Keys;
 use crate::service::keys::attempts::{
-    AttemptOutcome, AttemptPermission, KeyPurpose, NOTARY_ATTEMPTS_PER_ADDRESS_MAX,
+    AttemptOutcome, AttemptPermission, KeyPurpose, KeyQuestion, NOTARY_ATTEMPTS_PER_ADDRESS_MAX,
 };
 use crate::service::keys::ring::{KnownKey, read_statement, signed_part, statement_bytes};
-use crate::service::limits::request_permits::Asker;
-use crate::store::servers::server_keys::{StatementSource, StoredKey, StoredStatement};
+use crate::store::Db;
+use crate::store::servers::server_keys::{StatementSource, StoredKey, StoredReplacedKey};
 
 /// Servers that are asked at the same time for one bulk of keys.
 const SERVERS_AT_ONCE_MAX: usize = 32;
-/// Time for all answers of strangers to a question to us as a notary.
-const NOTARY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Servers in one question to a notary, and questions to it at a time.
 const NOTARY_QUERY_SERVERS_MAX: usize = 100;
 const NOTARY_QUERIES_AT_ONCE_MAX: usize = 8;
@@ -46,13 +44,6 @@ const RESIDENT_TIMEOUT_MIN: Duration = Duration::from_secs(40);
 const NOTARY_KEYS_MAX: usize = 4;
 /// When who found no slot for a question should come again.
 const RETRY_AFTER_MS: i64 = 5_000;
-/// Servers that one question to us as a notary may have us ask.
-const AS_NOTARY_SERVERS_MAX: usize = 50;
-/// Statements of one server that are repeated as a notary: those that were fetched last. Others name keys of long ago.
-const AS_NOTARY_STATEMENTS_PER_SERVER_MAX: usize = 8;
-/// The largest answer as a notary, in bytes. Servers that it has no room for can be asked about by themselves; a
-/// statement usually has a thousand.
-const AS_NOTARY_ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// A key that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -71,7 +62,7 @@ pub(in crate::service) struct FoundKeys {
 }
 
 impl FoundKeys {
-    pub(in crate::service) fn get(&self, server: &str, key_id: &str) -> Option<KeyAt> {
+    pub(in crate::service) fn get(&self, server: &str, key_id: &str) -> Option<KeyAt<'_>> {
         self.keys.get(server)?.get(key_id).map(KnownKey::at)
     }
 
@@ -96,7 +87,7 @@ impl FoundKeys {
         self.refused |= other.refused;
     }
 
-    fn put(&mut self, server: &ServerName, key: KnownKey) {
+    pub(super) fn put(&mut self, server: &ServerName, key: KnownKey) {
         self.keys.entry(server.clone()).or_default().insert(key.key_id.clone(), key);
     }
 }
@@ -137,7 +128,7 @@ impl Keys<'_> {
                 let ask = move || self.ask_notary(resident, &asked, patience);
                 std::thread::Builder::new().name("keys".into()).spawn_scoped(scope, ask)
             });
-            self.ask_servers(&mut missing, &mut found, purpose, deadline);
+            self.ask_servers(&mut missing, &mut found, (purpose, false), deadline);
             if !in_bulk {
                 self.ask_notaries_for(purpose, &trusted, &mut missing, &mut found, deadline);
             }
@@ -164,13 +155,12 @@ impl Keys<'_> {
         unknown.dedup();
         let stored = || {
             self.store.read(|db| {
-                let of = |server: &&ServerName| Ok(((*server).clone(), db.server_keys(server)?));
-                unknown.iter().map(of).collect::<Result<Vec<_>>>()
+                unknown.iter().map(|server| known_to_store(db, server)).collect::<Result<Vec<_>>>()
             })
         };
         // Mostly there is nothing to ask the database for.
         match if unknown.is_empty() { Ok(Vec::new()) } else { stored() } {
-            Ok(stored) => stored.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
+            Ok(stored) => self.remember_all(&stored),
             Err(e) => log::warn!("keys of other servers cannot be read: {e}"),
         }
         for wanted in wanted {
@@ -205,12 +195,12 @@ impl Keys<'_> {
         self.ask_notaries(purpose, notaries, missing, found, deadline);
     }
 
-    /// Asks each server for its own keys, several at a time.
-    fn ask_servers(
+    /// Asks each server for its own keys, several at a time. `doubted`: see [`KeyQuestion`].
+    pub(super) fn ask_servers(
         &self,
         missing: &mut MissingKeys,
         found: &mut FoundKeys,
-        purpose: KeyPurpose<'_>,
+        (purpose, doubted): (KeyPurpose<'_>, bool),
         deadline: Instant,
     ) {
         let jobs: Vec<(&ServerName, &Vec<WantedKey>)> =
@@ -221,7 +211,7 @@ impl Keys<'_> {
                 if Instant::now() >= deadline {
                     return;
                 }
-                if !self.ask_server(server, wanted, purpose, deadline) {
+                if !self.ask_server((server, wanted), purpose, doubted, deadline) {
                     refused.store(true, Ordering::Relaxed);
                 }
             }
@@ -257,18 +247,18 @@ impl Keys<'_> {
     /// Asks one server for its keys. False: there was no slot to do so.
     fn ask_server(
         &self,
-        server: &ServerName,
-        wanted: &[WantedKey],
+        (server, wanted): (&ServerName, &[WantedKey]),
         purpose: KeyPurpose<'_>,
+        doubted: bool,
         deadline: Instant,
     ) -> bool {
         let neighbour = self.is_neighbour(server);
-        let mut under_way =
-            match self.key_ring.attempts.begin((server, neighbour), purpose, &self.clock, deadline) {
-                AttemptPermission::Go(under_way) => under_way,
-                AttemptPermission::Asked | AttemptPermission::NotNow => return true,
-                AttemptPermission::NoSlot => return false,
-            };
+        let question = KeyQuestion { server, neighbour, doubted, purpose };
+        let mut under_way = match self.key_ring.attempts.begin(question, &self.clock, deadline) {
+            AttemptPermission::Go(under_way) => under_way,
+            AttemptPermission::Asked | AttemptPermission::NotNow => return true,
+            AttemptPermission::NoSlot => return false,
+        };
         let left = under_way.until.saturating_duration_since(Instant::now());
         let answer = match self.federation.server_keys(server, left) {
             Ok(answer) => answer,
@@ -311,15 +301,18 @@ impl Keys<'_> {
             let mut all = Vec::with_capacity(statements.len());
             for (server, keys, statement) in statements {
                 tx.save_server_keys(&server, &keys, &statement_bytes(&statement), now, source)?;
-                let known = tx.server_keys(&server)?;
-                all.push((server, known));
+                all.push(known_to_store(tx, &server)?);
             }
             Ok(all)
         });
         match kept {
-            Ok(all) => all.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
+            Ok(all) => self.remember_all(&all),
             Err(e) => log::log!(e.level(log::Level::Warn), "keys of other servers cannot be kept: {e}"),
         }
+    }
+
+    fn remember_all(&self, all: &[KnownToStore]) {
+        all.iter().for_each(|(server, keys, replaced)| self.key_ring.remember(server, (keys, replaced)));
     }
 
     /// Asks the notaries of our settings.
@@ -360,12 +353,21 @@ impl Keys<'_> {
             let Some(wanted) = missing.get(&server) else { continue };
             for stored in keys.into_iter().filter(|key| wanted.iter().any(|w| w.key_id == key.key_id)) {
                 let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
-                let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
+                let StoredKey { key_id, valid_until_ms, retired, stated_ms, .. } = stored;
                 let ours = self.key_ring.in_memory(server.as_str(), &key_id);
                 // Of a key that we know ourselves, only its validity may be news.
                 if ours.as_ref().is_none_or(|ours| ours.key == key && !ours.retired) {
-                    let stated_until_ms = ours.and_then(|ours| ours.stated_until_ms);
-                    let told = KnownKey { key_id, key, valid_until_ms, stated_until_ms, retired };
+                    let (stated_until_ms, replaced) =
+                        ours.map(|ours| (ours.stated_until_ms, ours.replaced)).unwrap_or_default();
+                    let told = KnownKey {
+                        key_id,
+                        key,
+                        valid_until_ms,
+                        stated_until_ms,
+                        retired,
+                        stated_ms,
+                        replaced,
+                    };
                     found.put(&server, told);
                 }
             }
@@ -446,67 +448,8 @@ impl Keys<'_> {
         self.load_keys(&wanted, &mut found);
         let mut missing = missing(&wanted, &found);
         let until = Instant::now() + Duration::from_secs(20);
-        self.ask_servers(&mut missing, &mut found, KeyPurpose::Events, until);
+        self.ask_servers(&mut missing, &mut found, (KeyPurpose::Events, false), until);
         found
-    }
-
-    /// What we know as a notary (`/_matrix/key/v2/query`): of each server the statements that have the keys asked for
-    /// (all keys if none is named), signed by us as well. A server is asked itself if what we have is not valid until
-    /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing. Gives
-    /// their JSON texts, as many as an answer has room for.
-    ///
-    /// Errors: 429 `M_LIMIT_EXCEEDED` if there is nothing to say because too many servers are being asked already.
-    pub fn notarise(&self, asker: &Asker, queries: &[NotaryQuery]) -> Result<Vec<Vec<u8>>> {
-        let now = self.clock.now_ms();
-        let mut stale = MissingKeys::new();
-        for query in queries.iter().filter(|q| q.server != *self.server_name()) {
-            let known = self.store.read(|db| db.key_statements(&query.server))?;
-            let wanted = query.stale_keys(&known, now);
-            if !wanted.is_empty() && stale.len() < AS_NOTARY_SERVERS_MAX {
-                stale.entry(query.server.clone()).or_default().extend(wanted);
-            }
-        }
-        let mut found = FoundKeys::default();
-        self.ask_servers(&mut stale, &mut found, KeyPurpose::Notary(asker), Instant::now() + NOTARY_TIMEOUT);
-
-        let (mut answer, mut size) = (Vec::new(), 0);
-        for statement in queries.iter().map(|query| self.statements_for(query)) {
-            for statement in statement? {
-                size += statement.len();
-                if size > AS_NOTARY_ANSWER_BYTES_MAX {
-                    log::debug!("an answer as a notary has no room for all of {} servers", queries.len());
-                    return Ok(answer);
-                }
-                answer.push(statement);
-            }
-        }
-        if answer.is_empty() && found.lacks_slots() {
-            return Err(too_many_asked());
-        }
-        Ok(answer)
-    }
-
-    /// The statements that answer a question to us as a notary. They are put together of the texts that are kept:
-    /// anybody can make them, as full as they like, and nothing is to be a tree here.
-    fn statements_for(&self, query: &NotaryQuery) -> Result<Vec<Vec<u8>>> {
-        if query.server == *self.server_name() {
-            return Ok(vec![json::canonical_object(&self.key_ring.own_statement())]);
-        }
-        let texts = self.store.read(|db| {
-            let mut known = db.key_statements(&query.server)?;
-            known.retain(|k| query.keys.is_empty() || query.keys.iter().any(|(id, _)| *id == k.key_id));
-            // Numbers grow with time.
-            let numbers: BTreeSet<i64> = known.iter().map(|known| known.statement).gather();
-            let last = numbers.into_iter().rev().take(AS_NOTARY_STATEMENTS_PER_SERVER_MAX);
-            last.map(|number| db.key_statement(number)).collect::<Result<Vec<_>>>()
-        })?;
-        let (us, key) = (self.server_name().as_str(), self.key_ring.signing_key());
-        let sign = |text: Vec<u8>| {
-            let (statement, _) = CanonicalObject::read(&text)?;
-            let signature = key.sign_bytes(&signed_part(&statement));
-            Ok(statement.with_signature(us, key.key_id(), &signature).into_bytes())
-        };
-        texts.into_iter().map(sign).collect()
     }
 }
 
@@ -516,38 +459,11 @@ pub(in crate::service) fn too_many_asked() -> Error {
         .with_field("retry_after_ms", RETRY_AFTER_MS)
 }
 
-/// One server in a question to us as a notary.
-#[derive(Debug, Clone)]
-pub struct NotaryQuery {
-    /// Whose keys.
-    pub server: ServerName,
-    /// Which keys, each with the time until which it should be valid at least; all if empty.
-    pub keys: Vec<(String, Option<Millis>)>,
-    /// That time for the case that no key is named.
-    pub valid_until: Option<Millis>,
-}
+/// What the database has of a server: the keys that it states, and those that they replaced.
+type KnownToStore = (ServerName, Vec<StoredKey>, Vec<StoredReplacedKey>);
 
-impl NotaryQuery {
-    /// The keys for which the server should be asked again.
-    fn stale_keys(&self, known: &[StoredStatement], now: Millis) -> Vec<WantedKey> {
-        let is_fresh = |statement: &StoredStatement, valid_until: Option<Millis>| {
-            let half = statement.fetched_ms + (statement.valid_until_ms - statement.fetched_ms) / 2;
-            statement.retired || (statement.valid_until_ms >= valid_until.unwrap_or(now) && now < half)
-        };
-        let want = |key_id: &str, at: Option<Millis>| WantedKey {
-            server: self.server.clone(),
-            key_id: key_id.to_owned(),
-            valid_at: at.unwrap_or(now),
-        };
-        if self.keys.is_empty() {
-            let fresh = known.iter().any(|s| !s.retired && is_fresh(s, self.valid_until));
-            // Any key will do; an id that no server has makes the question count as unanswered only if there is none.
-            let any = known.iter().find(|s| !s.retired).map_or("", |s| s.key_id.as_str());
-            return if fresh { Vec::new() } else { vec![want(any, self.valid_until)] };
-        }
-        let is_known = |id: &str, at| known.iter().any(|s| s.key_id == id && is_fresh(s, at));
-        self.keys.iter().filter(|(id, at)| !is_known(id, *at)).map(|(id, at)| want(id, *at)).collect()
-    }
+fn known_to_store(db: &Db<'_>, server: &ServerName) -> Result<KnownToStore> {
+    Ok((server.clone(), db.server_keys(server)?, db.replaced_server_keys(server)?))
 }
 
 /// A statement as a notary told it: whose it is, the keys in it, and itself.
@@ -570,7 +486,7 @@ fn is_signed_by_notary(statement: &CanonicalObject, notary: &ServerName, keys: &
 }
 
 /// Wanted keys that are not at hand, by server.
-type MissingKeys = BTreeMap<ServerName, Vec<WantedKey>>;
+pub(super) type MissingKeys = BTreeMap<ServerName, Vec<WantedKey>>;
 
 fn missing(wanted: &[WantedKey], found: &FoundKeys) -> MissingKeys {
     let mut missing = MissingKeys::new();

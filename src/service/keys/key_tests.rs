@@ -17,18 +17,19 @@ use crate::protocol::signatures::sign::{self, SigningKey};
 use crate::protocol::signatures::verify::Proof;
 use crate::protocol::signatures::{hash, x_matrix};
 use crate::service::Homeserver;
-use crate::service::keys::fetch::NotaryQuery;
+use crate::service::keys::doubts::Doubts;
+use crate::service::keys::notary::NotaryQuery;
 use crate::service::keys::verify::Checked;
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::testing::certificates;
 
 const DAY_MS: Millis = 24 * 3_600_000;
 
-fn name(text: &str) -> ServerName {
+pub(super) fn name(text: &str) -> ServerName {
     ServerName::parse(text).expect("a server name")
 }
 
-fn homeserver_with(change: impl FnOnce(&mut Config)) -> (Arc<Homeserver>, Clock) {
+pub(super) fn homeserver_with(change: impl FnOnce(&mut Config)) -> (Arc<Homeserver>, Clock) {
     let mut config = Config::for_name(name("us.example"));
     config.trust_ca = vec![certificates().ca.clone()];
     config.allow_private_addresses = true;
@@ -37,16 +38,16 @@ fn homeserver_with(change: impl FnOnce(&mut Config)) -> (Arc<Homeserver>, Clock)
     (Homeserver::open(config, clock.clone()).expect("a homeserver"), clock)
 }
 
-fn homeserver() -> (Arc<Homeserver>, Clock) {
+pub(super) fn homeserver() -> (Arc<Homeserver>, Clock) {
     homeserver_with(|_| {})
 }
 
-fn key(seed: u8, version: &str) -> SigningKey {
+pub(super) fn key(seed: u8, version: &str) -> SigningKey {
     SigningKey::generate([seed; 32], version)
 }
 
 /// Who makes the requests.
-fn asker() -> Asker {
+pub(super) fn asker() -> Asker {
     Asker::new(AskerId::Address([192, 0, 2, 1].into()))
 }
 
@@ -77,11 +78,11 @@ fn nobody() -> ServerName {
     name(&format!("localhost:{}", closed.port()))
 }
 
-fn signed_by(server: &ServerName, key: &SigningKey, to: &str, body: Option<&[u8]>) -> String {
+pub(super) fn signed_by(server: &ServerName, key: &SigningKey, to: &str, body: Option<&[u8]>) -> String {
     x_matrix::build("PUT", "/_matrix/x?y=z", server, &name(to), body, key).expect("signed")
 }
 
-fn event(server: &ServerName, key: &SigningKey, version: &str, at: Millis) -> Map<String, Value> {
+pub(super) fn event(server: &ServerName, key: &SigningKey, version: &str, at: Millis) -> Map<String, Value> {
     let version = room_version(version).expect("a version");
     let event = json!({
         "type": "m.room.message", "room_id": "!room:us.example", "sender": format!("@user:{server}"),
@@ -93,7 +94,7 @@ fn event(server: &ServerName, key: &SigningKey, version: &str, at: Millis) -> Ma
     event
 }
 
-fn bytes(event: &Map<String, Value>) -> Vec<u8> {
+pub(super) fn bytes(event: &Map<String, Value>) -> Vec<u8> {
     serde_json::to_vec(event).expect("JSON")
 }
 
@@ -396,7 +397,7 @@ fn our_own_events_are_verified_with_retired_keys_too() {
 }
 
 /// A notary that passes on the key of another server, or what `change` makes of it.
-fn notary(
+pub(super) fn notary(
     of: &ServerName,
     seed: u8,
     change: impl Fn(&mut Map<String, Value>) + Send + Sync + 'static,
@@ -474,7 +475,8 @@ fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_e
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
     let found = hs.keys().keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
-    let checked = crate::service::keys::verify::check(&json, version, &found).expect("the resident knows");
+    let checked = crate::service::keys::verify::check(&json, version, &found, &Doubts::default())
+        .expect("the resident knows");
     assert_eq!(checked.proof(), Proof::Vouched, "and it is told apart");
     assert!(hs.store.read(|db| db.server_keys(&gone)).expect("read").is_empty(), "not remembered");
     hs.keys()
@@ -502,7 +504,8 @@ fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     let liar = notary(&peer.name, 6, |_| {});
     let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY_MS - 1000));
     let found = hs.keys().keys_for(&[&forged], version, Some(&liar.name), Duration::from_secs(30));
-    crate::service::keys::verify::check(&forged, version, &found).expect_err("a forged key");
+    crate::service::keys::verify::check(&forged, version, &found, &Doubts::default())
+        .expect_err("a forged key");
     assert!(liar.asked().iter().any(|a| a.target.contains("query")), "it was asked");
 }
 

@@ -13,13 +13,13 @@ use crate::error::{Error, Result};
 use crate::locks::{lock, read, write};
 use crate::order::Gather;
 use crate::protocol::json::CanonicalObject;
-use crate::protocol::signatures::sign::{self, KeyAt, SigningKey, VerifyKey};
+use crate::protocol::signatures::sign::{self, KeyAt, ReplacedKey, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::random;
 use crate::service::keys::Keys;
 use crate::service::keys::attempts::KeyAttempts;
 use crate::store::Store;
-use crate::store::servers::server_keys::StoredKey;
+use crate::store::servers::server_keys::{StoredKey, StoredReplacedKey};
 
 /// Other servers whose keys are kept in memory.
 const SERVERS_IN_MEMORY_MAX: usize = 4096;
@@ -52,12 +52,16 @@ pub(in crate::service) struct KnownKey {
     /// See [`KeyAt`].
     pub(in crate::service) stated_until_ms: Option<Millis>,
     pub(in crate::service) retired: bool,
+    /// When we were told of it.
+    pub(in crate::service) stated_ms: Millis,
+    /// See [`KeyAt`].
+    pub(in crate::service) replaced: Vec<ReplacedKey>,
 }
 
 impl KnownKey {
-    pub(in crate::service) fn at(&self) -> KeyAt {
-        let Self { key, valid_until_ms, stated_until_ms, .. } = *self;
-        KeyAt { key, valid_until_ms, stated_until_ms }
+    pub(in crate::service) fn at(&self) -> KeyAt<'_> {
+        let Self { key, valid_until_ms, stated_until_ms, ref replaced, .. } = *self;
+        KeyAt { key, valid_until_ms, stated_until_ms, replaced }
     }
 
     /// Whether asking anew could not give more: the key is valid then, or its end is settled.
@@ -97,6 +101,8 @@ impl KeyRing {
                 valid_until_ms: stored.expired_ms.unwrap_or(Millis::MAX),
                 stated_until_ms: Some(stored.expired_ms.unwrap_or(Millis::MAX)),
                 retired: stored.expired_ms.is_some(),
+                stated_ms: now,
+                replaced: Vec::new(),
             });
             if stored.expired_ms.is_none() {
                 signer = Some(key);
@@ -171,7 +177,19 @@ impl KeyRing {
     }
 
     /// Puts what the database has of a server into memory.
-    pub(in crate::service) fn remember(&self, server: &ServerName, stored: &[StoredKey]) {
+    pub(in crate::service) fn remember(
+        &self,
+        server: &ServerName,
+        (stored, replaced): (&[StoredKey], &[StoredReplacedKey]),
+    ) {
+        let replaced_by = |key_id: &str| {
+            let of_that_id = replaced.iter().filter(|old| old.key_id == key_id);
+            let read = |old: &StoredReplacedKey| {
+                let key = VerifyKey::from_base64(&old.public_key).ok()?;
+                Some(ReplacedKey { key, until_ms: old.valid_until_ms })
+            };
+            of_that_id.filter_map(read).collect()
+        };
         let keys = stored.iter().filter_map(|stored| {
             Some(KnownKey {
                 key_id: stored.key_id.clone(),
@@ -179,6 +197,8 @@ impl KeyRing {
                 valid_until_ms: stored.valid_until_ms,
                 stated_until_ms: Some(stored.valid_until_ms),
                 retired: stored.retired,
+                stated_ms: stored.stated_ms,
+                replaced: replaced_by(&stored.key_id),
             })
         });
         let keys = Arc::new(keys.collect::<Vec<_>>());
@@ -235,6 +255,8 @@ impl Keys<'_> {
             valid_until_ms: Millis::MAX,
             stated_until_ms: Some(Millis::MAX),
             retired: false,
+            stated_ms: now,
+            replaced: Vec::new(),
         };
         {
             let mut own = write(&ring.own);
@@ -294,6 +316,7 @@ pub(crate) fn read_statement(
             public_key,
             valid_until_ms: until,
             retired: false,
+            stated_ms: now,
         })
         .collect();
     for (key_id, stated) in entries(statement, "old_verify_keys").into_iter().flatten() {
@@ -304,7 +327,8 @@ pub(crate) fn read_statement(
             (public_key(&key_id, stated), expired, is_current)
         {
             let valid_until_ms = expired.min(now);
-            all.push(StoredKey { key_id: key_id.into_owned(), public_key, valid_until_ms, retired: true });
+            let key_id = key_id.into_owned();
+            all.push(StoredKey { key_id, public_key, valid_until_ms, retired: true, stated_ms: now });
         }
     }
     Ok(all)

@@ -1,5 +1,6 @@
 //! Signatures of other servers: on requests, and on events as they arrive.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -9,14 +10,15 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::ParsedPdu;
 use crate::protocol::room_version::RoomVersion;
-use crate::protocol::signatures::sign::KeyAt;
 use crate::protocol::signatures::verify::{self, ReceiptError, SignatureError};
 use crate::protocol::signatures::x_matrix;
 use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::{Pdu, ServerName, VerifiedPdu};
 use crate::service::keys::Keys;
 use crate::service::keys::attempts::KeyPurpose;
+use crate::service::keys::doubts::Doubts;
 use crate::service::keys::fetch::{FoundKeys, WantedKey, too_many_asked};
+use crate::service::keys::ring::KnownKey;
 use crate::service::limits::request_permits::Asker;
 
 /// Time to find the key of a request's sender, who waits for us.
@@ -25,7 +27,7 @@ const REQUEST_KEY_TIMEOUT: Duration = Duration::from_secs(15);
 const EVENT_KEYS_TIMEOUT: Duration = Duration::from_secs(30);
 const ROOM_KEYS_TIMEOUT: Duration = Duration::from_secs(90);
 /// Clocks differ: keys are asked for that are valid so much later than now.
-const CLOCK_SKEW_MS: Millis = 10 * 60_000;
+pub(super) const CLOCK_SKEW_MS: Millis = 10 * 60_000;
 /// More events than this are a whole room.
 const FEW_EVENTS_MAX: usize = 100;
 /// So many events are read before the keys that they want are summed up.
@@ -59,9 +61,9 @@ impl Keys<'_> {
         if !self.config.peers.allows(claim.origin.as_str()) {
             return Err(Error::forbidden("This server does not talk to yours"));
         }
-        let now = self.clock.now_ms();
+        let (now, deadline) = (self.clock.now_ms(), Instant::now() + REQUEST_KEY_TIMEOUT);
         // A retired key verifies old events, not new requests.
-        let is_good = |k: &crate::service::keys::ring::KnownKey| !k.retired && k.valid_until_ms >= now;
+        let is_good = |k: &KnownKey| !k.retired && k.valid_until_ms >= now;
         let key = match self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good) {
             Some(key) => key,
             None => {
@@ -76,7 +78,14 @@ impl Keys<'_> {
                 })?
             }
         };
-        claim.verify(method, uri, self.server_name(), body, &key.key)?;
+        let verify = |key: &KnownKey| claim.verify(method, uri, self.server_name(), body, &key.key);
+        if let Err(e) = verify(&key) {
+            let is_wrong = e.errcode() == ErrCode::Unauthorized;
+            let purpose = KeyPurpose::Request(asker);
+            let instead =
+                is_wrong.then(|| self.key_instead_of(&claim.origin, key, purpose, deadline)).flatten();
+            verify(&instead.filter(is_good).ok_or(e)?)?;
+        }
         self.peer_spoke(&claim.origin);
         Ok(claim.origin)
     }
@@ -84,9 +93,11 @@ impl Keys<'_> {
     /// Checks 1 to 3 on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if need be. A
     /// wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
     pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
-        let found = self.keys_for(&[event], version, None, EVENT_KEYS_TIMEOUT);
-        let mut checked = in_bulk(&[event], |event| check(event, version, &found));
-        checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
+        let deadline = Instant::now() + EVENT_KEYS_TIMEOUT;
+        let mut found = self.keys_for(&[event], version, None, EVENT_KEYS_TIMEOUT);
+        self.check_with(&mut found, KeyPurpose::Events, deadline, |found, doubts| {
+            check(event, version, found, doubts)
+        })
     }
 
     /// [`Self::check_pdu`] for the events of a transaction, in their order, whose sender waits for the answer: it is
@@ -101,8 +112,11 @@ impl Keys<'_> {
         let started = Instant::now();
         let wanted = self.wanted_keys(events, version, |_, _| {});
         let within = within.min(usual_timeout(events.len()));
-        let found = self.gather_keys(&wanted, None, KeyPurpose::Received(origin), within);
-        in_bulk(events, |event| self.conclude_check(event, version, &found, started))
+        let purpose = KeyPurpose::Received(origin);
+        let mut found = self.gather_keys(&wanted, None, purpose, within);
+        self.check_with(&mut found, purpose, started + within, |found, doubts| {
+            in_bulk(events, |event| self.conclude_check(event, version, (found, doubts), started))
+        })
     }
 
     /// Checks 2 and 3 alone, for an event that was parsed before. `purpose`: of an event that was handed to us it is
@@ -114,8 +128,15 @@ impl Keys<'_> {
     ) -> Result<VerifiedPdu> {
         let mut uses = self.key_uses(event.pdu.version());
         uses.add_all(&event.pdu, verify::wanted_keys_of(&event.pdu, &event.object));
-        let found = self.gather_keys(&uses.wanted(), None, purpose, EVENT_KEYS_TIMEOUT);
-        verify::check_whole(event, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
+        let deadline = Instant::now() + EVENT_KEYS_TIMEOUT;
+        let mut found = self.gather_keys(&uses.wanted(), None, purpose, EVENT_KEYS_TIMEOUT);
+        let (pdu, parsed) = (event.pdu.clone(), Cell::new(Some(event)));
+        let checked = self.check_with(&mut found, purpose, deadline, |found, doubts| {
+            let event = parsed.take().unwrap_or_else(|| ParsedPdu::of(&pdu));
+            let keys = |server: &str, key_id: &str| found.get(server, key_id);
+            doubts.noted(verify::check_whole(event, &keys))
+        });
+        checked.map_err(Error::from)
     }
 
     /// The keys that it takes to check these events, as far as they can be had in this time.
@@ -174,11 +195,10 @@ impl Keys<'_> {
         &self,
         event: &[u8],
         version: RoomVersion,
-        found: &FoundKeys,
+        (found, doubts): (&FoundKeys, &Doubts),
         started: Instant,
     ) -> Checked {
-        let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
-        match verify::check_received(event, version, &keys) {
+        match check_received(event, version, found, doubts) {
             Ok(pdu) => Checked::Passed(pdu),
             Err(ReceiptError::Signature(SignatureError::NoKey(keys))) => {
                 // A key that its server does not state does not exist, and the end of a retired one is settled.
@@ -215,9 +235,26 @@ fn usual_timeout(events: usize) -> Duration {
 }
 
 /// Checks 1 to 3 for one event, with the keys at hand.
-pub(in crate::service) fn check(event: &[u8], version: RoomVersion, keys: &FoundKeys) -> Result<VerifiedPdu> {
-    let keys = |server: &str, key_id: &str| -> Option<KeyAt> { keys.get(server, key_id) };
-    verify::check_received(event, version, &keys).map_err(Error::from)
+pub(in crate::service) fn check(
+    event: &[u8],
+    version: RoomVersion,
+    keys: &FoundKeys,
+    doubts: &Doubts,
+) -> Result<VerifiedPdu> {
+    check_received(event, version, keys, doubts).map_err(Error::from)
+}
+
+fn check_received(
+    event: &[u8],
+    version: RoomVersion,
+    keys: &FoundKeys,
+    doubts: &Doubts,
+) -> std::result::Result<VerifiedPdu, ReceiptError> {
+    let checked = verify::check_received(event, version, &|server, key_id| keys.get(server, key_id));
+    match checked {
+        Err(ReceiptError::Signature(e)) => doubts.noted(Err(e)).map_err(ReceiptError::Signature),
+        other => other,
+    }
 }
 
 /// The keys that it takes to verify events.
@@ -291,3 +328,7 @@ fn unauthorized(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 #[cfg(test)]
 #[path = "key_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "replaced_key_tests.rs"]
+mod replaced_key_tests;

@@ -1,7 +1,7 @@
 //! Which requests of other servers are let in: the one guard (`admit`) and the one check of a signed event that is
 //! handed in (`check_signed`), for all handshakes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::knock::stripped_events;
 use crate::error::{ErrCode, Error, Result};
@@ -240,9 +240,13 @@ impl Memberships<'_> {
             .into_iter()
             .map(|(key_id, _)| WantedKey { server: server.clone(), key_id: key_id.into_owned(), valid_at })
             .collect();
-        let found = self.keys().gather_keys(&wanted, None, purpose, KEYS_TIMEOUT);
-        let keys = |server: &str, key_id: &str| found.get(server, key_id);
-        Ok(verify::verify_event_by(event, server, &keys)?)
+        let deadline = Instant::now() + KEYS_TIMEOUT;
+        let mut found = self.keys().gather_keys(&wanted, None, purpose, KEYS_TIMEOUT);
+        let evidence = self.keys().check_with(&mut found, purpose, deadline, |found, doubts| {
+            let keys = |server: &str, key_id: &str| found.get(server, key_id);
+            doubts.noted(verify::verify_event_by(event, server, &keys))
+        });
+        Ok(evidence?)
     }
 }
 

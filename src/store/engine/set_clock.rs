@@ -61,7 +61,7 @@ impl TimeColumn {
 }
 
 /// All of them, in the order of the schema.
-pub(super) const TIMES: [TimeColumn; 52] = [
+pub(super) const TIMES: [TimeColumn; 53] = [
     time("pending_events", "received_ms", AN_AGE),
     time("pending_events", "retry_ms", Now),
     time("pending_events", "due_ms", Now),
@@ -87,6 +87,7 @@ pub(super) const TIMES: [TimeColumn; 52] = [
             "of servers that are gone it says which events are good, and under a clock that is behind none would be",
         ),
     ),
+    time("replaced_server_keys", "valid_until_ms", Stays("what was signed by then stays good")),
     time("key_statements", "fetched_ms", AN_AGE),
     time(
         "destinations",

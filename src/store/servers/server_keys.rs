@@ -28,6 +28,19 @@ pub struct StoredKey {
     pub valid_until_ms: Millis,
     /// Whether it may only verify old events.
     pub retired: bool,
+    /// When we were told so.
+    pub stated_ms: Millis,
+}
+
+/// A key that its server replaced by another of the same id.
+#[derive(Debug, Clone)]
+pub struct StoredReplacedKey {
+    /// `ed25519:version`.
+    pub key_id: String,
+    /// Unpadded base64.
+    pub public_key: String,
+    /// Of later than this it signed nothing.
+    pub valid_until_ms: Millis,
 }
 
 /// Where a statement of keys comes from, and for whom it was fetched.
@@ -64,7 +77,8 @@ impl Db<'_> {
     /// The known keys of a server.
     pub fn server_keys(&self, server: &ServerName) -> Result<Vec<StoredKey>> {
         self.rows(
-            "SELECT key_id, public_key, valid_until_ms, retired FROM server_keys WHERE server = ?1",
+            "SELECT k.key_id, k.public_key, k.valid_until_ms, k.retired, s.fetched_ms
+             FROM server_keys k JOIN key_statements s USING (statement) WHERE k.server = ?1",
             params![server.as_str()],
             |row| {
                 Ok(StoredKey {
@@ -72,6 +86,22 @@ impl Db<'_> {
                     public_key: row.get(1)?,
                     valid_until_ms: row.get(2)?,
                     retired: row.get(3)?,
+                    stated_ms: row.get(4)?,
+                })
+            },
+        )
+    }
+
+    /// The keys that a server replaced by others of the same id.
+    pub fn replaced_server_keys(&self, server: &ServerName) -> Result<Vec<StoredReplacedKey>> {
+        self.rows(
+            "SELECT key_id, public_key, valid_until_ms FROM replaced_server_keys WHERE server = ?1",
+            params![server.as_str()],
+            |row| {
+                Ok(StoredReplacedKey {
+                    key_id: row.get(0)?,
+                    public_key: row.get(1)?,
+                    valid_until_ms: row.get(2)?,
                 })
             },
         )
@@ -105,6 +135,8 @@ impl Db<'_> {
 
 /// So many keys are kept of one server: those that it named last.
 const KEYS_PER_SERVER_MAX: u32 = 400;
+/// So many of those that it replaced by others of the same id: who begins anew more often than that loses the past.
+const REPLACED_KEYS_PER_SERVER_MAX: u32 = 8;
 /// So many statements are kept of all servers together that are in no room with us: those that were fetched last.
 const OF_STRANGERS_MAX: u32 = 500;
 /// Strangers that go, or turn out to be none, when one comes, so that no single commit has much to do.
@@ -135,8 +167,9 @@ impl Tx<'_> {
     }
 
     /// Remembers the keys of a statement. What a server says itself replaces whatever was known of the same
-    /// key; what a notary passes on does so only if it is valid for longer, since it may be old. Of a server that never
-    /// stops naming new keys the latest are kept, and of strangers without end those that came last.
+    /// key (another key of that id stays good for what was signed with it before); what a notary passes on does so only
+    /// if it is valid for longer, since it may be old. Of a server that never stops naming new keys the latest are kept,
+    /// and of strangers without end those that came last.
     pub fn save_server_keys(
         &mut self,
         server: &ServerName,
@@ -151,6 +184,9 @@ impl Tx<'_> {
             params![server.as_str(), fetched_ms, source.stranger, statement],
         )?;
         let id = self.conn().last_insert_rowid();
+        if source.direct {
+            self.keep_replaced_keys(server, keys, fetched_ms)?;
+        }
         let mut save = self.conn().prepare_cached(
             "INSERT INTO server_keys (server, key_id, public_key, valid_until_ms, retired, statement)
              VALUES (:server, :key_id, :public_key, :valid_until, :retired, :statement)
@@ -165,6 +201,8 @@ impl Tx<'_> {
                 ":valid_until": key.valid_until_ms, ":retired": key.retired, ":statement": id, ":direct": source.direct,
             })?;
         }
+        drop(save);
+        self.sweep_replaced_keys(server)?;
         self.execute(
             "DELETE FROM server_keys WHERE server = ?1 AND key_id IN
              (SELECT key_id FROM server_keys WHERE server = ?1
@@ -182,20 +220,50 @@ impl Tx<'_> {
         self.hasten_pending_that_needs(server.as_str())
     }
 
+    /// Takes down which keys are about to be replaced by these, which have the same ids.
+    fn keep_replaced_keys(&mut self, server: &ServerName, keys: &[StoredKey], now: Millis) -> Result<()> {
+        let mut keep = self.conn().prepare_cached(
+            "INSERT INTO replaced_server_keys (server, key_id, public_key, valid_until_ms)
+             SELECT server, key_id, public_key, min(valid_until_ms, ?4) FROM server_keys
+             WHERE server = ?1 AND key_id = ?2 AND public_key <> ?3
+             ON CONFLICT DO UPDATE SET valid_until_ms = excluded.valid_until_ms",
+        )?;
+        for key in keys {
+            keep.execute(params![server.as_str(), key.key_id, key.public_key, now])?;
+        }
+        Ok(())
+    }
+
+    /// Forgets of a server's replaced keys those that are in use again, and if there are too many those that ended first.
+    fn sweep_replaced_keys(&mut self, server: &ServerName) -> Result<()> {
+        self.execute(
+            "DELETE FROM replaced_server_keys WHERE server = ?1 AND (key_id, public_key) IN
+             (SELECT key_id, public_key FROM server_keys WHERE server = ?1)",
+            params![server.as_str()],
+        )?;
+        self.execute(
+            "DELETE FROM replaced_server_keys WHERE server = ?1 AND (key_id, public_key) IN
+             (SELECT key_id, public_key FROM replaced_server_keys WHERE server = ?1
+              ORDER BY valid_until_ms DESC LIMIT -1 OFFSET ?2)",
+            params![server.as_str(), REPLACED_KEYS_PER_SERVER_MAX],
+        )?;
+        Ok(())
+    }
+
     /// Forgets the keys of the strangers that were fetched first, if there are too many. Whoever was ever in a room
     /// that we know is none: their events are there to be checked.
     fn forget_strangers_keys(&mut self) -> Result<()> {
         let too_many = {
             let mut statement = self.conn().prepare_cached(
-                "SELECT s.statement, EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = s.server)
+                "SELECT s.server, s.statement, EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = s.server)
                  FROM key_statements s WHERE s.stranger = 1 ORDER BY s.statement DESC LIMIT ?2 OFFSET ?1",
             )?;
             let rows = statement.query_map([OF_STRANGERS_MAX, SWEPT_ROWS_MAX], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?))
+                Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, bool>(2)?))
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()?
         };
-        for (statement, in_a_room) in too_many {
+        for (server, statement, in_a_room) in too_many {
             if in_a_room {
                 self.execute(
                     "UPDATE key_statements SET stranger = 0 WHERE statement = ?1",
@@ -204,9 +272,13 @@ impl Tx<'_> {
                 continue;
             }
             self.execute(
-                "DELETE FROM server_keys WHERE statement = ?1
-                 AND server = (SELECT server FROM key_statements WHERE statement = ?1)",
-                params![statement],
+                "DELETE FROM server_keys WHERE statement = ?1 AND server = ?2",
+                params![statement, server],
+            )?;
+            self.execute(
+                "DELETE FROM replaced_server_keys WHERE server = ?1
+                 AND NOT EXISTS (SELECT 1 FROM server_keys WHERE server = ?1)",
+                params![server],
             )?;
             self.execute("DELETE FROM key_statements WHERE statement = ?1", params![statement])?;
         }
@@ -220,7 +292,13 @@ mod tests {
     use crate::store::{Location, Options, Store};
 
     fn key(public_key: &str, valid_until_ms: Millis, retired: bool) -> StoredKey {
-        StoredKey { key_id: "ed25519:a".into(), public_key: public_key.into(), valid_until_ms, retired }
+        StoredKey {
+            key_id: "ed25519:a".into(),
+            public_key: public_key.into(),
+            valid_until_ms,
+            retired,
+            stated_ms: 7,
+        }
     }
 
     #[test]
@@ -272,6 +350,41 @@ mod tests {
         assert_eq!(kept.len(), 400);
         assert!(kept.iter().all(|key| !key.key_id.starts_with("ed25519:3_")), "the oldest are gone");
         assert!(kept.iter().any(|key| key.key_id == "ed25519:7_99"));
+    }
+
+    #[test]
+    fn a_server_that_replaces_its_key_again_and_again_fills_nothing() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let store =
+            Store::open(Location::Memory, &us, Box::new(|_| {}), &Options::default()).expect("a store");
+        let peer = ServerName::parse("peer.example").expect("a name");
+        let save = |public_key: String, now: Millis, direct: bool| {
+            let peer = peer.clone();
+            let keys = [key(&public_key, now + 100, false)];
+            let source = StatementSource { direct, stranger: false };
+            store
+                .write(move |tx| tx.save_server_keys(&peer, &keys, b"statement", now, source))
+                .expect("kept");
+        };
+        let replaced = || {
+            let mut replaced = store.read(|db| db.replaced_server_keys(&peer)).expect("keys");
+            replaced.sort_by_key(|key| key.valid_until_ms);
+            replaced.into_iter().map(|key| (key.public_key, key.valid_until_ms)).collect::<Vec<_>>()
+        };
+        save("one".into(), 0, true);
+        save("two".into(), 50, false);
+        assert!(replaced().is_empty(), "a notary replaces nothing");
+        save("two".into(), 60, true);
+        assert_eq!(replaced(), [("one".into(), 60)]);
+        save("three".into(), 500, true);
+        assert_eq!(replaced(), [("one".into(), 60), ("two".into(), 160)], "it had ended before");
+        save("two".into(), 510, true);
+        assert_eq!(replaced(), [("one".into(), 60), ("three".into(), 510)], "it is in use again");
+        for n in 0..40 {
+            save(format!("key {n}"), 1000 + n, true);
+        }
+        let last = (31..39).map(|n| (format!("key {n}"), 1001 + n));
+        assert_eq!(replaced(), last.collect::<Vec<_>>());
     }
 
     #[test]

@@ -322,6 +322,7 @@ fn introduce(hs: &Homeserver, key: &SigningKey) {
         public_key: key.public_base64(),
         valid_until_ms: until,
         retired: false,
+        stated_ms: now,
     };
     let statement = statement.to_string().into_bytes();
     let source = StatementSource { direct: true, stranger: false };

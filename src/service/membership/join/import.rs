@@ -14,6 +14,7 @@ use crate::locks::lock;
 use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
 use crate::random;
 use crate::service::Homeserver;
+use crate::service::keys::doubts::Doubts;
 use crate::service::keys::verify::check;
 use crate::service::membership::Memberships;
 use crate::store::rooms::append::{Append, Current};
@@ -260,7 +261,7 @@ impl RoomImport<'_> {
         })?;
         let texts: Vec<&[u8]> = events.iter().map(|(_, pdu)| pdu.json()).collect();
         let keys = self.hs.keys().keys_for(&texts, version, None, CHECK_AGAIN_TIMEOUT);
-        let is_certain = |text: &[u8]| check(text, version, &keys).is_ok();
+        let is_certain = |text: &[u8]| check(text, version, &keys, &Doubts::default()).is_ok();
         let certain = events.iter().filter(|(_, pdu)| is_certain(pdu.json())).map(|(key, _)| *key);
         let certain: Vec<_> = certain.collect();
         self.hs.store.write(move |tx| tx.events_are_certain(room, &certain))

@@ -14,6 +14,7 @@ use crate::federation::calls::JoinAnswer;
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
 use crate::service::keys::attempts::KeyPurpose;
+use crate::service::keys::doubts::Doubts;
 use crate::service::keys::fetch::FoundKeys;
 use crate::service::keys::verify::{check, in_bulk};
 use crate::service::membership::Memberships;
@@ -60,9 +61,12 @@ impl<'h> Memberships<'h> {
             self.keys().gather_keys(&carrying, Some(peer), KeyPurpose::Events, AUTH_EVENT_KEYS_TIMEOUT);
         let rest: Vec<_> = wanted.into_iter().filter(|wanted| !keys.has(wanted)).collect();
         keys.extend(self.keys().gather_keys(&rest, Some(peer), KeyPurpose::Events, OTHER_KEYS_TIMEOUT));
-        let checking = Checking { events: &events, in_state, keys: &keys, join };
+        let checking = Checking { events: &events, in_state, join };
+        let (by, until) = (KeyPurpose::Received(peer), Instant::now() + OTHER_KEYS_TIMEOUT);
 
-        let good = checking.all_of(&classified.auth_events);
+        let good = self.keys().check_with(&mut keys, by, until, |keys, doubts| {
+            checking.all_of(&classified.auth_events, (keys, doubts))
+        });
         let mut dropped = classified.auth_events.len() - good.len();
         let mut auth_graph = AuthGraph::check(join, good)?;
         dropped += auth_graph.dropped();
@@ -74,7 +78,9 @@ impl<'h> Memberships<'h> {
             let storing = store.spawn_scoped(scope, move || store_all(import, &queue))?;
             let mut done = classified.auth_events.len();
             for part in classified.others.chunks(EVENTS_PER_BATCH_MAX) {
-                let mut good = checking.allowed_of(part, &auth_graph);
+                let mut good = self.keys().check_with(&mut keys, by, until, |keys, doubts| {
+                    checking.allowed_of(part, &auth_graph, (keys, doubts))
+                });
                 dropped += part.len() - good.len();
                 done += part.len();
                 // No other rests on these: outside the state they are there for nothing.
@@ -108,28 +114,27 @@ struct Checking<'a> {
     events: &'a [&'a [u8]],
     /// So many of the events are the state; the auth chain follows.
     in_state: usize,
-    keys: &'a FoundKeys,
     join: &'a Pdu,
 }
 
 impl Checking<'_> {
-    fn one(&self, index: usize) -> Option<(VerifiedPdu, bool)> {
-        let pdu = check(self.events.get(index)?, self.join.version(), self.keys);
+    fn one(&self, index: usize, (keys, doubts): (&FoundKeys, &Doubts)) -> Option<(VerifiedPdu, bool)> {
+        let pdu = check(self.events.get(index)?, self.join.version(), keys, doubts);
         let pdu =
             pdu.inspect_err(|why| log::debug!("an event of {}: {}", self.join.room_id(), why.message()));
         Some((pdu.ok()?, index < self.in_state))
     }
 
     /// The good ones of these events.
-    fn all_of(&self, indices: &[usize]) -> Batch {
-        in_bulk(indices, |index| self.one(*index)).into_iter().flatten().collect()
+    fn all_of(&self, indices: &[usize], keys: (&FoundKeys, &Doubts)) -> Batch {
+        in_bulk(indices, |index| self.one(*index, keys)).into_iter().flatten().collect()
     }
 
     /// The good ones that the room allows. Each thread remembers the power levels that it has read.
-    fn allowed_of(&self, indices: &[usize], auth_graph: &AuthGraph) -> Batch {
+    fn allowed_of(&self, indices: &[usize], auth_graph: &AuthGraph, keys: (&FoundKeys, &Doubts)) -> Batch {
         let checker = || AuthChecker::new(self.join.version());
         let checked = indices.par_iter().map_init(checker, |checker, index| {
-            self.one(*index).filter(|(pdu, _)| auth_graph.allow(checker, pdu))
+            self.one(*index, keys).filter(|(pdu, _)| auth_graph.allow(checker, pdu))
         });
         checked.flatten().collect()
     }
