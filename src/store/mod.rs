@@ -400,6 +400,13 @@ impl Tx<'_> {
         }
     }
 
+    /// After the commit, tells the sender that a server has come into a room. Nobody knows one whose name is none.
+    pub(crate) fn came_into(&mut self, room: RoomKey, server: &str) {
+        if let Ok(server) = ServerName::parse(server) {
+            self.changes.newcomers.insert((room, server));
+        }
+    }
+
     /// After the commit, tells the timer that something is due now.
     pub(crate) fn wake_timer(&mut self) {
         self.is_due(Millis::MIN);

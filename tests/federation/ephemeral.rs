@@ -60,7 +60,7 @@ fn sees_receipt(user: &TestUser, room: &str, of: &str, thread: Option<&str>, eve
     });
 }
 
-fn edu(edu_type: &str, content: Value) -> Value {
+pub fn edu(edu_type: &str, content: Value) -> Value {
     json!({ "edu_type": edu_type, "content": content })
 }
 
@@ -474,19 +474,19 @@ fn more_ephemeral_messages_than_a_transaction_may_have_are_refused() {
 }
 
 /// What an answer of `/sync` says of somebody's presence.
-fn presence_in(answer: &Value, user: &str) -> Option<Value> {
+pub fn presence_in(answer: &Value, user: &str) -> Option<Value> {
     let events = answer["presence"]["events"].as_array()?;
     Some(events.iter().find(|event| event["sender"] == user)?["content"].clone())
 }
 
 #[track_caller]
-fn sees_presence(user: &TestUser, of: &str, presence: &str) -> Value {
+pub fn sees_presence(user: &TestUser, of: &str, presence: &str) -> Value {
     user.sync_until(&format!("{of} {presence}"), |answer| {
         presence_in(answer, of).filter(|content| content["presence"] == presence)
     })
 }
 
-fn presence_path(user: &str) -> String {
+pub fn presence_path(user: &str) -> String {
     format!("/_matrix/client/v3/presence/{}/status", segment(user))
 }
 

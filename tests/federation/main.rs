@@ -45,7 +45,7 @@
 //! - `device_lists`, `to_device`: the devices of others, and messages to them; `keys_across_servers`: what these are
 //!   encrypted with.
 //! - `apex`: servers that have another name than their machine.
-//! - `ephemeral`: typing, receipts and presence. `media`: files.
+//! - `ephemeral`: typing, receipts and presence; `presence_of_newcomers`. `media`: files.
 
 #[path = "../common/mod.rs"]
 pub mod common;
@@ -76,6 +76,7 @@ mod open_door;
 mod outside;
 mod overtaken_joins;
 mod policy_servers;
+mod presence_of_newcomers;
 mod receipt;
 mod relations;
 mod remote_memberships;

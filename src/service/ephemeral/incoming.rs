@@ -22,6 +22,10 @@ impl<'o> EduOrigin<'o> {
         Self { server, rooms: HashMap::new() }
     }
 
+    pub(super) fn server(&self) -> &ServerName {
+        self.server
+    }
+
     /// Whether the user belongs to the sender.
     pub(super) fn owns(&self, user: &UserId) -> bool {
         user.server_name() == self.server.as_str()

@@ -1,4 +1,4 @@
-//! Typing and receipts of a room into which a user of ours is coming right now. Nothing can be made of them before we are in, and
+//! Typing and receipts of a room into which a user of ours is coming right now, and the presence of those who may be in it. Nothing can be made of them before we are in, and
 //! nobody says them again: so they wait until then, in memory, for the little that they are worth.
 
 use std::collections::{HashMap, VecDeque};
@@ -33,6 +33,7 @@ pub struct KeptEdus(Mutex<BoundedMap<RoomId, VecDeque<KeptEdu>, ROOMS_MAX>>);
 pub(super) enum EduKind {
     Typing,
     Receipt,
+    Presence,
 }
 
 /// One that waits.
@@ -40,7 +41,7 @@ pub(super) enum EduKind {
 struct KeptEdu {
     server: ServerName,
     kind: EduKind,
-    /// Its content, of this room alone.
+    /// Its content, of this room alone, but for presence.
     content: Vec<u8>,
     came: Steady,
 }
@@ -134,6 +135,7 @@ impl Ephemeral<'_> {
                 EduKind::Typing if now - came > TYPING_KEPT_MS => {}
                 EduKind::Typing => self.receive_typing(&mut origin, &content)?,
                 EduKind::Receipt => self.receive_receipts(&mut origin, &content)?,
+                EduKind::Presence => drop(self.take_presence(&origin, &content)?),
             }
         }
         Ok(())

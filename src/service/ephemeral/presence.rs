@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::clock::Millis;
@@ -33,7 +34,7 @@ const LAST_ACTIVE_GRAIN_MS: Millis = 60_000;
 /// Longest status, in bytes.
 const STATUS_BYTES_MAX: usize = 1024;
 /// In rooms with more servers than that, presence is of no interest to all of them, and costs a request to each.
-const SERVERS_IN_ROOM_MAX: usize = 500;
+pub(super) const SERVERS_IN_ROOM_MAX: usize = 500;
 /// Users whose presence is written at once: more would hold the writer for long.
 const WRITTEN_AT_ONCE_MAX: usize = 100;
 /// Ends that are worked on at once, and how often at most.
@@ -227,8 +228,14 @@ impl LocalPresence {
 }
 
 impl LocalPresences {
-    fn get(&self, user: &UserId) -> Option<LocalPresence> {
-        lock(&self.0).get(user).cloned()
+    /// What is known of a user here; none of who has been offline for a while.
+    pub(super) fn presence_of(&self, user: &UserId) -> Option<Presence> {
+        lock(&self.0).get(user).map(LocalPresence::presence)
+    }
+
+    /// Whether the user is not offline.
+    pub(super) fn is_there(&self, user: &UserId) -> bool {
+        lock(&self.0).get(user).is_some_and(|here| here.state != PresenceState::Offline)
     }
 }
 
@@ -308,8 +315,8 @@ impl Ephemeral<'_> {
             let (local_presence, names) = (Arc::clone(&self.local_presence), some.to_vec());
             // Read where the writes are in line, so that the last one written is what is so in the end.
             self.store.write_lightly(move |tx| {
-                names.iter().try_for_each(|name| match local_presence.get(name) {
-                    Some(here) => tx.set_presence(name, &here.presence()),
+                names.iter().try_for_each(|name| match local_presence.presence_of(name) {
+                    Some(presence) => tx.set_presence(name, &presence),
                     None => Ok(()),
                 })
             })?;
@@ -336,7 +343,7 @@ impl Ephemeral<'_> {
             }
             Ok(servers)
         })?;
-        let push = ToldPresence { user_id: Some(user), ..ToldPresence::new(&presence, now) };
+        let push = ToldPresence::for_server(user, &presence, now);
         let edu = Edu {
             replaces: Some(format!("presence {user}")),
             json: json!({ "edu_type": "m.presence", "content": { "push": [push] } }).to_string(),
@@ -355,7 +362,7 @@ impl Ephemeral<'_> {
         if !may {
             return Err(Error::forbidden("You are not allowed to see their presence"));
         }
-        let known = self.local_presence.get(user).map(|here| here.presence()).or(stored);
+        let known = self.local_presence.presence_of(user).or(stored);
         match known.filter(|_| self.config.presence) {
             Some(presence) => serde_json::to_value(ToldPresence::new(&presence, self.clock.now_ms()))
                 .map_err(Error::internal),
@@ -416,19 +423,32 @@ impl Ephemeral<'_> {
 
     /// `m.presence` of another server: of its own users those who share a room with a local user.
     pub(in crate::service) fn receive_presence(&self, origin: &EduOrigin<'_>, content: &[u8]) -> Result<()> {
+        let strangers = self.take_presence(origin, content)?;
+        self.keep_presence(origin, &strangers)
+    }
+
+    /// The same; gives what is said of users of that server with whom no local user shares a room.
+    pub(super) fn take_presence<'c>(
+        &self,
+        origin: &EduOrigin<'_>,
+        content: &'c [u8],
+    ) -> Result<Vec<&'c RawValue>> {
+        let mut strangers = Vec::new();
+        let Ok(PresenceContent { push: First(pushes) }) = read_object(content) else { return Ok(strangers) };
         if !self.config.presence {
-            return Ok(());
+            return Ok(strangers);
         }
-        let Ok(PresenceContent { push: First(pushes) }) = read_object(content) else { return Ok(()) };
         let now = self.clock.now_ms();
         let mut news = Vec::new();
         for push in pushes {
-            let Ok(push) = read_object::<UserPresence>(push.get().as_bytes()) else { continue };
+            let told = push;
+            let Ok(push) = read_object::<UserPresence>(told.get().as_bytes()) else { continue };
             let Some(state) = PresenceState::parse(&push.presence).filter(|_| origin.owns(&push.user_id))
             else {
                 continue;
             };
             if !self.store.read(|db| db.is_of_interest(&push.user_id))? {
+                strangers.push(told);
                 continue;
             }
             let presence = Presence {
@@ -443,7 +463,7 @@ impl Ephemeral<'_> {
             news.push((push.user_id, presence));
         }
         if news.is_empty() {
-            return Ok(());
+            return Ok(strangers);
         }
         self.scheduler.no_later_than(now + REMOTE_GONE_AFTER_MS);
         self.store.write_lightly(move |tx| {
@@ -456,7 +476,8 @@ impl Ephemeral<'_> {
                 }
             }
             Ok(())
-        })
+        })?;
+        Ok(strangers)
     }
 }
 
@@ -491,6 +512,10 @@ impl<'p> ToldPresence<'p> {
             status_msg: presence.status.as_deref(),
             user_id: None,
         }
+    }
+
+    pub(super) fn for_server(user: &'p UserId, presence: &'p Presence, now: Millis) -> Self {
+        Self { user_id: Some(user), ..Self::new(presence, now) }
     }
 }
 

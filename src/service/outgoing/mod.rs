@@ -54,6 +54,8 @@ const LOST_RECEIPTS_EDUS_MAX: usize = 20;
 /// Bytes of durable ephemeral messages in one transaction, unless a single one has more: others refuse what is too
 /// large.
 const EDU_BYTES_MAX: usize = 2 << 20;
+/// Rooms that a server has come into, of which it has not been told yet who is there: of more it is not told.
+const ENTERED_ROOMS_MAX: usize = 20;
 /// Ephemeral messages that wait in memory for one destination; the oldest go.
 const WAITING_EDUS_MAX: usize = 400;
 /// Threads in all, those that unproven destinations may hold, and of these those for destinations that failed; beside
@@ -151,13 +153,21 @@ impl Outgoing {
 
     /// Takes in what a commit changed. Never blocks for long: it is called on the thread that tells of commits.
     pub fn committed(&self, changes: &Changes) {
-        if changes.outgoing_rooms.is_empty() && changes.destinations.is_empty() {
+        let Changes { outgoing_rooms, destinations, newcomers, .. } = changes;
+        if outgoing_rooms.is_empty() && destinations.is_empty() && newcomers.is_empty() {
             return;
         }
         let mut state = lock(&self.0.state);
-        state.rooms.extend(&changes.outgoing_rooms);
-        for server in &changes.destinations {
+        state.rooms.extend(outgoing_rooms);
+        for server in destinations {
             self.wake(&mut state, server);
+        }
+        for (room, server) in newcomers {
+            let peer = state.destinations.entry(server.clone()).or_default();
+            if peer.kept.failures == 0 && peer.entered_rooms.len() < ENTERED_ROOMS_MAX {
+                peer.entered_rooms.insert(*room);
+                self.wake(&mut state, server);
+            }
         }
         self.call_thread(&mut state);
     }

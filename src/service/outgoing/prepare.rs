@@ -1,5 +1,7 @@
 //! What goes next to a destination: the events and ephemeral messages of one transaction.
 
+use std::collections::BTreeSet;
+
 use crate::error::Result;
 use crate::locks::lock;
 use crate::protocol::ServerName;
@@ -11,6 +13,7 @@ use crate::service::outgoing::{
     EDU_BYTES_MAX, EDUS_MAX, MISSED_EVENTS_KEPT, MISSED_EVENTS_MAX, Outgoing, TRANSACTION_TIMEOUT,
     UNPROVEN_TRANSACTION_TIMEOUT,
 };
+use crate::store::RoomKey;
 use crate::store::servers::owed::OwedEdu;
 
 impl Outgoing {
@@ -71,7 +74,11 @@ impl Outgoing {
         let without_edus = is_repeat || is_searched;
         let position = hs.store.position();
         let receipts_from = kept.receipts_from.filter(|_| !without_edus);
-        let (mut owed, durable, receipts) = hs.store.read(|db| {
+        let entered = match without_edus {
+            true => BTreeSet::new(),
+            false => self.take_entered_rooms(server),
+        };
+        let (mut owed, durable, receipts, presence) = hs.store.read(|db| {
             let upto = kept.attempt_upto.unwrap_or(position);
             let owed = OwedBatch::read(db, server, (kept.cursor, upto), search.max_pdus())?;
             // A repeat goes without what has become owed since it failed, ephemeral messages too.
@@ -80,13 +87,18 @@ impl Outgoing {
                 false => db.owed_edus(server, edus_upto, position, EDUS_MAX)?,
             };
             let receipts = receipts_from.map(|after| lost_receipts(db, server, after)).transpose()?;
-            Ok((owed, durable, receipts.unwrap_or_default()))
+            let presence = match without_edus {
+                true => Vec::new(),
+                false => hs.ephemeral().presence_for_newcomer(db, server, &owed.newly_shared, &entered)?,
+            };
+            Ok((owed, durable, receipts.unwrap_or_default(), presence))
         })?;
         let mut others = std::mem::take(&mut owed.device_lists);
         if is_searched && !is_repeat {
             others.clear();
         }
         others.extend(receipts);
+        others.extend(presence);
         let (edus, more_edus) = match failed_edus {
             Some(failed) => (failed, false),
             None => {
@@ -124,8 +136,14 @@ impl Outgoing {
         Ok(None)
     }
 
-    /// The ephemeral part of a transaction: what was read for it now (device lists, and receipts up to some position), as
-    /// many of the durable messages as fit, and of those that wait in memory. After a restart nothing is known of the latter
+    fn take_entered_rooms(&self, server: &ServerName) -> BTreeSet<RoomKey> {
+        let mut state = lock(&self.0.state);
+        let peer = state.destinations.get_mut(server);
+        peer.map(|peer| std::mem::take(&mut peer.entered_rooms)).unwrap_or_default()
+    }
+
+    /// The ephemeral part of a transaction: what was read for it now (device lists, presence, and receipts up to some
+    /// position), as many of the durable messages as fit, and of those that wait in memory. After a restart nothing is known of the latter
     /// two parts of what failed: the repeat goes without. Also whether there are more.
     fn gather_edus(
         &self,

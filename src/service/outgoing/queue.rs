@@ -79,6 +79,8 @@ pub(super) struct DestinationState {
     /// The ephemeral part of the transaction that failed: a repeat must be the same.
     pub(super) failed_edus: Option<TransactionEdus>,
     pub(super) edus: VecDeque<Edu>,
+    /// Rooms that it has come into, of which it is still to be told who is there.
+    pub(super) entered_rooms: BTreeSet<RoomKey>,
     /// Where a transaction was refused as a whole, how it is found out what is to blame.
     pub(super) search: CulpritSearch,
 }

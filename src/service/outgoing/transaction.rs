@@ -11,7 +11,7 @@ use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::{CallError, CallResult, Client};
 use crate::protocol::json::read;
-use crate::protocol::{ServerName, json};
+use crate::protocol::{ServerName, UserId, json};
 use crate::random;
 use crate::store::Db;
 use crate::store::servers::destinations::OwedEvent;
@@ -32,7 +32,8 @@ pub(super) struct TransactionEdus {
 /// What a destination is owed in the stream up to a position: as much as goes into one transaction.
 pub(super) struct OwedBatch {
     pub(super) events: Vec<OwedEvent>,
-    /// The last updates of the device lists of those local users whom it has come to share a room with.
+    /// Those local users whom it has come to share a room with, and the last updates of their device lists.
+    pub(super) newly_shared: Vec<UserId>,
     pub(super) device_lists: Vec<String>,
     pub(super) upto: i64,
     /// Whether more is owed before the position that was asked for.
@@ -58,11 +59,12 @@ impl OwedBatch {
             (more, upto) = (true, users.last().map_or(upto, |(at, _)| *at));
             events.retain(|event| event.stream <= upto);
         }
+        let newly_shared: Vec<UserId> = users.into_iter().map(|(_, user)| user).collect();
         let mut device_lists = Vec::new();
-        for (_, user) in users {
-            device_lists.extend(device_list_update(db, &user)?);
+        for user in &newly_shared {
+            device_lists.extend(device_list_update(db, user)?);
         }
-        Ok(Self { events, device_lists, upto, more })
+        Ok(Self { events, newly_shared, device_lists, upto, more })
     }
 }
 

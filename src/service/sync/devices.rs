@@ -42,6 +42,9 @@ pub struct DeviceLists {
     /// Whose keys need not be followed any more.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub left: BTreeSet<UserId>,
+    /// Who has come into rooms that the user was in before, which is looked for on the way.
+    #[serde(skip)]
+    pub(super) newcomers: BTreeSet<UserId>,
 }
 
 impl DeviceLists {
@@ -157,7 +160,7 @@ pub(in crate::service) fn device_lists_between(
         let parted = if is_encrypted { &mut parted_encrypted } else { &mut parted };
         let was_in = membership_known_at(db, &room.room, user, since)? == Some(Membership::Join);
         match (was_in, db.membership(key, user)? == Some(Membership::Join)) {
-            (true, true) => room.comings_and_goings(&mut lists.changed, parted)?,
+            (true, true) => room.comings_and_goings(&mut lists, parted)?,
             (false, true) => lists.changed.extend(room.members()?),
             (true, false) => parted.extend(room.members_until_leaving(user)?),
             (false, false) => {}
@@ -233,14 +236,20 @@ struct CommonRoom<'r> {
 
 impl CommonRoom<'_> {
     /// Who came into the room while the user was in it, and who went.
-    fn comings_and_goings(&self, came: &mut BTreeSet<UserId>, went: &mut BTreeSet<UserId>) -> Result<()> {
+    fn comings_and_goings(&self, lists: &mut DeviceLists, went: &mut BTreeSet<UserId>) -> Result<()> {
         let changes = self.db.state_changes_between(self.room.key, self.since, self.position)?;
         let was_encrypted = changes.iter().all(|c| c.event_type != "m.room.encryption" || c.before.is_some());
-        if self.is_encrypted && !was_encrypted {
-            came.extend(self.members()?);
-            return Ok(());
+        let (mut came, mut gone) = (BTreeSet::new(), BTreeSet::new());
+        self.moves_among(&changes, &mut came, &mut gone)?;
+        match self.is_encrypted && !was_encrypted {
+            true => lists.changed.extend(self.members()?),
+            false => {
+                lists.changed.extend(came.iter().cloned());
+                went.extend(gone);
+            }
         }
-        self.moves_among(&changes, came, went)
+        lists.newcomers.extend(came);
+        Ok(())
     }
 
     /// Those with whom a user, who was in the room, shared it at the end: the members as of their leave, whoever came or went after

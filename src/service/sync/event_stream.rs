@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
+use super::devices::device_lists_between;
 use super::ephemeral::{RECEIPTS_MAX, by_thread};
 use super::told_members::Told;
 use super::{SyncContext, SyncRequest, Syncing, presence};
@@ -205,7 +206,8 @@ fn of_all_rooms(context: &SyncContext<'_>, now: Millis) -> Result<(JsonList, i64
     for key in context.db.joined_rooms_with_ephemeral(context.user, since)? {
         what_is_fleeting(context, &context.db.room_by_key(key)?, end, &mut chunk)?;
     }
-    chunk.append(presence::presence(context, &[], now)?.events);
+    let newcomers = device_lists_between(context.db, context.user, since, context.position, None)?.newcomers;
+    chunk.append(presence::presence(context, &[], &newcomers, now)?.events);
     Ok((chunk, end))
 }
 

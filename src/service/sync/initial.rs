@@ -1,6 +1,6 @@
 //! `GET /initialSync`: where the user is, as a client of the days before `/sync` begins; it goes on with `/events`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
@@ -94,7 +94,7 @@ impl Syncing<'_> {
             let mut account_data = JsonList::default();
             let global = global_account_data(&context, &global, true)?;
             global.iter().for_each(|event| account_data.push(event.get()));
-            let presence = presence::presence(&context, &[], now)?.events;
+            let presence = presence::presence(&context, &[], &BTreeSet::new(), now)?.events;
             let end = PaginationToken::at(context.position).to_string();
             rooms.body.text("],");
             rooms.body.members(&Rest { end, presence, account_data })?;

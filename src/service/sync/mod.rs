@@ -390,7 +390,7 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
     let device = context.format.device;
     let (to_device, progress) = devices::to_device(context)?;
     let device_lists = devices::device_lists(context)?;
-    let presence = presence::presence(context, &joined.newly_joined, now)?;
+    let presence = presence::presence(context, &joined.newly_joined, &device_lists.newcomers, now)?;
     let global = global_account_data(context, &global, context.request.since.is_none())?;
     let mut body = SyncBody {
         next_batch: format!("s{}", context.position),

@@ -1,6 +1,6 @@
 //! `presence`: "the updates to the presence status of other users", those with whom the user shares a room.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 
@@ -19,6 +19,8 @@ use crate::store::{RoomKey, Store};
 const USERS_MAX: usize = 1000;
 /// In a room that the user has just come into, members are told of as far as there are no more than that.
 const MEMBERS_MAX: u64 = 500;
+/// Of those who have come into the user's rooms so many are looked at for one answer.
+const NEWCOMERS_MAX: usize = 500;
 
 /// Who is told of whose presence.
 struct Reader<'r> {
@@ -54,8 +56,14 @@ impl Reader<'_> {
     }
 }
 
-/// Who came and went; in an initial sync, who is there; and who is there in the rooms that the user has just come into.
-pub fn presence(context: &SyncContext<'_>, newly_joined: &[RoomId], now: Millis) -> Result<EventList> {
+/// Who came and went; in an initial sync, who is there; and who is there in the rooms that the user has just come into, and of
+/// the `newcomers` to the others.
+pub fn presence(
+    context: &SyncContext<'_>,
+    newly_joined: &[RoomId],
+    newcomers: &BTreeSet<UserId>,
+    now: Millis,
+) -> Result<EventList> {
     let (mut events, mut told) = (EventList::default(), HashSet::new());
     let filter = &context.request.filter.presence;
     let reader = Reader { user: context.user, filter, ignored: Some(&context.ignored), now };
@@ -78,17 +86,25 @@ pub fn presence(context: &SyncContext<'_>, newly_joined: &[RoomId], now: Millis)
             tell(user, &presence)?;
         }
     }
+    let mut tell_if_there = |user: UserId| -> Result<()> {
+        if !reader.wants(&user) {
+            return Ok(());
+        }
+        match context.db.presence(&user)?.filter(|presence| presence.state != PresenceState::Offline) {
+            Some(presence) => tell(user, &presence),
+            None => Ok(()),
+        }
+    };
     for room_id in newly_joined {
         let Some(room) = context.db.room(room_id)?.filter(|room| room.joined <= MEMBERS_MAX) else {
             continue;
         };
         for member in context.db.members(room.key, Some(Membership::Join))? {
-            let presence = context.db.presence(&member.user_id)?;
-            let presence = presence.filter(|presence| presence.state != PresenceState::Offline);
-            if let Some(presence) = presence.filter(|_| reader.wants(&member.user_id)) {
-                tell(member.user_id, &presence)?;
-            }
+            tell_if_there(member.user_id)?;
         }
+    }
+    for newcomer in newcomers.iter().take(NEWCOMERS_MAX) {
+        tell_if_there(newcomer.clone())?;
     }
     Ok(events)
 }

@@ -25,6 +25,8 @@ pub struct Changes {
     pub outgoing_rooms: HashSet<RoomKey>,
     /// Servers that are owed something beside room events.
     pub destinations: HashSet<ServerName>,
+    /// Servers that have come into a room.
+    pub newcomers: HashSet<(RoomKey, ServerName)>,
     /// Rooms with a new event or other state.
     pub rooms: HashSet<RoomKey>,
     /// Rooms with a user of ours who has read more of them.
@@ -68,6 +70,7 @@ impl Changes {
             && self.audiences.is_empty()
             && self.outgoing_rooms.is_empty()
             && self.destinations.is_empty()
+            && self.newcomers.is_empty()
             && self.rooms.is_empty()
             && self.forked.is_empty()
             && self.behind.is_empty()
@@ -85,6 +88,7 @@ impl Changes {
         }
         self.outgoing_rooms.extend(other.outgoing_rooms);
         self.destinations.extend(other.destinations);
+        self.newcomers.extend(other.newcomers);
         self.rooms.extend(other.rooms);
         self.reads.extend(other.reads);
         self.recounted.extend(other.recounted);

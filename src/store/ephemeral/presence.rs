@@ -4,9 +4,9 @@ use rusqlite::{Row, params};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::UserId;
+use crate::protocol::{ServerName, UserId};
 use crate::store::cache::presences::PresenceChange;
-use crate::store::{Db, Tx};
+use crate::store::{Db, RoomKey, Tx};
 
 /// Whether somebody is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,39 @@ impl Db<'_> {
             all.push(presence_of(row)?);
         }
         Ok(all)
+    }
+
+    /// The local users in a room who are not offline, at most `limit`: those who did something last.
+    pub fn present_local_users(&self, room: RoomKey, limit: usize) -> Result<Vec<UserId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT m.user_id FROM memberships m CROSS JOIN presence p ON p.user_id = m.user_id
+             WHERE m.room_key = ?1 AND m.membership = 'join' AND m.local = 1 AND p.state <> 'offline'
+             ORDER BY p.last_active_ms DESC, m.user_id LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![room, limit as i64], |row| row.get::<_, String>(0))?;
+        let mut users = Vec::new();
+        for user in rows {
+            users.extend(UserId::parse(&user?).ok());
+        }
+        Ok(users)
+    }
+
+    /// Whether a local user and a server are in a common room with no more than `most` servers.
+    pub fn share_a_room_of_few_servers(
+        &self,
+        local: &UserId,
+        server: &ServerName,
+        most: usize,
+    ) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM memberships m
+               CROSS JOIN resident_servers s ON s.room_key = m.room_key AND s.server = ?2 AND s.until IS NULL
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND (
+               SELECT count(*) FROM (
+                 SELECT 1 FROM resident_servers o WHERE o.room_key = m.room_key AND o.until IS NULL LIMIT ?3 + 1)
+             ) <= ?3 LIMIT 1",
+        )?;
+        Ok(statement.exists(params![local.as_str(), server.as_str(), most as i64])?)
     }
 
     /// Which users of other servers have not been heard of for too long.

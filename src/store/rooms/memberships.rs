@@ -399,7 +399,9 @@ impl Tx<'_> {
         }
         if joined != 0 {
             let server = change.user.split_once(':').map_or("", |(_, server)| server);
-            self.count_resident(room, server, joined, change.stream)?;
+            if self.count_resident(room, server, joined, change.stream)? && !local {
+                self.came_into(room, server);
+            }
             if local {
                 self.remember(|cache| cache.forget_audience(room));
             }

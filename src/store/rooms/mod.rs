@@ -386,8 +386,15 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Counts a server's users in the room up or down, and opens or closes its interval with that.
-    pub(crate) fn count_resident(&mut self, room: RoomKey, server: &str, by: i64, stream: i64) -> Result<()> {
+    /// Counts a server's users in the room up or down, and opens or closes its interval with that. Whether the server has come
+    /// into the room by it.
+    pub(crate) fn count_resident(
+        &mut self,
+        room: RoomKey,
+        server: &str,
+        by: i64,
+        stream: i64,
+    ) -> Result<bool> {
         let open = self
             .conn()
             .prepare_cached(
@@ -425,7 +432,7 @@ impl Tx<'_> {
                 self.hasten_pending_in(room)?;
             }
         }
-        Ok(())
+        Ok(open.is_none() && users > 0)
     }
 
     /// Counts the joined and invited members of the room.

@@ -227,6 +227,15 @@ impl Db<'_> {
         Ok(version.and_then(|version| room_version::room_version(&version)))
     }
 
+    /// Rooms that a local user is joining at the moment, at most so many.
+    pub fn rooms_being_joined(&self, limit: usize) -> Result<Vec<RoomId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT DISTINCT room_id FROM remote_memberships WHERE state = 'joining' LIMIT ?1",
+        )?;
+        let rows = statement.query_map([limit as i64], |row| row.get::<_, String>(0))?;
+        rows.map(|room| RoomId::parse(&room?)).collect()
+    }
+
     /// Whether a server is one that a room would be reached through which a local user deals with from outside.
     pub fn is_via_of(&self, room: &RoomId, server: &ServerName) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
