@@ -26,7 +26,8 @@ pub(in crate::http) enum RequestOwner {
     Address(IpAddr),
     /// A local user.
     User(UserId),
-    /// Another server, which has signed it.
+    /// Another server, which has signed it and waits. What it has worked for is counted by its address: that it has
+    /// signed is found out within, and names cost nothing, so that one address would have as many shares as it likes.
     Server(ServerName),
 }
 

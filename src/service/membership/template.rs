@@ -117,7 +117,9 @@ fn template_draft(db: &Db<'_>, room: &Room, user: &UserId, membership: Membershi
 
 impl Memberships<'_> {
     /// Asks one server for a template and checks it as the specification wants it: it is a member event of this room
-    /// for this user and membership, in a room version that this server knows.
+    /// for this user and membership, in a room version that this server knows. What the user's row says of the version
+    /// speaks neither for the template nor against it: that of an invite is its sender's word. The room's create event says
+    /// which it is, when the user comes in.
     pub(super) fn ask_template(
         &self,
         peer: &ServerName,
