@@ -60,6 +60,7 @@ use crate::store::cache::sessions::SessionCache;
 use crate::store::cache::tuple_ids::TupleIds;
 use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
+use crate::store::rooms::OtherServers;
 use crate::store::rooms::state::ForeseenState;
 
 pub use engine::commit_feed::Changes;
@@ -324,8 +325,13 @@ impl<'c> Db<'c> {
 
     /// Whether the user belongs to this server.
     pub fn is_local(&self, user: &str) -> bool {
-        user.split_once(':').is_some_and(|(_, server)| server == self.server_name().as_str())
+        server_of(user) == self.server_name().as_str()
     }
+}
+
+/// The server of a user's id.
+fn server_of(user: &str) -> &str {
+    user.split_once(':').map_or("", |(_, server)| server)
 }
 
 /// A transaction that is being written: everything a `Db` reads, and the methods that write.
@@ -376,18 +382,23 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// After the commit, tells the sender that the room has an event for other servers. It is not woken for rooms that
-    /// no other server was ever in.
-    pub fn owes(&mut self, room: RoomKey) -> Result<()> {
-        let alone = match self.recall(|cache| cache.alone(room)) {
-            Some(alone) => alone,
+    /// After the commit, tells the sender that the room has something for other servers. It is not woken where no other
+    /// was ever in the room than the one that this comes from (`by`).
+    pub fn owes(&mut self, room: RoomKey, by: &str) -> Result<()> {
+        let others = match self.recall(|cache| cache.other_servers(room)) {
+            Some(others) => others,
             None => {
-                let alone = self.db.was_always_alone(room)?;
-                self.remember(|cache| cache.keep_alone(room, alone));
-                alone
+                let others = self.db.other_servers(room)?;
+                self.remember(|cache| cache.keep_other_servers(room, others.clone()));
+                others
             }
         };
-        if !alone {
+        let is_owed = match others {
+            OtherServers::None => false,
+            OtherServers::One(server) => *server != *by,
+            OtherServers::Several => true,
+        };
+        if is_owed {
             self.changes.outgoing_rooms.insert(room);
         }
         Ok(())

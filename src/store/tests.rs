@@ -296,6 +296,35 @@ fn the_notifier_hears_of_each_commit() {
 }
 
 #[test]
+fn nobody_is_woken_to_send_what_comes_from_the_only_other_server_of_a_room() {
+    let store = in_memory("us.example");
+    let is_owed = |room: RoomKey, by: &'static str| {
+        let told = store.write(move |tx| {
+            tx.owes(room, by)?;
+            Ok(tx.changes.outgoing_rooms.contains(&room))
+        });
+        told.expect("written")
+    };
+    let make = |id: &'static str, servers: &'static [&'static str]| {
+        let servers: Vec<_> = servers.iter().map(|name| ServerName::parse(name).expect("a name")).collect();
+        store.write(move |tx| tx.pretend_room(id, &servers.iter().collect::<Vec<_>>())).expect("a room")
+    };
+    let alone = make("!alone:us.example", &["us.example"]);
+    assert!(!is_owed(alone, "us.example"));
+    let pair = make("!pair:us.example", &["us.example", "them.example"]);
+    assert!(is_owed(pair, "us.example"));
+    assert!(!is_owed(pair, "them.example"));
+    // Once another comes, it is owed what those say.
+    let came = store.write(move |tx| {
+        let stream = tx.next_stream();
+        tx.count_resident(pair, "third.example", 1, stream)
+    });
+    came.expect("written");
+    assert!(is_owed(pair, "them.example"));
+    assert!(is_owed(pair, "third.example"));
+}
+
+#[test]
 fn a_read_sees_one_snapshot_however_much_is_written_meanwhile() {
     for location in ["file", "memory"] {
         let folder = Folder::new();

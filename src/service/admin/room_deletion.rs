@@ -24,6 +24,7 @@ use crate::service::admin::Admin;
 use crate::service::events::build::Draft;
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::create::CreateRoom;
+use crate::store::rooms::OtherServers;
 use crate::store::rooms::deletions::{DeletionStage, RoomDeletion};
 use crate::store::rooms::purge::PurgedEvent;
 use crate::store::{Db, EventKey, Room};
@@ -398,7 +399,8 @@ impl Admin<'_> {
         if room.resident && !deletion.order.force_purge {
             return Err(unknown("Users are still joined to this room".to_owned()));
         }
-        let told = self.store.read(|db| db.was_always_alone(room.key))? || self.tell_of_leaves(&room)?;
+        let told = self.store.read(|db| db.other_servers(room.key))? == OtherServers::None
+            || self.tell_of_leaves(&room)?;
         if !told {
             let (delete_id, now) = (deletion.row.delete_id.clone(), self.clock.now_ms());
             self.store.write(move |tx| tx.put_off_room_deletion(&delete_id, now))?;

@@ -65,7 +65,7 @@ impl House {
             for n in 0..count {
                 tx.pretend_event(room, &format!("${prefix}{n}"), "@a:us.example")?;
             }
-            tx.owes(room)?;
+            tx.owes(room, "us.example")?;
             Ok(())
         });
         written.expect("events");
@@ -474,7 +474,7 @@ fn a_servers_own_events_do_not_come_back_to_it() {
         .write(move |tx| {
             tx.pretend_event(room, "$knock", &sender)?;
             tx.pretend_event(room, "$invite", "@a:us.example")?;
-            tx.owes(room)?;
+            tx.owes(room, "us.example")?;
             Ok(())
         })
         .expect("events");

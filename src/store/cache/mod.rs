@@ -36,6 +36,7 @@ use crate::protocol::{RoomId, RoomVersion, UserId};
 use crate::store::cache::events::EventCache;
 use crate::store::cache::row_hasher::ByRow;
 use crate::store::push::recipients::{Settings, SpecialRecipients};
+use crate::store::rooms::OtherServers;
 use crate::store::rooms::events::ForwardExtremity;
 use crate::store::rooms::thread_subscriptions::ThreadFollowers;
 
@@ -73,8 +74,8 @@ struct CachedRoom {
     audience: Option<Arc<[UserId]>>,
     /// Those of them who have such settings.
     special: Option<SpecialRecipients>,
-    /// Whether no other server was ever in it.
-    alone: Option<bool>,
+    /// The other servers that were ever in it.
+    other_servers: Option<OtherServers>,
     /// The current state by type and state key; none where it has no event.
     state: HashMap<String, HashMap<String, Option<EventKey>>>,
 }
@@ -206,18 +207,18 @@ impl WriterCache {
         self.keep(room, |about| about.special = Some(special));
     }
 
-    /// Whether no other server was ever in the room.
-    pub(super) fn alone(&self, room: RoomKey) -> Option<bool> {
-        self.recall(room, |about| about.alone)
+    /// The other servers that were ever in the room.
+    pub(super) fn other_servers(&self, room: RoomKey) -> Option<OtherServers> {
+        self.recall(room, |about| about.other_servers.clone())
     }
 
-    pub(super) fn keep_alone(&self, room: RoomKey, alone: bool) {
-        self.keep(room, |about| about.alone = Some(alone));
+    pub(super) fn keep_other_servers(&self, room: RoomKey, others: OtherServers) {
+        self.keep(room, |about| about.other_servers = Some(others));
     }
 
     /// A server came to the room.
-    pub(super) fn forget_alone(&self, room: RoomKey) {
-        self.forget(room, |about| about.alone = None);
+    pub(super) fn forget_other_servers(&self, room: RoomKey) {
+        self.forget(room, |about| about.other_servers = None);
     }
 
     /// The event in the room's current state. The outer `None`: it is not remembered.
@@ -313,12 +314,15 @@ impl WriterCache {
             Some(followers) => *followers == *db.stored_thread_followers()?,
             None => true,
         };
-        let alone = about.alone.map_or(Ok(true), |alone| Ok::<_, Error>(alone == db.was_always_alone(room)?));
+        let others = about
+            .other_servers
+            .as_ref()
+            .map_or(Ok(true), |others| Ok::<_, Error>(*others == db.other_servers(room)?));
         let parts = [
             ("its row", row?),
             ("its forward extremities", extremities?),
             ("its local users", audience?),
-            ("whether another server was ever in it", alone?),
+            ("the other servers that were ever in it", others?),
             ("who follows threads", followers),
             ("some event", self.events.is_true(db)?),
         ];

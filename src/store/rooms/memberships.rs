@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::rooms::events::EventRow;
-use crate::store::{Db, EventKey, RoomKey, StateTupleId, Tx};
+use crate::store::{Db, EventKey, RoomKey, StateTupleId, Tx, server_of};
 
 /// One user's membership in one room.
 #[derive(Debug, Clone)]
@@ -398,7 +398,7 @@ impl Tx<'_> {
             self.stop_typing(room, change.user)?;
         }
         if joined != 0 {
-            let server = change.user.split_once(':').map_or("", |(_, server)| server);
+            let server = server_of(change.user);
             if self.count_resident(room, server, joined, change.stream)? && !local {
                 self.came_into(room, server);
             }
@@ -406,7 +406,7 @@ impl Tx<'_> {
                 self.remember(|cache| cache.forget_audience(room));
             }
             match (local, comes_in) {
-                (true, true) => self.owes(room)?,
+                (true, true) => self.owes(room, server)?,
                 (true, false) => self.drop_device_lists_of_room(room)?,
                 (false, true) => {}
                 (false, false) => self.drop_device_list(change.user)?,

@@ -79,6 +79,14 @@ pub struct Room {
     pub invited: u64,
 }
 
+/// The other servers that were ever in a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum OtherServers {
+    None,
+    One(Box<str>),
+    Several,
+}
+
 /// A gap in the history: an event that we do not have, and the place of the event that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
@@ -198,12 +206,16 @@ impl Db<'_> {
         Ok(servers)
     }
 
-    /// Whether no other server was ever in the room.
-    pub(crate) fn was_always_alone(&self, room: RoomKey) -> Result<bool> {
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT 1 FROM resident_servers WHERE room_key = ?1 AND server <> ?2 LIMIT 1")?;
-        Ok(!statement.exists(params![room, self.server_name().as_str()])?)
+    /// The other servers that were ever in the room.
+    pub(crate) fn other_servers(&self, room: RoomKey) -> Result<OtherServers> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT DISTINCT server FROM resident_servers WHERE room_key = ?1 AND server <> ?2 LIMIT 2",
+        )?;
+        let mut rows = statement.query(params![room, self.server_name().as_str()])?;
+        let Some(first) = rows.next()?.map(|row| row.get::<_, String>(0)).transpose()? else {
+            return Ok(OtherServers::None);
+        };
+        Ok(if rows.next()?.is_some() { OtherServers::Several } else { OtherServers::One(first.into()) })
     }
 
     /// Whether the server has a joined user in the room.
@@ -413,7 +425,7 @@ impl Tx<'_> {
                 )?;
             }
             None if users > 0 => {
-                self.remember(|cache| cache.forget_alone(room));
+                self.remember(|cache| cache.forget_other_servers(room));
                 // Out and in again at the same position is no interruption.
                 self.execute(
                     "INSERT INTO resident_servers (room_key, server, since, users) VALUES (?1, ?2, ?3, ?4)

@@ -14,7 +14,7 @@ use crate::protocol::signatures::verify::Proof;
 use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 use crate::store::rooms::snapshots::Delta;
 use crate::store::rooms::state::NewStateTuples;
-use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx};
+use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx, server_of};
 
 /// The numbers of an import's events begin with its own, before so many bits.
 const EVENT_BITS: u32 = 24;
@@ -358,7 +358,7 @@ impl Tx<'_> {
             match membership {
                 Membership::Join => {
                     joined += 1;
-                    *servers.entry(user.split_once(':').map_or("", |(_, server)| server)).or_default() += 1;
+                    *servers.entry(server_of(user)).or_default() += 1;
                 }
                 Membership::Invite => invited += 1,
                 _ => {}

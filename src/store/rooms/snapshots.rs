@@ -20,6 +20,9 @@ pub(crate) const LAST_OTHER_TUPLE_ID: StateTupleId = 1 << 38;
 /// What changes from one state to another: type and state key → its event, or none any more.
 pub type Delta = BTreeMap<StateTupleId, Option<EventKey>>;
 
+/// What a snapshot's row says of a tuple: its event, or that there is none any more.
+type DeltaEntry = (StateTupleId, Option<EventKey>);
+
 const ENTRY_BYTES: usize = 10;
 
 fn encode(delta: &Delta) -> Vec<u8> {
@@ -35,11 +38,25 @@ fn five_bytes(bytes: &[u8]) -> i64 {
     bytes.iter().take(5).fold(0, |number, byte| number << 8 | i64::from(*byte))
 }
 
-fn entries(blob: &[u8]) -> impl Iterator<Item = (StateTupleId, Option<EventKey>)> + '_ {
+fn entries(blob: &[u8]) -> impl Iterator<Item = DeltaEntry> + '_ {
     blob.chunks_exact(ENTRY_BYTES).map(|entry| {
         let event = five_bytes(&entry[5..]);
         (five_bytes(entry), (event != 0).then_some(event))
     })
+}
+
+/// Two lists of entries, each in order, as one: where both speak of a tuple the first has the last word.
+fn overlay(newer: Vec<DeltaEntry>, older: Vec<DeltaEntry>) -> Vec<DeltaEntry> {
+    let mut all = Vec::with_capacity(newer.len() + older.len());
+    let mut newer = newer.into_iter().peekable();
+    for entry in older {
+        while let Some(before) = newer.next_if(|(tuple_id, _)| *tuple_id < entry.0) {
+            all.push(before);
+        }
+        all.push(newer.next_if(|(tuple_id, _)| *tuple_id == entry.0).unwrap_or(entry));
+    }
+    all.extend(newer);
+    all
 }
 
 /// The same as [`Db::find_in`] for a delta that is one value.
@@ -94,7 +111,7 @@ impl SnapshotRow {
 /// snapshots: between neighbours it is the short way.
 pub(in crate::store) struct SnapshotStep {
     from: SnapshotId,
-    change: Vec<(StateTupleId, Option<EventKey>)>,
+    change: Vec<DeltaEntry>,
     /// What the former had in place of each of these, once somebody asked: looking that up is most of what it takes to tell
     /// how two snapshots differ, and the same steps are gone again with every event of a forked room.
     before: OnceLock<Vec<Option<EventKey>>>,
@@ -195,18 +212,16 @@ impl Db<'_> {
     }
 
     /// All entries of a row, by tuple id.
-    fn entries_of(&self, row: &SnapshotRow) -> Result<Vec<(StateTupleId, Option<EventKey>)>> {
+    fn entries_of(&self, row: &SnapshotRow) -> Result<Vec<DeltaEntry>> {
         self.entries_upto(row, StateTupleId::MAX)
     }
 
     /// The entries of a row for tuple ids up to this one, in their order.
-    fn entries_upto(
-        &self,
-        row: &SnapshotRow,
-        last: StateTupleId,
-    ) -> Result<Vec<(StateTupleId, Option<EventKey>)>> {
+    fn entries_upto(&self, row: &SnapshotRow, last: StateTupleId) -> Result<Vec<DeltaEntry>> {
         if let Some(delta) = &row.delta {
-            return Ok(entries(delta).take_while(|(tuple_id, _)| *tuple_id <= last).collect());
+            let mut all: Vec<_> = entries(delta).collect();
+            all.truncate(all.partition_point(|(tuple_id, _)| *tuple_id <= last));
+            return Ok(all);
         }
         self.rows(
             "SELECT tuple_id, event_key FROM snapshot_entries
@@ -234,38 +249,33 @@ impl Db<'_> {
 
     /// A whole state: type and state key → event.
     pub fn state_rows_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<StateTupleId, EventKey>> {
-        self.state_rows_upto(snapshot, StateTupleId::MAX)
+        Ok(self.state_rows_upto(snapshot, StateTupleId::MAX)?.into_iter().collect())
     }
 
-    /// A state without its memberships, whose number does not matter: type and state key → event.
-    pub fn state_rows_but_members_at(
-        &self,
-        snapshot: SnapshotId,
-    ) -> Result<BTreeMap<StateTupleId, EventKey>> {
-        self.state_rows_upto(snapshot, LAST_OTHER_TUPLE_ID)
+    /// The events of a whole state, the memberships last.
+    pub fn state_events_at(&self, snapshot: SnapshotId) -> Result<Vec<EventKey>> {
+        Ok(self.state_rows_upto(snapshot, StateTupleId::MAX)?.into_iter().map(|(_, event)| event).collect())
     }
 
+    /// The events of a state without its memberships, whose number does not matter.
+    pub fn state_events_but_members_at(&self, snapshot: SnapshotId) -> Result<Vec<EventKey>> {
+        Ok(self.state_rows_upto(snapshot, LAST_OTHER_TUPLE_ID)?.into_iter().map(|(_, event)| event).collect())
+    }
+
+    /// The entries of a state for tuple ids up to this one, in their order.
     fn state_rows_upto(
         &self,
         snapshot: SnapshotId,
         last: StateTupleId,
-    ) -> Result<BTreeMap<StateTupleId, EventKey>> {
-        let (mut path, mut next) = (Vec::new(), Some(snapshot));
+    ) -> Result<Vec<(StateTupleId, EventKey)>> {
+        // The newest rows are the smallest.
+        let (mut entries, mut next) = (Vec::new(), Some(snapshot));
         while let Some(snapshot) = next {
             let row = self.snapshot_row(snapshot)?;
+            entries = overlay(entries, self.entries_upto(&row, last)?);
             next = row.parent;
-            path.push(row);
         }
-        let mut state = BTreeMap::new();
-        for row in path.into_iter().rev() {
-            for (tuple_id, event) in self.entries_upto(&row, last)? {
-                match event {
-                    Some(event) => state.insert(tuple_id, event),
-                    None => state.remove(&tuple_id),
-                };
-            }
-        }
-        Ok(state)
+        Ok(entries.into_iter().filter_map(|(tuple_id, event)| Some((tuple_id, event?))).collect())
     }
 
     /// A snapshot's number and parent.

@@ -41,6 +41,8 @@ pub struct JoinState {
 
 /// The members that the name of a nameless room is made of.
 const HEROES_MAX: i64 = 5;
+/// The events at hand among which one that others rest on is looked for.
+const EVENTS_LOOKED_THROUGH_MAX: usize = 32;
 
 /// The rows of every event that these events rest on: their auth events, and theirs, each once. The events themselves
 /// are in it where others of them rest on them. `beside`: an event that counts as one of them. With the events themselves,
@@ -51,51 +53,65 @@ fn auth_chain_keys(
     of: &[EventKey],
     beside: Option<&Pdu>,
 ) -> Result<(Vec<EventKey>, Vec<Pdu>)> {
-    let (mut seen, mut chain): (HashSet<Box<str>>, Vec<EventKey>) = (HashSet::new(), Vec::new());
-    let mut found: Vec<Box<str>> = Vec::new();
-    for id in beside.iter().flat_map(|event| event.auth_events()) {
-        if seen.insert(id.as_str().into()) {
-            found.push(id.as_str().into());
+    let (mut chain, mut cited) = (Vec::new(), Cited::default());
+    beside.into_iter().flat_map(Pdu::auth_events).for_each(|id| cited.add(id.as_str()));
+    let (mut held, mut held_bytes): (Vec<Pdu>, usize) = (Vec::new(), 0);
+    if of.len() > EVENTS_HELD_MAX {
+        cited.add_those_of(db, version, of)?;
+    } else {
+        for key in of {
+            let event = db.pdu_by_key(*key)?;
+            // Most events of a state cite, in the same places, what the one before them cites.
+            let known = held.last().map_or(&[][..], Pdu::auth_events);
+            let ids = event.auth_events().iter().enumerate();
+            ids.filter(|(at, id)| known.get(*at) != Some(*id)).for_each(|(_, id)| cited.add(id.as_str()));
+            if held_bytes < BYTES_HELD_MAX {
+                held_bytes += event.json().len();
+                held.push(event);
+            }
         }
     }
-    let (mut kept, mut kept_bytes, mut before): (Vec<Pdu>, usize, Option<Pdu>) = (Vec::new(), 0, None);
-    let mut look = |keys: &[EventKey], found: &mut Vec<Box<str>>| {
-        let mut cites = |id: &str| {
-            if !seen.contains(id) {
-                seen.insert(id.into());
-                found.push(id.into());
-            }
+    while let Some(id) = cited.unread.pop() {
+        // What is cited most comes first in a state.
+        let mut at_hand = held.iter().zip(of).take(EVENTS_LOOKED_THROUGH_MAX);
+        let key = match at_hand.find(|(event, _)| event.event_id().as_str() == &*id) {
+            Some((_, key)) => Some(*key),
+            None => EventId::parse(&id).ok().map(|id| db.event_key(&id)).transpose()?.flatten(),
         };
-        if of.len() <= EVENTS_HELD_MAX {
-            for key in keys {
-                let event = db.pdu_by_key(*key)?;
-                // Most events of a state cite, in the same places, what the one before them cites.
-                let known = before.as_ref().map_or(&[][..], Pdu::auth_events);
-                let cited = event.auth_events().iter().enumerate();
-                cited.filter(|(at, id)| known.get(*at) != Some(*id)).for_each(|(_, id)| cites(id.as_str()));
-                if kept.len() < of.len() && kept_bytes < BYTES_HELD_MAX {
-                    kept_bytes += event.json().len();
-                    kept.push(event.clone());
-                }
-                before = Some(event);
-            }
-            return Ok(());
+        let Some(key) = key else { continue };
+        chain.push(key);
+        match of.len() > EVENTS_HELD_MAX {
+            true => cited.add_those_of(db, version, &[key])?,
+            false => db.pdu_by_key(key)?.auth_events().iter().for_each(|id| cited.add(id.as_str())),
         }
+    }
+    Ok((chain, held))
+}
+
+/// The ids of events that others rest on, each once.
+#[derive(Default)]
+struct Cited {
+    all: HashSet<Box<str>>,
+    /// Those of which it is not known yet what they rest on.
+    unread: Vec<Box<str>>,
+}
+
+impl Cited {
+    fn add(&mut self, id: &str) {
+        if !self.all.contains(id) {
+            self.all.insert(id.into());
+            self.unread.push(id.into());
+        }
+    }
+
+    /// What these events rest on, none of which is held.
+    fn add_those_of(&mut self, db: &Db<'_>, version: RoomVersion, keys: &[EventKey]) -> Result<()> {
         db.each_event(keys.iter().copied(), |row| {
             let cited = unchecked_event::auth_events(row.json, version).unwrap_or_default();
-            cited.iter().for_each(|id| cites(id));
+            cited.iter().for_each(|id| self.add(id));
             Ok(())
         })
-    };
-    look(of, &mut found)?;
-    while let Some(id) = found.pop() {
-        let Some(key) = EventId::parse(&id).ok().map(|id| db.event_key(&id)).transpose()?.flatten() else {
-            continue;
-        };
-        chain.push(key);
-        look(&[key], &mut found)?;
     }
-    Ok((chain, kept))
 }
 
 /// The ids of events as a JSON array.
@@ -153,9 +169,9 @@ pub(in crate::service) fn state_for_join(
 ) -> Result<JoinState> {
     let snapshot = db.state_before(room.key, join.event_id())?;
     let snapshot = snapshot.ok_or_else(|| Error::internal("an event without a state"))?;
-    let mut state: Vec<EventKey> = match omit_members {
-        true => db.state_rows_but_members_at(snapshot)?.into_values().collect(),
-        false => db.state_rows_at(snapshot)?.into_values().collect(),
+    let mut state = match omit_members {
+        true => db.state_events_but_members_at(snapshot)?,
+        false => db.state_events_at(snapshot)?,
     };
     if omit_members && !has_name(db, snapshot)? {
         for hero in db.heroes(room.key, join.sender(), false, HEROES_MAX)? {
@@ -297,7 +313,7 @@ pub(super) fn may_be_shown_to(
 fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, Vec<EventKey>)> {
     let event = event_in(db, room, at)?;
     let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
-    let state: Vec<EventKey> = db.state_rows_at(snapshot)?.into_values().collect();
+    let state = db.state_events_at(snapshot)?;
     let (auth_chain, _) = auth_chain_keys(db, room.version, &state, None)?;
     Ok((state, auth_chain))
 }

@@ -12,7 +12,6 @@ pub(super) mod check;
 pub mod import;
 pub(super) mod receive;
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
@@ -47,7 +46,7 @@ use crate::service::keys::attempts::KeyPurpose;
 use crate::service::membership::Memberships;
 use crate::service::membership::join::import::{ImportOutcome, RoomImport};
 use crate::service::membership::locks::LOCK_TIMEOUT;
-use crate::store::{EventKey, Room, Tx};
+use crate::store::{Room, Tx};
 
 /// A room of up to so many joined members is given whole to whoever would do without them.
 const WHOLE_ANSWER_MEMBERS_MAX: u64 = 100;
@@ -535,8 +534,9 @@ impl Memberships<'_> {
             let omit_members = may_omit && db.room_by_key(room.key)?.joined > WHOLE_ANSWER_MEMBERS_MAX;
             let mut before = state_for_join(db, room, join, omit_members)?;
             if may_omit {
-                let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
-                before.auth_chain.retain(|event| !in_state.contains(event));
+                let mut in_state = before.state.clone();
+                in_state.sort_unstable();
+                before.auth_chain.retain(|event| in_state.binary_search(event).is_err());
             }
             let servers: Vec<_> = before.servers.iter().filter(|server| **server != joiner).collect();
             let head = format!(
