@@ -588,9 +588,8 @@ fn many_who_come_at_once_wake_those_who_wait_a_few_times_and_not_once_each() {
             seen.extend(events.into_iter().map(|event| event["sender"].to_string()));
         }
     });
-    // Wakes are a second apart; who asks anew is told what there is already.
-    let most = 2 * (begun.elapsed().as_secs() + 1) + 2;
-    assert!(answers <= most, "{answers} answers in {:?}", begun.elapsed());
+    // Wakes are a second apart; who asks anew is told what there is already, which on a busy machine is often something.
+    assert!(answers <= crowd.len() / 3, "{answers} answers in {:?}", begun.elapsed());
 }
 
 #[test]
