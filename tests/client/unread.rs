@@ -212,6 +212,40 @@ fn threads_count_apart_and_are_read_apart() {
 }
 
 #[test]
+fn what_relates_to_the_root_of_a_thread_is_read_with_the_thread_or_with_the_rest() {
+    let server = TestServer::start();
+    let (alice, bob, _, room) = scene(&server);
+    let relate = |kind: &str, to: &str| {
+        let relation = json!({"rel_type": kind, "event_id": to, "key": "x"});
+        say(&alice, &room, json!({"msgtype": "m.text", "body": "re", "m.relates_to": relation}))
+    };
+    let (root, other) = (alice.send(&room, "root"), alice.send(&room, "another root"));
+    let in_thread = reply_in(&alice, &room, &root, "one");
+    let related = ["m.annotation", "m.replace", "m.reference"].map(|kind| relate(kind, &root));
+    let second = relate("m.annotation", &related[2]);
+    let third = relate("m.annotation", &second);
+    let too_far = relate("m.annotation", &third);
+    let elsewhere = relate("m.annotation", &other);
+    let reaction_in_thread = relate("m.annotation", &in_thread);
+    let marks = |event: &str, of: &str| receipt(&bob, &room, "m.read", event, json!({"thread_id": of})).0;
+    for event in related.iter().chain([&second, &third]) {
+        assert_eq!((marks(event, &root), marks(event, "main")), (200, 200), "{event}");
+        assert_eq!(marks(event, &other), 400, "{event}");
+    }
+    assert_eq!((marks(&too_far, &root), marks(&too_far, "main")), (400, 200));
+    assert_eq!((marks(&elsewhere, &root), marks(&elsewhere, &other)), (400, 200));
+    assert_eq!(marks(&reaction_in_thread, "main"), 400);
+    // What stands before it in the thread is read.
+    reply_in(&alice, &room, &root, "two");
+    let unread_in_thread = |count| vec![(root.clone(), (count, 0))];
+    assert_eq!(by_thread(&bob, &room).1, unread_in_thread(2), "the reaction and the reply are behind");
+    let last = relate("m.reference", &root);
+    reply_in(&alice, &room, &root, "three");
+    assert_eq!(marks(&last, &root), 200);
+    assert_eq!(by_thread(&bob, &room).1, unread_in_thread(1));
+}
+
+#[test]
 fn private_receipts_count_like_public_ones_and_nobody_else_hears_of_them() {
     let server = TestServer::start();
     let (alice, bob, carol, room) = scene(&server);

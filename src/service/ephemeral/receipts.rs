@@ -179,6 +179,8 @@ fn checked(db: &Db<'_>, room: &Room, wish: &MarkerMove) -> Result<StoredEvent> {
     if let Some(thread) = &wish.thread
         && thread != wish.event.as_str()
         && thread != db.thread_root_of(event.key)?.as_ref().map_or(MAIN_THREAD, EventId::as_str)
+        // Reactions to a root, its edits and the like are in the main timeline, and yet related to the thread.
+        && !db.leads_to(event.key, thread)?
     {
         return Err(Error::invalid_param("The event does not belong to the thread"));
     }

@@ -72,14 +72,15 @@ fn related_of(row: &Row<'_>) -> rusqlite::Result<RelatedEvent> {
     })
 }
 
+/// What an event relates to, how, and the row of that if it is here.
+const RELATION_OF: &str = "SELECT r.parent, r.rel_type, e.event_key FROM event_relations r
+     LEFT JOIN events e ON e.event_id = r.parent AND e.room_key = r.room_key WHERE r.event_key = ?1";
+
 impl Db<'_> {
     /// The root of the thread that an event is in: by its own relation, or by that of what it relates to, at most
     /// [`RELATION_HOPS_MAX`] events away. None for an event of the main timeline, a root among them.
     pub fn thread_root_of(&self, event: EventKey) -> Result<Option<EventId>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT r.parent, r.rel_type, e.event_key FROM event_relations r
-             LEFT JOIN events e ON e.event_id = r.parent AND e.room_key = r.room_key WHERE r.event_key = ?1",
-        )?;
+        let mut statement = self.conn().prepare_cached(RELATION_OF)?;
         let mut next = Some(event);
         for _ in 0..=RELATION_HOPS_MAX {
             let Some(key) = next else { break };
@@ -91,6 +92,26 @@ impl Db<'_> {
             next = row.get(2)?;
         }
         Ok(None)
+    }
+
+    /// Whether an event relates to another one, the root of a thread perhaps, or to something that does: over at most
+    /// [`RELATION_HOPS_MAX`] relations, whatever they are. What is in the thread of something else is that thread's.
+    pub fn leads_to(&self, event: EventKey, root: &str) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(RELATION_OF)?;
+        let mut next = Some(event);
+        for _ in 0..RELATION_HOPS_MAX {
+            let Some(key) = next else { break };
+            let mut rows = statement.query([key])?;
+            let Some(row) = rows.next()? else { break };
+            if row.get_ref(0)?.as_str().map_err(Error::internal)? == root {
+                return Ok(true);
+            }
+            if row.get_ref(1)?.as_str().map_err(Error::internal)? == THREAD {
+                break;
+            }
+            next = row.get(2)?;
+        }
+        Ok(false)
     }
 
     /// Which of these events, as JSON a list of ids, have something related that may be told with them. One look-up for
