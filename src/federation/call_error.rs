@@ -16,6 +16,8 @@ pub type CallResult<T> = std::result::Result<T, CallError>;
 pub enum CallError {
     /// No answer, or one of a proxy that speaks for an absent server. Trying again later may help.
     Unreachable(String),
+    /// Nobody to connect to: no address, no connection, no certificate. So it is with every request.
+    Unconnected(String),
     /// The peer answered, and its answer is no.
     Refused(Box<PeerError>),
     /// The peer answered with something that is not an answer: not JSON, too long, missing parts, lies.
@@ -64,17 +66,22 @@ impl CallError {
     /// Whether the peer could not be reached, or not to the end of its answer.
     pub fn is_unreachable(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
+            Self::Unreachable(_) | Self::Unconnected(_) => true,
             Self::AfterSuccess(error) => error.is_unreachable(),
             Self::Refused(_) | Self::BadAnswer(_) | Self::TooLarge(_) => false,
         }
+    }
+
+    /// Whether there was nobody to connect to, whatever they would have been asked.
+    pub fn is_unconnected(&self) -> bool {
+        matches!(self, Self::Unconnected(_))
     }
 
     /// Whether the same call may succeed later without anybody changing their mind: no connection, rate limits,
     /// internal errors of the peer.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
+            Self::Unreachable(_) | Self::Unconnected(_) => true,
             Self::Refused(refusal) => refusal.status == 429 || refusal.status >= 500,
             Self::BadAnswer(_) | Self::TooLarge(_) => false,
             Self::AfterSuccess(error) => error.is_transient(),
@@ -125,7 +132,7 @@ impl CallError {
     /// else is 502 naming the peer (504 if it was not reached).
     pub fn into_client_error(self, peer: &ServerName) -> Error {
         match self {
-            Self::Unreachable(why) => {
+            Self::Unreachable(why) | Self::Unconnected(why) => {
                 Error::bad_gateway(format!("{peer} could not be reached")).with_status(504).with_cause(why)
             }
             Self::BadAnswer(why) => {
@@ -160,7 +167,7 @@ impl CallError {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable(why) => write!(f, "unreachable: {why}"),
+            Self::Unreachable(why) | Self::Unconnected(why) => write!(f, "unreachable: {why}"),
             Self::Refused(r) => {
                 write!(
                     f,

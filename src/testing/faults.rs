@@ -403,7 +403,7 @@ impl TestServer {
         for (one, another) in [(self, other), (other, self)] {
             if let Some(running) = &one.running {
                 running.homeserver.outgoing.peer_spoke(&another.config.server_name);
-                running.homeserver.silent_servers.answered(&another.config.server_name);
+                running.homeserver.silent_servers.spoke(&another.config.server_name);
             }
         }
     }

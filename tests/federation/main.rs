@@ -32,6 +32,7 @@
 //! - `forgeries`: events that nobody signed who would have to, handed in at every door.
 //! - `hostile_peer`: a peer that lies in every step of every handshake.
 //! - `held_up`: servers that have us wait, and whom that must not hold up.
+//! - `silent_servers`: what is made of a server's silence, and for whom.
 //! - `shown_rooms`: rooms as one server shows them to who joins by it, and what of that is believed for how long.
 //! - `hostile_keys`: what servers tell of devices and keys to fill memory, keep us at work, or make answers unreadable.
 //! - `strangers_at_the_door`: invites and knocks that are to fill the house, or to keep others out.
@@ -83,6 +84,7 @@ mod remote_memberships;
 mod room_graph;
 mod server_server_api;
 mod shown_rooms;
+mod silent_servers;
 mod spaces;
 mod strangers_at_the_door;
 mod third_party_invites;

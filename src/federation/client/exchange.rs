@@ -23,8 +23,10 @@ const READ_BYTES: u64 = 64 * 1024;
 pub enum ExchangeFailure {
     /// The connection ended where an answer should have been.
     Disconnected(String),
-    /// No usable connection, or not in time.
+    /// No usable connection.
     NotConnected(String),
+    /// No answer in time, if not for want of a connection.
+    Late(String),
     Answered(CallError),
     /// One of these, in the middle of an answer that began with a 2xx status.
     AfterSuccess(Box<ExchangeFailure>),
@@ -38,7 +40,8 @@ impl ExchangeFailure {
     /// The failure for those who do not repeat.
     pub fn into_call_error(self) -> CallError {
         match self {
-            Self::Disconnected(why) | Self::NotConnected(why) => CallError::Unreachable(why),
+            Self::Disconnected(why) | Self::Late(why) => CallError::Unreachable(why),
+            Self::NotConnected(why) => CallError::Unconnected(why),
             Self::Answered(error) => error,
             Self::AfterSuccess(failure) => failure.into_call_error().after_success(),
         }
@@ -55,7 +58,7 @@ impl ExchangeFailure {
     /// Whether the way there is in doubt, and not what is at its end.
     pub(super) fn is_of_connection(&self) -> bool {
         match self {
-            Self::Disconnected(_) | Self::NotConnected(_) => true,
+            Self::Disconnected(_) | Self::NotConnected(_) | Self::Late(_) => true,
             Self::AfterSuccess(failure) => failure.is_of_connection(),
             Self::Answered(_) => false,
         }
@@ -65,7 +68,7 @@ impl ExchangeFailure {
         match self {
             Self::Disconnected(_) => true,
             Self::AfterSuccess(failure) => failure.is_disconnect(),
-            Self::NotConnected(_) | Self::Answered(_) => false,
+            Self::NotConnected(_) | Self::Late(_) | Self::Answered(_) => false,
         }
     }
 
@@ -79,8 +82,11 @@ impl ExchangeFailure {
                 let why = e.to_string();
                 if dropped { Self::Disconnected(why) } else { Self::NotConnected(why) }
             }
-            ureq::Error::Timeout(Timeout::Global) => Self::NotConnected("no answer in time".into()),
-            ureq::Error::Timeout(phase) => Self::NotConnected(format!("no answer in time ({phase})")),
+            ureq::Error::Timeout(Timeout::Global) => Self::Late("no answer in time".into()),
+            ureq::Error::Timeout(phase @ (Timeout::Resolve | Timeout::Connect)) => {
+                Self::NotConnected(format!("no connection in time ({phase})"))
+            }
+            ureq::Error::Timeout(phase) => Self::Late(format!("no answer in time ({phase})")),
             e @ (ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
             | ureq::Error::Tls(_)

@@ -328,7 +328,7 @@ impl Client {
         attempt: impl Fn(&str, Duration, bool) -> Result<T, ExchangeFailure>,
     ) -> CallResult<T> {
         if self.cut_off.as_ref().is_some_and(|cut_off| cut_off(request.destination)) {
-            return Err(CallError::Unreachable("the way there is cut".to_owned()));
+            return Err(CallError::Unconnected("the way there is cut".to_owned()));
         }
         let deadline = Instant::now() + request.timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -411,7 +411,7 @@ pub(super) fn with_body<B>(
 }
 
 fn unroutable(no: NoRoute) -> CallError {
-    CallError::Unreachable(no.0)
+    CallError::Unconnected(no.0)
 }
 
 /// Gives ureq the addresses of a Matrix authority: discovery and the address guard in one place, so that what was

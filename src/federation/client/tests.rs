@@ -98,7 +98,7 @@ fn bad_answer(result: CallResult<Response>) -> String {
 
 fn unreachable(result: CallResult<Response>) -> String {
     match result.map_err(without_success) {
-        Err(CallError::Unreachable(why)) => why,
+        Err(CallError::Unreachable(why) | CallError::Unconnected(why)) => why,
         Err(e) => panic!("another error: {e}"),
         Ok(r) => panic!("an answer: {}", String::from_utf8_lossy(&r.body)),
     }
@@ -248,7 +248,9 @@ fn slow_and_silent_peers_cost_no_more_than_the_time_given() {
 fn nobody_there_is_unreachable() {
     let closed =
         std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
-    unreachable(client().request(get(&name(&format!("localhost:{}", closed.port())), "/")));
+    let answer = client().request(get(&name(&format!("localhost:{}", closed.port())), "/"));
+    assert!(answer.as_ref().is_err_and(CallError::is_unconnected));
+    unreachable(answer);
     let peer = ScriptedPeer::start(|_| ScriptedAnswer::HangUp);
     unreachable(client().request(get(&peer.name, "/")));
     assert_eq!(peer.asked().len(), 2, "tried once more on a new connection");

@@ -47,6 +47,11 @@ const WELL_KNOWN_ERROR_BACKOFF: Backoff = Backoff::doubling(60_000, HOUR_MS);
 /// A delegation to where nobody is may be out of date: it is asked for again after this time at most.
 const WELL_KNOWN_IN_DOUBT_MS: Millis = 5 * 60_000;
 
+/// A look-up that had less time than this and none left is not remembered as failed: others may have more.
+const LOOKUP_TIME_FAIR: Duration = Duration::from_secs(3);
+/// One that ends so shortly before its time was ended by that.
+const TIMER_SLACK: Duration = Duration::from_millis(100);
+
 /// Addresses are the system resolver's to remember; this spares a look-up a request.
 const ADDRESSES_KEPT_MS: Millis = 60_000;
 const NO_ADDRESS_KEPT_MS: Millis = 10_000;
@@ -205,7 +210,11 @@ impl Discovery {
             return delegation.to.clone();
         }
         let known = known.map(|(delegation, _)| delegation);
+        let began = Instant::now();
         let answer = self.lookups.well_known(host, within);
+        if answer == WellKnown::Failed && was_cut_short(within, began) {
+            return known.filter(|known| now < known.usable_until).and_then(|known| known.to);
+        }
         let (fresh, kept) = match answer {
             // An invalid name is an invalid answer: step 4.
             WellKnown::Delegates { to, max_age } if HostPort::parse(&to).is_some() => {
@@ -292,7 +301,9 @@ impl Discovery {
             Some((records, until)) if now < until => records,
             _ => {
                 let (records, kept) = self.ask_srv(host, deadline);
-                self.srvs.put(host, records.clone(), now + kept, now);
+                if let Some(kept) = kept {
+                    self.srvs.put(host, records.clone(), now + kept, now);
+                }
                 records
             }
         };
@@ -313,20 +324,21 @@ impl Discovery {
     }
 
     /// `_matrix-fed._tcp`, then the deprecated `_matrix._tcp`. A name server that fails is taken like one that has
-    /// no record, but not for long: a server without SRV records must not suffer from it.
-    fn ask_srv(&self, host: &str, deadline: Instant) -> (Option<Vec<Srv>>, Millis) {
-        let mut kept = NO_SRV_KEPT_MS;
+    /// no record, but not for long: a server without SRV records must not suffer from it. And for how long to remember it.
+    fn ask_srv(&self, host: &str, deadline: Instant) -> (Option<Vec<Srv>>, Option<Millis>) {
+        let mut kept = Some(NO_SRV_KEPT_MS);
+        let within = deadline.saturating_duration_since(Instant::now());
         for service in SRV_SERVICES {
             let left = deadline.saturating_duration_since(Instant::now()).min(SRV_TIMEOUT) / 2;
             match self.lookups.srv(&format!("{service}.{host}"), left) {
                 Ok(records) if !records.is_empty() => {
                     let ttl = records.iter().map(|r| Millis::from(r.ttl) * 1000).min().unwrap_or(0);
-                    return (Some(records), ttl.clamp(SRV_KEPT_MIN_MS, SRV_KEPT_MAX_MS));
+                    return (Some(records), Some(ttl.clamp(SRV_KEPT_MIN_MS, SRV_KEPT_MAX_MS)));
                 }
                 Ok(_) => {}
                 Err(e) => {
                     log::debug!("SRV records of {host}: {e}");
-                    kept = SRV_FAILURE_KEPT_MS;
+                    kept = (within >= LOOKUP_TIME_FAIR).then_some(SRV_FAILURE_KEPT_MS);
                 }
             }
         }
@@ -340,11 +352,20 @@ impl Discovery {
         {
             return found;
         }
+        let began = Instant::now();
         let found = self.lookups.addresses(host, within).map_err(|e| format!("cannot resolve {host}: {e}"));
+        if found.is_err() && was_cut_short(within, began) {
+            return found;
+        }
         let kept = if found.is_ok() { ADDRESSES_KEPT_MS } else { NO_ADDRESS_KEPT_MS };
         self.addresses.put(host, found.clone(), now + kept, now);
         found
     }
+}
+
+/// Whether a look-up that began then and failed may have done so for want of time.
+fn was_cut_short(within: Duration, began: Instant) -> bool {
+    within < LOOKUP_TIME_FAIR && began.elapsed() + TIMER_SLACK >= within
 }
 
 /// Names with what is known of them and until when. Bounded: when full, the outdated go first, then any half.

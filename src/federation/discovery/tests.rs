@@ -405,3 +405,22 @@ fn cache_headers_are_understood() {
     assert_eq!(age(None, Some("0")), Some(0));
     assert_eq!(age(Some("max-age=soon"), None), None);
 }
+
+#[test]
+fn what_failed_since_one_asker_had_no_time_is_looked_up_again_for_the_next() {
+    let lookups = world();
+    lookups.change(|world| {
+        world.well_known.insert("plain.example".into(), WellKnown::Failed);
+        world.addresses.remove("plain.example");
+    });
+    let discovery = discovery(&lookups);
+    let server = ServerName::parse("plain.example").unwrap();
+    let asked = |within| {
+        let _ = discovery.authority(&server, within);
+        let _ = discovery.socket_addresses("plain.example:1", within);
+        lookups.asked().len()
+    };
+    let hardly_any = Duration::from_millis(1);
+    assert_eq!((asked(hardly_any), asked(hardly_any)), (2, 2));
+    assert_eq!((asked(LOOKUP_TIMEOUT), asked(hardly_any)), (2, 0));
+}

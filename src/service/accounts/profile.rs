@@ -9,7 +9,7 @@ use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::service::accounts::Accounts;
 use crate::service::limits::request_permits::Asker;
-use crate::service::limits::silent_servers::unanswered;
+use crate::service::limits::silent_servers::{AskedFor, unanswered};
 use crate::store::Tx;
 
 /// "The total profile MUST be under 64 KiB."
@@ -60,12 +60,12 @@ impl Accounts<'_> {
     ) -> Result<Map<String, Value>> {
         let peer = user.server();
         // Whole lists of members are asked for: the others of a server that hangs need not wait for it as well.
-        let is_silent = || self.silent_servers.is_silent(&peer, self.clock.steady());
+        let is_silent = || self.silent_servers.is_silent(&peer, AskedFor::Profile, self.clock.steady());
         let permit = if is_silent() { None } else { Some(self.request_permits.ask(asker)?) };
         let Some(permit) = permit.filter(|_| !is_silent()) else {
             return Err(unanswered(&peer, "could not be reached lately"));
         };
-        let asked = self.ask_peer(&peer, permit.within, |within| {
+        let asked = self.ask_peer(&peer, AskedFor::Profile, permit.within, |within| {
             self.federation.query_profile(&peer, user, field, within)
         });
         let mut profile = asked.map_err(|e| e.into_client_error(&peer))?;

@@ -17,6 +17,7 @@ use crate::protocol::json::{AtMost, read_object};
 use crate::protocol::keys::remote::{REMOTE_DEVICES_MAX, RemoteDevice, ShownKeys};
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::{Devices, is_of};
+use crate::service::limits::silent_servers::AskedFor;
 use crate::service::outgoing::{
     ShownOwnKeys, device_list_update, shown_own_keys, signed, signing_key_update,
 };
@@ -208,21 +209,19 @@ impl Devices<'_> {
                 false => tx.forget_remote_device_list(&owner),
             });
         }
-        if self.is_out_of_reach(&server) {
+        if self.is_out_of_reach(&server, AskedFor::DeviceList) {
             self.scheduler.lists_wait_for(&server);
             return self.put_off_list(user, FETCH_PAUSES.pause_ms(before.attempts.saturating_add(1)), false);
         }
-        let fetched = self.federation.user_devices(&server, user, FETCH_TIMEOUT);
+        let fetched = self.ask_peer(&server, AskedFor::DeviceList, FETCH_TIMEOUT, |within| {
+            self.federation.user_devices(&server, user, within)
+        });
         let now = self.clock.now_ms();
         match fetched {
-            Ok(fetched) => {
-                self.silent_servers.answered(&server);
-                self.store.write(move |tx| replace_list(tx, &owner, &before, fetched, now))
-            }
+            Ok(fetched) => self.store.write(move |tx| replace_list(tx, &owner, &before, fetched, now)),
             Err(e) => {
                 log::info!("the devices of {user} cannot be fetched: {e}");
                 if e.is_unreachable() {
-                    self.silent_servers.failed(&server, self.clock.steady());
                     self.scheduler.lists_wait_for(&server);
                 }
                 let pause = match e.is_transient() {

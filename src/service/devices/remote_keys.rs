@@ -25,7 +25,7 @@ use crate::service::devices::Devices;
 use crate::service::devices::device_lists::UPDATES_AT_ONCE_MAX;
 use crate::service::devices::keys::{ClaimTerms, KeysAsker, Members, QueriedKeys, USERS_AT_ONCE_MAX};
 use crate::service::limits::request_permits::{Asker, AskerId};
-use crate::service::limits::silent_servers::unanswered;
+use crate::service::limits::silent_servers::{AskedFor, PROBE_TIMEOUT, unanswered};
 use crate::store::devices::cross_signing::SignatureOfKey;
 use crate::store::devices::device_lists::RemoteDeviceList;
 
@@ -40,7 +40,6 @@ const TOO_MANY: &str = "together with those of others these are too many keys";
 /// A server that did not take our last transaction is known to be out of reach for so long; after that somebody may try
 /// whether it still is, for a shorter time than others get.
 const OUT_OF_REACH_MS: Millis = 5 * 60_000;
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// When a list is fetched first whose server did not answer.
 const MISSED_PAUSE_MS: Millis = 20_000;
 
@@ -368,7 +367,7 @@ impl Devices<'_> {
         call: impl Fn(&KeyCall<W>, Duration) -> CallResult<A> + Sync,
     ) -> CallOutcomes<W, A> {
         let (down, mut up): (Vec<_>, Vec<_>) =
-            calls.into_iter().partition(|call| self.is_out_of_reach(&call.server));
+            calls.into_iter().partition(|call| self.is_out_of_reach(&call.server, AskedFor::Keys));
         let of_down = down.into_iter().map(|call| {
             let error = unanswered(&call.server, "could not be reached lately");
             (call, error)
@@ -421,12 +420,9 @@ impl Devices<'_> {
         if left.is_zero() {
             return Err(unanswered(server, "was not asked: there was no time left"));
         }
-        let answer = call(left);
-        match &answer {
-            // However little time it had: who asks for keys has many to ask.
-            Err(e) if e.is_unreachable() => self.silent_servers.failed(server, self.clock.steady()),
-            _ if was_failing => self.peer_spoke(server),
-            _ => self.silent_servers.answered(server),
+        let answer = self.ask_peer(server, AskedFor::Keys, left, call);
+        if was_failing && !answer.as_ref().is_err_and(CallError::is_unreachable) {
+            self.peer_spoke(server);
         }
         answer.map_err(|e| {
             log::info!("{server} does not tell keys: {e}");
@@ -434,11 +430,11 @@ impl Devices<'_> {
         })
     }
 
-    /// Whether it is known that a server does not answer at the moment.
-    pub(in crate::service) fn is_out_of_reach(&self, server: &ServerName) -> bool {
+    /// Whether it is known that a server does not answer this at the moment.
+    pub(in crate::service) fn is_out_of_reach(&self, server: &ServerName, what: AskedFor) -> bool {
         let now = self.clock.now_ms();
         self.outgoing.failed_at(server).is_some_and(|at| now - at < OUT_OF_REACH_MS)
-            || self.silent_servers.is_silent(server, self.clock.steady())
+            || self.silent_servers.is_silent(server, what, self.clock.steady())
     }
 }
 

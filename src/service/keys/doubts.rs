@@ -20,6 +20,7 @@ use crate::service::keys::attempts::{DOUBT_PAUSE_MS, KeyPurpose, KeyQuestion};
 use crate::service::keys::fetch::{FoundKeys, MissingKeys, WantedKey};
 use crate::service::keys::ring::KnownKey;
 use crate::service::keys::verify::CLOCK_SKEW_MS;
+use crate::service::limits::silent_servers::AskedFor;
 
 /// Wrong signatures: whose, with which key, and when the last of what has one was made.
 #[derive(Default)]
@@ -116,7 +117,7 @@ impl Keys<'_> {
         let is_fresh = (0..DOUBT_PAUSE_MS).contains(&(self.clock.now_ms() - known.stated_ms));
         // Who seems to speak to us may be back.
         let is_silent = !matches!(purpose, KeyPurpose::Request(_))
-            && self.silent_servers.is_silent(server, self.clock.steady());
+            && self.silent_servers.is_silent(server, AskedFor::SigningKeys, self.clock.steady());
         let question = KeyQuestion { server, neighbour: false, doubted: true, purpose };
         !is_older && !is_fresh && !is_silent && self.key_ring.attempts.may_ask(&question, &self.clock)
     }

@@ -11,7 +11,7 @@ use crate::order;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
 use crate::protocol::{RoomId, ServerName, UserId};
-use crate::service::limits::silent_servers::{Likelihood, took_all_of};
+use crate::service::limits::silent_servers::{AskedFor, Likelihood, took_all_of};
 use crate::service::membership::Memberships;
 
 /// How many servers are asked in one handshake.
@@ -145,7 +145,7 @@ impl Memberships<'_> {
         ask: impl FnOnce(Duration) -> CallResult<A>,
     ) -> CallResult<A> {
         let began = Instant::now();
-        let answer = self.ask_peer(peer, within, ask);
+        let answer = self.ask_peer(peer, AskedFor::Template, within, ask);
         let unreachable = answer.as_ref().is_err_and(CallError::is_unreachable);
         if within < TEMPLATE_TIMEOUT && unreachable && took_all_of(within, began) {
             queue.cut_short.push_back(peer.clone());
@@ -197,6 +197,7 @@ impl HandshakeAnswers {
         let undecided = match &error {
             CallError::Refused(refusal) => error.is_transient() || refusal.status == 401,
             CallError::Unreachable(_)
+            | CallError::Unconnected(_)
             | CallError::BadAnswer(_)
             | CallError::TooLarge(_)
             | CallError::AfterSuccess(_) => true,

@@ -588,7 +588,7 @@ impl Outgoing {
         if recovered && let Some(hs) = hs.upgrade() {
             // As good as if it had spoken.
             hs.scheduler.peer_spoke(&hs, server);
-            hs.silent_servers.answered(server);
+            hs.silent_servers.spoke(server);
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::may_send_state;
 use crate::service::limits::request_permits::Asker;
+use crate::service::limits::silent_servers::AskedFor;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{RoomView, readable_room};
 use crate::store::{Db, Room};
@@ -123,9 +124,10 @@ impl Rooms<'_> {
 
     fn resolve_remote_alias(&self, alias: &RoomAlias, within: Duration) -> Result<(RoomId, Vec<ServerName>)> {
         let peer = ServerName::parse(alias.server_name())?;
-        let within = self.patience_with(&peer, within);
-        let answer =
-            self.ask_peer(&peer, within, |within| self.federation.query_directory(&peer, alias, within));
+        let within = self.patience_with(&peer, AskedFor::Directory, within);
+        let answer = self.ask_peer(&peer, AskedFor::Directory, within, |within| {
+            self.federation.query_directory(&peer, alias, within)
+        });
         let answer = answer.map_err(|e| e.into_client_error(&peer))?;
         Ok((answer.room_id, answer.servers))
     }
@@ -335,9 +337,10 @@ impl Rooms<'_> {
             asked.insert("third_party_instance_id".to_owned(), network.as_str().into());
         }
         let permit = self.request_permits.ask(asker)?;
-        let within = self.patience_with(server, permit.within);
-        let answer =
-            self.ask_peer(server, within, |within| self.federation.public_rooms(server, &asked, within));
+        let within = self.patience_with(server, AskedFor::Directory, permit.within);
+        let answer = self.ask_peer(server, AskedFor::Directory, within, |within| {
+            self.federation.public_rooms(server, &asked, within)
+        });
         let answer = answer.map_err(|e| e.into_client_error(server))?;
         Ok(PublicRooms {
             chunk: answer.chunk.iter().filter_map(|room| read_object(room.get().as_bytes()).ok()).collect(),

@@ -15,7 +15,7 @@ use crate::order;
 use crate::protocol::json::{read, read_object};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::limits::request_permits::{Asker, AskerId};
-use crate::service::limits::silent_servers::{SILENT_AFTER, took_all_of};
+use crate::service::limits::silent_servers::{AskedFor, SILENT_AFTER, took_all_of};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom};
 
@@ -164,7 +164,11 @@ impl Rooms<'_> {
             match self.space_cache.of(&question, now) {
                 Some(Some(told)) => return Ok(RoomKnowledge::Answered(told)),
                 Some(None) => continue,
-                None if heard == SERVERS_HEARD_MAX || self.silent_servers.is_silent(&peer, now) => continue,
+                None if heard == SERVERS_HEARD_MAX
+                    || self.silent_servers.is_silent(&peer, AskedFor::Space, now) =>
+                {
+                    continue;
+                }
                 None => {}
             }
             let Some(until) = until else { return Ok(RoomKnowledge::Unasked) };
@@ -177,7 +181,7 @@ impl Rooms<'_> {
             if within < ASK_TIME_MIN {
                 return Ok(RoomKnowledge::Unasked);
             }
-            let answer = self.ask_peer(&peer, within, |within| {
+            let answer = self.ask_peer(&peer, AskedFor::Space, within, |within| {
                 self.federation.hierarchy(&peer, room, *suggested_only, within)
             });
             let answer = match answer {

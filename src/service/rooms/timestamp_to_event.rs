@@ -7,7 +7,7 @@ use crate::order;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
 use crate::service::limits::request_permits::{Asker, AskerId};
-use crate::service::limits::silent_servers::{Likelihood, SILENT_AFTER};
+use crate::service::limits::silent_servers::{AskedFor, Likelihood, SILENT_AFTER};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{Access, RoomView, readable_room};
 use crate::store::{Db, Place, Room};
@@ -74,8 +74,8 @@ impl Rooms<'_> {
         let mut servers = self.events().backfill_servers(room)?;
         order::sort_by_cached_key(&mut servers, |server| self.likelihood(server) == Likelihood::Doubtful);
         for peer in &servers {
-            let within = self.patience_with(peer, SILENT_AFTER);
-            let said = self.ask_peer(peer, within, |within| {
+            let within = self.patience_with(peer, AskedFor::Event, SILENT_AFTER);
+            let said = self.ask_peer(peer, AskedFor::Event, within, |within| {
                 let TimestampQuery { ts, forwards } = when;
                 self.federation.timestamp_to_event(peer, &room.room_id, ts, forwards, within)
             });

@@ -21,6 +21,8 @@ use crate::service::sync::parse_since;
 
 /// "10 seconds is the recommended default." Clients that would wait longer give up themselves.
 const TIMEOUT_USUAL: Duration = Duration::from_secs(10);
+/// In less no server answers that is a little away.
+const TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const TIMEOUT_MAX: Duration = Duration::from_secs(30);
 
 /// `POST /_matrix/client/v3/keys/upload`
@@ -105,5 +107,5 @@ fn by_user<T>(wanted: BTreeMap<String, T>) -> Result<BTreeMap<UserId, T>> {
 }
 
 fn within(timeout_ms: Option<u64>) -> Duration {
-    timeout_ms.map_or(TIMEOUT_USUAL, Duration::from_millis).min(TIMEOUT_MAX)
+    timeout_ms.map_or(TIMEOUT_USUAL, Duration::from_millis).clamp(TIMEOUT_MIN, TIMEOUT_MAX)
 }
