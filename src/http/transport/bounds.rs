@@ -79,6 +79,10 @@ pub struct ConnectionLimits {
     pub body_memory: usize,
     /// How often a waiting request looks whether its client is still there.
     pub hang_up_check_interval: Duration,
+    /// How long a request that waits has its place in a share before another of the same may have it.
+    pub long_wait: Duration,
+    /// How long one waits that comes when there is none.
+    pub brief_wait: Duration,
 }
 
 impl Default for ConnectionLimits {
@@ -95,6 +99,8 @@ impl Default for ConnectionLimits {
             transfer_rate: 2048,
             body_memory: 128 << 20,
             hang_up_check_interval: Duration::from_secs(5),
+            long_wait: Duration::from_secs(30),
+            brief_wait: Duration::from_secs(5),
         }
     }
 }

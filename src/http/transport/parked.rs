@@ -81,8 +81,8 @@ fn wait(place: &ParkedPlace) -> Option<(Poll, Option<WakeTurn>)> {
         let parked = lock(place);
         let Parked { connection: Connection { slot: ConnectionSlot { peer, shared }, .. }, waiting, .. } =
             parked.as_ref()?;
-        let wait_place = waiting.place.clone();
-        (peer.clone(), shared.clone(), wait_place, waiting.user.clone(), waiting.after, waiting.until)
+        let (wait_place, until) = (waiting.place.clone(), waiting.place.until(waiting.until));
+        (peer.clone(), shared.clone(), wait_place, waiting.user.clone(), waiting.after, until)
     };
     let told_by_others = place.clone();
     let tell: Tell = Arc::new(move || tell(&told_by_others));

@@ -212,7 +212,7 @@ impl ServerState {
     fn new(service: Arc<dyn Service>, limits: ConnectionLimits) -> Self {
         Self {
             bounds: Arc::new(Bounds::new(&limits)),
-            waits: Arc::new(Waits::new(limits.in_flight)),
+            waits: Arc::new(Waits::new(&limits)),
             service,
             limits,
             clock: Clock::new(),

@@ -222,6 +222,7 @@ fn who_waits_too_often_has_their_oldest_wait_answered_and_others_are_served_howe
         in_flight: 40,
         quota_timeout: Duration::from_millis(20),
         hang_up_check_interval: Duration::from_millis(50),
+        long_wait: Duration::ZERO,
         ..ConnectionLimits::default()
     };
     let house = Arc::new(House::default());
@@ -254,4 +255,41 @@ fn who_waits_too_often_has_their_oldest_wait_answered_and_others_are_served_howe
     for client in greedy.iter_mut().chain(&mut others) {
         assert_eq!(client.read().body, b"news");
     }
+}
+
+#[test]
+fn who_waits_too_often_and_has_not_waited_for_long_waits_briefly_beyond_their_share() {
+    let serve_with = |brief_wait: Duration| {
+        let house = Arc::new(House::default());
+        let limits = ConnectionLimits { brief_wait, ..ConnectionLimits::default() };
+        (serve_house(&house, limits), house)
+    };
+    let wait = |server: &Server| {
+        let mut client = connect_from(server, "192.0.2.1");
+        client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+        client
+    };
+    let wait_so_many = |(server, house): &(Server, Arc<House>), count: usize| {
+        let wait_one = |count: usize| {
+            let client = wait(server);
+            until("it waits", || house.waiting.load(Ordering::SeqCst) == count);
+            client
+        };
+        (1..=count).map(wait_one).collect::<Vec<Client>>()
+    };
+    let house = serve_with(Duration::from_millis(20));
+    let mut first = wait_so_many(&house, 32);
+    for _ in 0..3 {
+        assert_eq!(wait(&house.0).read().body, b"nothing");
+    }
+    assert_eq!(house.1.waiting.load(Ordering::SeqCst), 32);
+    get(house.0.local_addrs()[0], "/wake");
+    first.iter_mut().for_each(|client| assert_eq!(client.read().body, b"news"));
+    // News comes to them, too, while they wait; and there is an end to how many are let wait so.
+    let house = serve_with(PATIENCE);
+    let mut all = wait_so_many(&house, 32 + 96);
+    let answer = wait(&house.0).read();
+    assert_eq!((answer.status, answer.errcode().as_str()), (503, "M_LIMIT_EXCEEDED"));
+    get(house.0.local_addrs()[0], "/wake");
+    all.iter_mut().for_each(|client| assert_eq!(client.read().body, b"news"));
 }
