@@ -2,9 +2,10 @@
 
 use crate::common::ProcessServer;
 use crate::common::peer::{FakeRoom, Peer};
-use crate::common::scene::Scene;
+use crate::common::scene::{Scene, stored};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
+use doorstep::internals::Status;
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::{EventId, Pdu, RoomId, UserId};
@@ -339,5 +340,57 @@ fn a_kick_that_meets_a_ban_does_not_lift_it() {
         assert!([200, 403].contains(&kicked), "{kicked}");
         assert_eq!(alice.membership_of(&room, bob.id()).as_deref(), Some("ban"), "round {round}: {kicked}");
         assert_eq!(ask("unban"), 200);
+    }
+}
+
+#[test]
+fn a_moderator_redacts_by_its_id_what_this_server_does_not_have_and_it_comes_redacted() {
+    for version in ["3", "10", "11", "12"] {
+        let mut scene = Scene::new(version);
+        scene.peer.take_transactions();
+        let (creator, start) = (scene.room.creator.clone(), scene.last.clone());
+        let redact = |scene: &Scene, target: &str, txn: &str| {
+            let room = segment(scene.room.id.as_str());
+            let path = format!("/_matrix/client/v3/rooms/{room}/redact/{}/{txn}", segment(target));
+            scene.alice.request("PUT", &path, Some(json!({ "reason": "spam" })))
+        };
+        let levels = |scene: &mut Scene, redact: i64| {
+            let mut users = json!({ scene.alice.id(): 50 });
+            if scene.room.version.id != "12" {
+                users[creator.as_str()] = json!(100);
+            }
+            let levels = json!({ "users": users, "redact": redact });
+            let levels = scene.set_state("m.room.power_levels", "", levels);
+            scene.send(&format!("levels-{redact}"), &[&levels]);
+            assert_eq!(scene.status(&levels), Some(Status::Accepted), "{version}");
+        };
+        let spam = scene.message_after(&[&start], &creator, "spam");
+        let id = spam.event_id().as_str();
+        levels(&mut scene, 51);
+        assert_eq!(
+            redact(&scene, id, "too-low").0,
+            404,
+            "{version}: without the level it can only be a mistake"
+        );
+        levels(&mut scene, 50);
+        assert_eq!(redact(&scene, "$cut-off", "cut-off").0, 404, "{version}: no event has this id");
+        let (status, answer) = redact(&scene, id, "redacts");
+        assert_eq!(status, 200, "{version}: {answer}");
+        wait_until("the redaction goes out", || {
+            let sent = scene.peer.asked("/send/");
+            let mut pdus =
+                sent.iter().flat_map(|sent| sent.body["pdus"].as_array().cloned().unwrap_or_default());
+            pdus.any(|pdu| {
+                let redacts = [&pdu["redacts"], &pdu["content"]["redacts"]];
+                pdu["type"] == "m.room.redaction" && redacts.contains(&&json!(id))
+            })
+        });
+        scene.send("spam", &[&spam]);
+        wait_until("it is redacted", || {
+            stored(&scene.server, spam.event_id()).is_some_and(|event| event.redacted_by.is_some())
+        });
+        let path = format!("/_matrix/client/v3/rooms/{}/event/", segment(scene.room.id.as_str()));
+        let shown = scene.alice.get(&format!("{path}{}", segment(id)));
+        assert_eq!(shown["content"], json!({}), "{version}");
     }
 }

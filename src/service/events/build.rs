@@ -260,19 +260,26 @@ fn authorise_draft(
     // them take the word of the sender's server for what its other users have sent: so that is asked here.
     if pdu.event_type() == "m.room.redaction"
         && let Some(redacts) = pdu.redacts()
-        && let Some(target) = db.event(&redacts)?
     {
-        if target.room != room.key || !db.may_redact(pdu, &target.pdu, state)? {
-            return Err(Error::forbidden("You may not redact this event"));
-        }
         let levels = PowerLevels::of(room.version, &|event_type, key| view.get(event_type, key));
-        if target.pdu.sender() != pdu.sender() && !levels.may_redact(pdu.sender().as_str()) {
-            return Err(Error::forbidden("You may not redact the events of others in this room"));
-        }
-        if target.pdu.is(ACL, "") {
+        let may_redact_any = levels.may_redact(pdu.sender().as_str());
+        let refused = |why: &'static str| Err(Error::forbidden(why));
+        return match db.event(&redacts)? {
+            // When it comes, everybody asks for that level.
+            None if !may_redact_any => refused("You may not redact what this server does not have"),
+            None => Ok(()),
+            Some(target) if target.room != room.key || !db.may_redact(pdu, &target.pdu, state)? => {
+                refused("You may not redact this event")
+            }
+            Some(target) if target.pdu.sender() != pdu.sender() && !may_redact_any => {
+                refused("You may not redact the events of others in this room")
+            }
             // What is left would keep out every server, this one too.
-            return Err(Error::forbidden("A server ACL is not redacted but replaced by another one"));
-        }
+            Some(target) if target.pdu.is(ACL, "") => {
+                refused("A server ACL is not redacted but replaced by another one")
+            }
+            Some(_) => Ok(()),
+        };
     }
     Ok(())
 }

@@ -8,15 +8,16 @@ use serde_json::{Map, Value};
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::order;
+use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::Membership;
-use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
+use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 use crate::service::accounts::moderation::{not_for_guests, suspended};
 use crate::service::events::accept::Sent;
 use crate::service::events::build::{Draft, check_server_acl};
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{RoomView, readable_room};
-use crate::store::Tx;
+use crate::store::{Db, Room, Tx};
 
 impl Rooms<'_> {
     /// Whether a client may send this now, as far as it does not show only when the event is in its room
@@ -68,8 +69,14 @@ impl Rooms<'_> {
             let room = readable_room(db, &draft.room)?;
             // Before anything else, so that nobody else learns which events there are.
             RoomView::new(db, &room, &draft.sender)?.require_joined()?;
-            let target = db.event(&redacts)?.filter(|target| target.room == room.key);
-            target.map(drop).ok_or_else(|| Error::not_found("There is no such event in this room"))
+            let is_there = match db.event(&redacts)? {
+                Some(target) => target.room == room.key,
+                // A moderator who has come in just now, or whose server has refused what others took, acts by the id alone:
+                // the redaction waits for its target then. Without that level it could only be for an event of their own,
+                // which would be here.
+                None => is_event_id(&redacts) && may_redact_any(db, &room, &draft.sender)?,
+            };
+            if is_there { Ok(()) } else { Err(Error::not_found("There is no such event in this room")) }
         })?;
         draft.redacts = Some(redacts);
         Ok(())
@@ -147,6 +154,25 @@ fn redacted_by(draft: &Draft) -> Result<EventId> {
     }
     let redacts = draft.content.get("redacts").and_then(Value::as_str);
     EventId::parse(redacts.ok_or_else(|| Error::missing_param("A redaction needs `redacts`"))?)
+}
+
+/// Whether an event can have this id, in one version of rooms or another: what a permalink has is sometimes of an old form.
+fn is_event_id(id: &EventId) -> bool {
+    const HASH_LEN: usize = 43;
+    match id.server_name() {
+        Some(server) => ServerName::parse(server).is_ok(),
+        None => {
+            let hash = &id.as_str()[1..];
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_+/".contains(&b);
+            hash.len() == HASH_LEN && hash.bytes().all(fits)
+        }
+    }
+}
+
+/// Whether the user's level suffices to redact anybody's events, by the room as it is now.
+fn may_redact_any(db: &Db<'_>, room: &Room, user: &UserId) -> Result<bool> {
+    let state = |event_type: &str, key: &str| db.state_event(room.key, event_type, key).ok().flatten();
+    Ok(PowerLevels::of(room.version, &state).may_redact(user.as_str()))
 }
 
 /// The membership of a member event. Errors: 400 `M_BAD_JSON`.
