@@ -145,3 +145,30 @@ fn an_auth_chain_without_an_end_is_not_followed_for_ever() {
     assert!(asked.0 <= 2 * 500 && asked.1 <= 50, "{asked:?}");
     assert!(stored(&scene.server, chain[699].event_id()).is_none(), "nothing can be said of it");
 }
+
+#[test]
+fn what_an_attempt_has_fetched_of_an_auth_chain_is_not_fetched_again_by_the_next() {
+    let mut scene = Scene::new("10");
+    let (before, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let mut end = before.clone();
+    let mut chain = Vec::new();
+    for n in 0..45 {
+        let content = json!({ "users": { creator.as_str(): 100 }, "n": n });
+        let levels = scene.event(&[&end], &creator, ("m.room.power_levels", Some("")), content);
+        scene.room.state.insert(("m.room.power_levels".into(), String::new()), levels.clone());
+        end = levels.event_id().clone();
+        chain.push(levels);
+    }
+    let message = scene.message_after(&[&before], &creator, "hello");
+    give_events(&scene.peer, &chain[20..]);
+    assert_eq!(scene.send("1", &[&message])[message.event_id().as_str()], json!({}));
+    assert!(scene.status(&message).is_none());
+    give_events(&scene.peer, &chain);
+    scene.server.advance(Duration::from_secs(60));
+    wait_until("it is taken in", || accepted(&scene, &message));
+    let asked = scene.peer.asked("/event/");
+    for event in &chain[20..] {
+        let id = segment(event.event_id().as_str());
+        assert_eq!(asked.iter().filter(|asked| asked.target.ends_with(&id)).count(), 1);
+    }
+}

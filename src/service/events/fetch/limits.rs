@@ -1,5 +1,5 @@
 //! Whom we are asking for events, and whom it is no use to ask: so that a slow server holds up its own events only, and
-//! is not asked the same by several threads.
+//! is not asked the same by several threads, nor again for what it gave already.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -8,7 +8,9 @@ use crate::backoff::Backoff;
 use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Millis, Steady};
 use crate::locks::{KeyGuard, KeyedLock, lock};
-use crate::protocol::ServerName;
+use crate::protocol::signatures::verify::Proof;
+use crate::protocol::{RoomId, ServerName};
+use crate::service::events::fetch::auth_chains::UndecidedEvents;
 use crate::store::{Place, RoomKey};
 
 /// For how long a gap that nobody could fill is left alone.
@@ -21,6 +23,10 @@ const FETCHES_PER_SERVER_MAX: usize = 4;
 const PEER_BACKOFF: Backoff = Backoff::doubling(5_000, 300_000);
 /// Servers whose pauses are remembered.
 const PEERS_MAX: usize = 4096;
+/// In how many rooms undecided events are kept until the next attempt, their bytes in each, and for how long.
+const UNDECIDED_ROOMS_MAX: usize = 8;
+const UNDECIDED_KEPT_BYTES_MAX: usize = 2 << 20;
+const UNDECIDED_KEPT: Duration = Duration::from_secs(300);
 
 /// What is being fetched, and what was fetched in vain.
 #[derive(Default)]
@@ -31,6 +37,8 @@ pub struct FetchLimits {
     peers: Mutex<BoundedMap<ServerName, PeerState, PEERS_MAX>>,
     /// For which server's events in which room others were asked in vain, and until when they are left in peace.
     quiet: Mutex<BoundedMap<(RoomKey, ServerName), Steady, PEERS_MAX>>,
+    /// What an attempt that came to nothing has left for the next one in its room, and since when.
+    undecided: Mutex<BoundedMap<RoomId, (UndecidedEvents, Instant), UNDECIDED_ROOMS_MAX>>,
 }
 
 /// For which room something is being fetched from which server.
@@ -113,6 +121,28 @@ impl FetchLimits {
             Instant::now(),
             |when| if is_over(when) { Worth::Nothing } else { Worth::Little },
         );
+    }
+
+    /// What was left for this attempt in a room: who gives a long chain event by event need not begin anew.
+    pub(in crate::service) fn take_undecided(&self, room: &RoomId) -> UndecidedEvents {
+        let mut undecided = lock(&self.undecided);
+        undecided.retain(|_, (_, since)| since.elapsed() < UNDECIDED_KEPT);
+        undecided.remove(room).map(|(events, _)| events).unwrap_or_default()
+    }
+
+    /// Leaves undecided events of a room for the next attempt: such as nobody else could give otherwise, whole ones with
+    /// signatures that are certain.
+    pub(in crate::service) fn keep_undecided(&self, room: &RoomId, mut events: UndecidedEvents) {
+        let mut bytes = 0;
+        events.retain(|_, event| {
+            let is_kept = event.is_whole() && event.proof() == Proof::Certain;
+            bytes += if is_kept { event.json().len() } else { 0 };
+            is_kept && bytes <= UNDECIDED_KEPT_BYTES_MAX
+        });
+        if !events.is_empty() {
+            let kept = (events, Instant::now());
+            lock(&self.undecided).insert(room.clone(), kept, |_| Worth::Little);
+        }
     }
 
     fn peers(&self) -> MutexGuard<'_, BoundedMap<ServerName, PeerState, PEERS_MAX>> {

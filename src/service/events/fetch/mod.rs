@@ -114,7 +114,8 @@ impl Events<'_> {
         until: Instant,
     ) -> Result<Fetched> {
         let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
-        let (mut asked, mut is_shut_out, mut undecided) = (false, false, UndecidedEvents::new());
+        let (mut asked, mut is_shut_out) = (false, false);
+        let mut undecided = self.fetch_limits.take_undecided(&room.room_id);
         for (index, peer) in servers.iter().enumerate() {
             let Some(permit) = self.fetch_limits.ask(peer) else { continue };
             let Some(_turn) = self.fetch_limits.begin(room.key, peer, until) else {
@@ -151,7 +152,11 @@ impl Events<'_> {
             }
         }
         // What was fetched in parts may suffice by now, or have shown that the event has no business here.
-        match self.receive_event(pdu, EventSource::Transaction, None) {
+        let received = self.receive_event(pdu, EventSource::Transaction, None);
+        if matches!(received, Ok(Received::NeedsAuth(_) | Received::NeedsPrev)) {
+            self.fetch_limits.keep_undecided(&room.room_id, undecided);
+        }
+        match received {
             Err(e) if e.is_own_failure() => Err(e),
             Ok(Received::NeedsPrev) if is_shut_out => match self.receive_last_word(pdu)? {
                 Some(received) => Ok(Fetched::Received(Ok(received))),
