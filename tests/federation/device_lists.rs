@@ -93,6 +93,30 @@ fn a_gap_in_the_updates_of_a_user_has_the_whole_list_fetched() {
 }
 
 #[test]
+fn an_update_that_says_what_is_known_is_no_news() {
+    let peer = Peer::start();
+    let (server, bob, room) = bob_at(&peer);
+    bob.initial_sync();
+    let tell = |stream: i64, name: &str, deleted: bool| {
+        let content = json!({ "user_id": room.creator, "device_id": "A", "device_display_name": name,
+            "stream_id": stream, "prev_id": if stream == 1 { json!([]) } else { json!([stream - 1]) },
+            "deleted": deleted });
+        let edu = json!({ "edu_type": "m.device_list_update", "content": content });
+        peer.send_edus(server.name(), &format!("t{stream}"), &[edu]);
+        let told = bob.sync(Duration::ZERO);
+        told["device_lists"]["changed"]
+            .as_array()
+            .is_some_and(|changed| changed.contains(&json!(room.creator)))
+    };
+    assert!(tell(1, "phone", false));
+    assert!(!tell(2, "phone", false));
+    assert!(tell(3, "telephone", false));
+    assert!(tell(4, "telephone", true));
+    assert!(!tell(5, "telephone", true));
+    assert!(tell(6, "telephone", false));
+}
+
+#[test]
 fn the_updates_of_our_devices_form_a_chain_that_a_restart_does_not_break() {
     let peer = Peer::start();
     let (mut server, bob, _room) = bob_at(&peer);

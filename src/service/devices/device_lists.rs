@@ -295,12 +295,16 @@ fn apply_update(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bo
         false => to_be_fetched(known, now),
     };
     tx.set_remote_device_list(user, &list)?;
-    if update.deleted {
-        tx.forget_remote_devices(user, Some(&update.device.device_id))?;
-    } else {
-        tx.set_remote_device(user, &update.device, REMOTE_DEVICES_MAX)?;
+    let before = tx.remote_device(user, &update.device.device_id)?;
+    let told = Some(&update.device).filter(|_| !update.deleted);
+    match told {
+        None => tx.forget_remote_devices(user, Some(&update.device.device_id))?,
+        Some(device) => tx.set_remote_device(user, device, REMOTE_DEVICES_MAX)?,
     }
-    tx.devices_changed(user, None)?;
+    // Servers tell where a list stands whenever their user joins a room of ours: who knows it need not ask again.
+    if !fits || before.as_ref() != told || list.attempts > 0 {
+        tx.devices_changed(user, None)?;
+    }
     Ok(!fits)
 }
 

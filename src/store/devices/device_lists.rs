@@ -193,6 +193,17 @@ impl Db<'_> {
         )
     }
 
+    /// One of them.
+    pub fn remote_device(&self, user: &UserId, device: &str) -> Result<Option<RemoteDevice>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT device_id, display_name, keys FROM remote_devices WHERE user_id = ?1 AND device_id = ?2",
+        )?;
+        let device = statement.query_row([user.as_str(), device], |row| {
+            Ok(RemoteDevice { device_id: row.get(0)?, display_name: row.get(1)?, keys: row.get(2)? })
+        });
+        Ok(device.optional()?)
+    }
+
     /// What is known of another server's user: the devices and the cross-signing keys.
     pub fn remote_keys(&self, user: &UserId) -> Result<RemoteKeys> {
         let CrossSigningKeys { master, self_signing, .. } = self.cross_signing_keys(user)?;
