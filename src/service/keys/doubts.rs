@@ -113,8 +113,10 @@ impl Keys<'_> {
         let Some(known) = self.key_ring.in_memory(server.as_str(), key_id).filter(|_| is_theirs) else {
             return false;
         };
-        let is_older = at + CLOCK_SKEW_MS < known.stated_ms;
-        let is_fresh = (0..DOUBT_PAUSE_MS).contains(&(self.clock.now_ms() - known.stated_ms));
+        let now = self.clock.now_ms();
+        // A clock that was ahead has us think that they are not stated yet.
+        let is_older = at.saturating_add(CLOCK_SKEW_MS) < known.stated_ms.min(now);
+        let is_fresh = (0..DOUBT_PAUSE_MS).contains(&(now - known.stated_ms));
         // Who seems to speak to us may be back.
         let is_silent = !matches!(purpose, KeyPurpose::Request(_))
             && self.silent_servers.is_silent(server, AskedFor::SigningKeys, self.clock.steady());

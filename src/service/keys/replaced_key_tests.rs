@@ -64,6 +64,19 @@ fn who_begins_anew_under_the_same_key_id_is_known_again_by_one_question_to_them(
 }
 
 #[test]
+fn who_begins_anew_is_known_again_although_our_clock_was_ahead_when_we_asked() {
+    let (hs, clock) = homeserver();
+    let (peer, seed) = peer(&clock);
+    clock.set_wrong_by(3 * DAY_MS);
+    request(&hs, &peer, 5).expect("the first key");
+    clock.set_wrong_by(0);
+    seed.store(6, Ordering::Relaxed);
+    clock.advance(A_WHILE);
+    request(&hs, &peer, 6).expect("the second");
+    check(&hs, &signed(&peer, 9, "1", i64::MAX), "1").expect_err("of no time that there is");
+}
+
+#[test]
 fn an_event_by_who_began_anew_is_good_although_somebody_else_passes_it_on() {
     let (hs, clock) = homeserver();
     let (peer, seed) = peer(&clock);
