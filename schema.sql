@@ -1096,9 +1096,9 @@ CREATE TABLE dehydrated_devices (
 ) STRICT, WITHOUT ROWID;
 
 -- Key backups: room keys that users' clients keep here, encrypted. Each user's backups have versions that count from 1,
--- of which only the last one is written to, as long as it is not deleted. `etag` counts the changes of its keys, `count`
--- the keys and `bytes` what they take. `deleted`: 1 its keys are being deleted, 2 they are gone; of those rows only a
--- user's last one stays, so that its version is never given out again: any other below it that is not there was deleted.
+-- of which only the last one that was not deleted is written to. `etag` counts the changes of its keys, `count` the keys
+-- and `bytes` what they take. `deleted`: 1 its keys are being deleted, 2 they are gone; of those rows only a user's last
+-- one stays, so that its version is never given out again: any other below it that is not there was deleted.
 CREATE TABLE key_backups (
   backup INTEGER PRIMARY KEY,
   user_id TEXT NOT NULL REFERENCES users,

@@ -269,11 +269,6 @@ fn a_deleted_version_is_gone_and_deleting_it_twice_is_no_error() {
     refused(&alice, "DELETE", &keys_path(&second, &[]), None, 404, "M_NOT_FOUND");
     let update = json!({ "algorithm": ALGORITHM, "auth_data": {} });
     refused(&alice, "PUT", &version_path(&second), Some(update), 404, "M_NOT_FOUND");
-    // The former one is there, and not current.
-    refused(&alice, "GET", &format!("{V3}/room_keys/version"), None, 404, "M_NOT_FOUND");
-    alice.get(&version_path(&first));
-    let path = keys_path(&first, &[ROOM, "s"]);
-    refused(&alice, "PUT", &path, Some(key(false, 0, 0, "k")), 404, "M_NOT_FOUND");
     let third = create(&alice);
     assert!(third != second && third != first, "{third} was there before");
     assert_eq!(alice.get(&keys_path(&third, &[])), json!({ "rooms": {} }));
@@ -281,6 +276,49 @@ fn a_deleted_version_is_gone_and_deleting_it_twice_is_no_error() {
         assert_eq!(alice.request("DELETE", &version_path(version), None).0, 200);
     }
     assert_eq!(alice.get(&format!("{V3}/room_keys/version"))["version"], third);
+}
+
+#[test]
+fn once_the_newest_version_is_deleted_the_one_before_it_is_current_again() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let current = format!("{V3}/room_keys/version");
+    let versions = [create(&alice), create(&alice), create(&alice)];
+    let before = put(&alice, &versions[2], "s", key(false, 0, 0, "of the third"));
+    for version in [&versions[1], &versions[2]] {
+        assert_eq!(alice.request("DELETE", &version_path(version), None).0, 200);
+    }
+    let told = alice.get(&current);
+    assert_eq!((&told["version"], &told["count"]), (&json!(versions[0]), &json!(0)));
+    assert_eq!(before["count"], 1, "of another version, which nobody sees any more");
+    let put = put(&alice, &versions[0], "s", key(false, 0, 0, "of the first"));
+    assert_eq!(put["count"], 1, "it is written to");
+    assert_ne!(etag(&put), etag(&told));
+    assert_eq!(
+        alice.get(&keys_path(&versions[0], &[ROOM, "s"]))["session_data"]["ciphertext"],
+        "of the first"
+    );
+    for version in &versions[1..] {
+        let (path, body) = (keys_path(version, &[ROOM, "s"]), key(false, 0, 0, "k"));
+        let answer = refused(&alice, "PUT", &path, Some(body), 403, "M_WRONG_ROOM_KEYS_VERSION");
+        assert_eq!(answer["current_version"], versions[0]);
+    }
+    let fourth = create(&alice);
+    assert!(!versions.contains(&fourth), "{fourth} was there before");
+    // "Delete the key storage" of a client: what is named is deleted until none is.
+    let mut deleted = Vec::new();
+    while let (200, told) = alice.request("GET", &current, None) {
+        let version = told["version"].as_str().expect("a version").to_owned();
+        assert_eq!(alice.request("DELETE", &version_path(&version), None).0, 200);
+        deleted.push(version);
+    }
+    assert_eq!(deleted, [fourth.clone(), versions[0].clone()]);
+    refused(&alice, "GET", &current, None, 404, "M_NOT_FOUND");
+    for version in versions.iter().chain([&fourth]) {
+        refused(&alice, "GET", &version_path(version), None, 404, "M_NOT_FOUND");
+        let (path, body) = (keys_path(version, &[ROOM, "s"]), key(false, 0, 0, "k"));
+        refused(&alice, "PUT", &path, Some(body), 404, "M_NOT_FOUND");
+    }
 }
 
 #[test]

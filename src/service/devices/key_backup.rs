@@ -1,9 +1,10 @@
 //! Key backups (client-server API, "Server-side key backups"): room keys that users' clients keep here, encrypted so that
 //! nobody here can read them. How they are read back in bulk: `key_restore`.
 //!
-//! Only the last version that a user made is written to, and once it is deleted none is until a new one is made. Contents
-//! and `etag` change together. What is much is written and deleted in portions, each of which is whole by itself; an
-//! upload that was cut short is simply sent again, since a key that is there changes nothing.
+//! Only the current version is written to: the last one that the user made and has not deleted. Clients that delete all that
+//! there is delete the current one until there is none. Contents and `etag` change together. What is much is written and
+//! deleted in portions, each of which is whole by itself; an upload that was cut short is simply sent again, since a key that
+//! is there changes nothing.
 
 use serde::Serialize;
 
@@ -77,10 +78,7 @@ impl Devices<'_> {
     pub fn key_backup(&self, user: &UserId, version: Option<&str>) -> Result<KeyBackup> {
         self.store.read(|db| match version {
             Some(version) => existing(db, user, version),
-            None => match current(db, user)? {
-                Some(version) => db.key_backup(user, version)?.ok_or_else(unknown),
-                None => Err(Error::not_found("No current backup version")),
-            },
+            None => db.current_key_backup(user)?.ok_or_else(|| Error::not_found("No current backup version")),
         })
     }
 
@@ -98,14 +96,14 @@ impl Devices<'_> {
         })
     }
 
-    /// Deletes a version, and its keys by and by; the former one does not become current by that. Deleting it again is no error.
-    /// Errors: 404 `M_NOT_FOUND` if there never was such a version.
+    /// Deletes a version, and its keys by and by; of those that are left the last one is current then. Deleting it again is no
+    /// error. Errors: 404 `M_NOT_FOUND` if there never was such a version.
     pub fn delete_key_backup(&self, user: &UserId, version: &str) -> Result<()> {
         let number = parse_version(version).ok_or_else(unknown)?;
         let user = user.clone();
         self.store.write(move |tx| match tx.key_backup(&user, number)? {
             Some(backup) => tx.delete_key_backup(backup.key),
-            None if tx.last_key_backup(&user)?.is_some_and(|last| number <= last.version) => Ok(()),
+            None if number <= tx.last_key_backup_version(&user)? => Ok(()),
             None => Err(unknown()),
         })
     }
@@ -215,23 +213,19 @@ pub(super) fn existing(db: &Db<'_>, user: &UserId, version: &str) -> Result<KeyB
     db.key_backup(user, number)?.ok_or_else(unknown)
 }
 
-/// The version that is written to, if there is one now.
-fn current(db: &Db<'_>, user: &UserId) -> Result<Option<i64>> {
-    Ok(db.last_key_backup(user)?.filter(|last| !last.deleted).map(|last| last.version))
-}
-
-/// The version that is written to, if it is this one. Errors: 403 `M_WRONG_ROOM_KEYS_VERSION` for one that came before
-/// it, 404 `M_NOT_FOUND` for what is none.
+/// The version that is written to, if it is this one. Errors: 403 `M_WRONG_ROOM_KEYS_VERSION` for another one that there is
+/// or was, 404 `M_NOT_FOUND` for what is none, or if none is current.
 fn written_to(db: &Db<'_>, user: &UserId, version: &str) -> Result<KeyBackup> {
     let number = parse_version(version).ok_or_else(unknown)?;
-    match current(db, user)? {
-        Some(current) if current == number => db.key_backup(user, number)?.ok_or_else(unknown),
-        Some(current) if number < current => {
-            let wrong = Error::new(ErrCode::WrongRoomKeysVersion, "Wrong backup version.");
-            Err(wrong.with_field("current_version", current.to_string()))
-        }
-        _ => Err(unknown()),
+    let current = db.current_key_backup(user)?.ok_or_else(unknown)?;
+    if current.version == number {
+        return Ok(current);
     }
+    if number > db.last_key_backup_version(user)? {
+        return Err(unknown());
+    }
+    let wrong = Error::new(ErrCode::WrongRoomKeysVersion, "Wrong backup version.");
+    Err(wrong.with_field("current_version", current.version.to_string()))
 }
 
 /// Keys that are written together: as many as are little, in their order.

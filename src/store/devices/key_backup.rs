@@ -32,15 +32,6 @@ pub struct KeyBackup {
     pub count: i64,
 }
 
-/// The last version that a user made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LastVersion {
-    /// Its number.
-    pub version: i64,
-    /// Whether it was deleted.
-    pub deleted: bool,
-}
-
 /// What the keys of all versions of one user may come to.
 #[derive(Debug, Clone, Copy)]
 pub struct BackupBounds {
@@ -140,15 +131,21 @@ impl Db<'_> {
         Ok(query.query_row(params![user.as_str(), version], backup_of).optional()?)
     }
 
-    /// The last version that the user made, also if it was deleted.
-    pub fn last_key_backup(&self, user: &UserId) -> Result<Option<LastVersion>> {
+    /// The user's current version: the last one that was not deleted.
+    pub fn current_key_backup(&self, user: &UserId) -> Result<Option<KeyBackup>> {
         let mut query = self.conn().prepare_cached(
-            "SELECT version, deleted FROM key_backups WHERE user_id = ?1 ORDER BY version DESC LIMIT 1",
+            "SELECT backup, version, algorithm, auth_data, etag, count FROM key_backups
+             WHERE user_id = ?1 AND deleted = 0 ORDER BY version DESC LIMIT 1",
         )?;
-        let last = query.query_row([user.as_str()], |row| {
-            Ok(LastVersion { version: row.get(0)?, deleted: row.get::<_, i64>(1)? != 0 })
-        });
-        Ok(last.optional()?)
+        Ok(query.query_row([user.as_str()], backup_of).optional()?)
+    }
+
+    /// The number of the last version that the user made, also if it was deleted; 0: there was none.
+    pub fn last_key_backup_version(&self, user: &UserId) -> Result<i64> {
+        let mut query = self
+            .conn()
+            .prepare_cached("SELECT coalesce(max(version), 0) FROM key_backups WHERE user_id = ?1")?;
+        Ok(query.query_row([user.as_str()], |row| row.get(0))?)
     }
 
     /// How many versions the user has that were not deleted.
@@ -221,7 +218,7 @@ impl Tx<'_> {
         // Those that were made before a backup of the server was restored are not made again.
         let restores = "SELECT count(*) FROM lost_positions";
         let lost: i64 = self.conn().prepare_cached(restores)?.query_row([], |row| row.get(0))?;
-        let last = self.last_key_backup(user)?.map_or(0, |last| last.version);
+        let last = self.last_key_backup_version(user)?;
         let version = last.max(lost * 1_000_000) + 1;
         self.execute("DELETE FROM key_backups WHERE user_id = ?1 AND deleted = 2", params![user.as_str()])?;
         self.execute(
