@@ -240,6 +240,53 @@ fn memberships_can_be_set_as_state() {
 }
 
 #[test]
+fn a_join_that_is_set_as_state_says_the_name_that_it_says_wherever_the_room_is() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let carol = here.user("carol");
+    for user in [&bob, &carol] {
+        let path = |field: &str| format!("{V3}/profile/{}/{field}", segment(user.id()));
+        user.put(&path("displayname"), json!({"displayname": "Of The Profile"}));
+        user.put(&path("avatar_url"), json!({"avatar_url": "mxc://of.the/profile"}));
+    }
+    let body = json!({"preset": "public_chat", "room_version": "11"});
+    let rooms = [(); 2].map(|()| alice.create_room_with(body.clone()));
+    for user in [&carol, &bob] {
+        let join = |room: &str, body: Value| {
+            user.set_state(room, "m.room.member", user.id(), body);
+            alice.wait_for_membership(room, user.id(), "join");
+            alice.state(room, "m.room.member", user.id()).expect("a member")
+        };
+        let own = json!({"membership": "join", "displayname": "Robert", "avatar_url": "mxc://of.this/room"});
+        assert_eq!(join(&rooms[0], own.clone()), own, "{}", user.id());
+        // What it does not say, or not as a text, the profile does.
+        let said = join(&rooms[1], json!({"membership": "join", "displayname": 7, "org.example.x": 1}));
+        let expected = json!({ "membership": "join", "displayname": "Of The Profile",
+                               "avatar_url": "mxc://of.the/profile", "org.example.x": 1 });
+        assert_eq!(said, expected, "{}", user.id());
+    }
+    // A name may be as long as in a profile.
+    let (room, eve) = (&rooms[0], here.user("eve"));
+    let path = room_path(room, &format!("state/m.room.member/{}", segment(eve.id())));
+    for (field, most) in [("displayname", 256), ("avatar_url", 1000)] {
+        let body = json!({"membership": "join", field: "x".repeat(most + 1)});
+        assert_eq!(refusal(&eve, "PUT", &path, Some(body)), says(400, "M_INVALID_PARAM"), "{field}");
+    }
+    // What a body of `/join` says of them counts as little as before.
+    eve.post(&format!("{V3}/join/{}", segment(room)), json!({"displayname": "Adam"}));
+    assert_eq!(
+        alice.state(room, "m.room.member", eve.id()).expect("a member"),
+        json!({"membership": "join"})
+    );
+    // A later change of the profile is told to every room.
+    carol.put(&format!("{V3}/profile/{}/displayname", segment(carol.id())), json!({"displayname": "New"}));
+    for room in &rooms {
+        let member = alice.state(room, "m.room.member", carol.id()).expect("a member");
+        assert_eq!(member["displayname"], "New");
+    }
+}
+
+#[test]
 fn redactions_take_effect_for_those_who_may() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

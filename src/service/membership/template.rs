@@ -14,11 +14,14 @@ use crate::federation::{CallError, CallResult};
 use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, room_version};
+use crate::service::accounts::profile::check_text;
 use crate::service::events::build::{Draft, UnsignedEvent, build_unsigned};
 use crate::service::events::resolve::ResolutionBudget;
 use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
 
+/// What of a profile is in member events.
+const PROFILE_FIELDS: [&str; 2] = ["displayname", "avatar_url"];
 /// So much of a client's own may be in a join: the whole event has 64 KiB.
 const FIELDS_BYTES_MAX: usize = 16 * 1024;
 /// How long another server's user waits for the invite that is under way to them.
@@ -188,7 +191,7 @@ impl Memberships<'_> {
             && matches!(membership, Membership::Join | Membership::Knock | Membership::Invite)
         {
             let profile = self.store.read(|db| db.profile(user))?;
-            for field in ["displayname", "avatar_url"] {
+            for field in PROFILE_FIELDS {
                 if let Some(value) = profile.get(field).filter(|v| v.is_string()) {
                     content.insert(field.to_owned(), value.clone());
                 }
@@ -216,6 +219,19 @@ pub(super) fn member_draft(
         content,
         redacts: None,
     }
+}
+
+/// The name and the avatar that a member event's content says itself, as long as they may be in a profile. Errors: 400
+/// `M_INVALID_PARAM`.
+pub(super) fn own_names(content: &Map<String, Value>) -> Result<Map<String, Value>> {
+    let mut names = Map::new();
+    for field in PROFILE_FIELDS {
+        if let Some(Value::String(text)) = content.get(field) {
+            check_text(field, text)?;
+            names.insert(field.to_owned(), text.as_str().into());
+        }
+    }
+    Ok(names)
 }
 
 /// What of the fields of a client's request goes into its member event.

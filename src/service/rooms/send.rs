@@ -109,12 +109,8 @@ impl Rooms<'_> {
                 self.membership().invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
             }
             Membership::Join if own && !self.is_joined_to(&draft.room, &draft.sender)? => {
-                self.membership().join_with(
-                    &draft.sender,
-                    &room,
-                    reason.as_deref(),
-                    draft.content.clone(),
-                )?;
+                let content = draft.content.clone();
+                self.membership().join_by_state(&draft.sender, &room, reason.as_deref(), content)?;
             }
             Membership::Knock if own => self.membership().knock(&draft.sender, &room, reason.as_deref())?,
             Membership::Leave if own => match resident {

@@ -25,7 +25,7 @@ use super::open_door::check_wanted;
 use super::replaced_rooms::follow_upgrade;
 use super::restricted_join::AUTHORISER;
 use super::rows::{check_not_resident, note, note_residence, remote_membership_or_state};
-use super::template::{member_draft, own_fields};
+use super::template::{member_draft, own_fields, own_names};
 use super::template_expectation::TemplateExpectation;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
@@ -65,8 +65,8 @@ impl Memberships<'_> {
     }
 
     /// [`Memberships::join`] with fields of the client's own in the member event, as far as they are not the server's to
-    /// write. (The specification does not know them; they are what clients have by way of Synapse, and by `PUT /state`.)
-    /// Errors: also 413 `M_TOO_LARGE`.
+    /// write. (The specification does not know them; they are what clients have by way of Synapse.) Errors: also 413
+    /// `M_TOO_LARGE`.
     pub fn join_with(
         &self,
         user: &UserId,
@@ -74,10 +74,34 @@ impl Memberships<'_> {
         reason: Option<&str>,
         fields: Map<String, Value>,
     ) -> Result<()> {
+        self.join_named(user, target, reason, (fields, Map::new()))
+    }
+
+    /// [`Memberships::join_with`] by way of `PUT /state`, where the body is the event's content: the name and the avatar that it
+    /// has, if any, are those of this room. Errors: also 400 `M_INVALID_PARAM` if they are too long.
+    pub fn join_by_state(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        reason: Option<&str>,
+        content: Map<String, Value>,
+    ) -> Result<()> {
+        let names = own_names(&content)?;
+        self.join_named(user, target, reason, (content, names))
+    }
+
+    fn join_named(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        reason: Option<&str>,
+        (fields, names): (Map<String, Value>, Map<String, Value>),
+    ) -> Result<()> {
         let fields = own_fields(fields)?;
         self.with_handshake_lock(&target.room_id, user, || {
             let mut content = fields;
             content.extend(self.member_content(user, Membership::Join, reason)?);
+            content.extend(names);
             self.join_by_content(user, target, &content, None)
         })
     }
