@@ -195,6 +195,95 @@ fn who_is_logged_in_proves_by_their_password_on_the_page_that_it_is_them() {
 }
 
 #[test]
+fn what_was_proved_for_one_device_on_the_page_deletes_no_other() {
+    let server = TestServer::start();
+    let made =
+        server.homeserver().accounts().register_user("alice", Some("correct horse")).expect("an account");
+    let alice = TestUser::new(server.url(), made.0.as_str(), &made.1);
+    for device in ["PHONE", "TABLET", "</code>"] {
+        server.device_of(&alice, device);
+    }
+    let is_there = |device: &str| alice.request("GET", &format!("{V3}/devices/{device}"), None).0 == 200;
+    let delete = |device: &str, session: Option<&str>| {
+        let body = session.map_or_else(|| json!({}), |id| json!({ "auth": { "session": id } }));
+        alice.request("DELETE", &format!("{V3}/devices/{device}"), Some(body))
+    };
+    let many = |devices: Value, session: &str| {
+        let body = json!({ "devices": devices, "auth": { "session": session } });
+        alice.request("POST", &format!("{V3}/delete_devices"), Some(body))
+    };
+    let mut browser = Browser::new(server.url());
+    let id = session(delete("PHONE", None));
+    let page = page_of("v3", "m.login.password", &id);
+    let shown = browser.get(&page);
+    assert!(shown.text.contains("<code><bdi>PHONE</bdi></code>"), "it says which device: {}", shown.text);
+    // What somebody was shown there is what they prove it for, whatever a client asks for meanwhile.
+    let other = session(delete("TABLET", Some(&id)));
+    assert_ne!(other, id);
+    is_done(&browser.submit(&page, &[("password", "correct horse")]));
+    for (status, answer) in [
+        delete("TABLET", Some(&id)),
+        many(json!(["TABLET"]), &id),
+        many(json!(["PHONE", "TABLET"]), &id),
+        many(json!([]), &id),
+    ] {
+        assert_eq!((status, answer.get("completed")), (401, None), "{answer}");
+        assert_ne!(session((status, answer)), id, "it begins anew");
+    }
+    assert!(is_there("PHONE") && is_there("TABLET"), "nothing was deleted");
+    assert_eq!(delete("PHONE", Some(&id)), (200, json!({})));
+    assert!(!is_there("PHONE") && is_there("TABLET"));
+    assert_eq!(delete("PHONE", Some(&id)), (200, json!({})), "a lost answer is given again");
+    let hostile = segment("</code>");
+    let id = session(delete(&hostile, None));
+    let shown = browser.get(&page_of("v3", "m.login.password", &id)).text;
+    assert!(shown.contains("<code><bdi>&lt;/code&gt;</bdi></code>"), "{shown}");
+
+    // Of the end of an account, whether the messages end with it.
+    let path = format!("{V3}/account/deactivate");
+    let id = session(alice.request("POST", &path, Some(json!({}))));
+    is_done(&password_given(&server, &page_of("v3", "m.login.password", &id)));
+    let erase = |erase: bool| {
+        alice.request("POST", &path, Some(json!({ "erase": erase, "auth": { "session": id } })))
+    };
+    assert_ne!(session(erase(true)), id);
+    assert_eq!(alice.request("POST", &path, Some(json!({ "auth": { "session": id } }))).0, 200);
+}
+
+/// What the password comes to on this page, in a browser of its own.
+fn password_given(server: &TestServer, page: &str) -> Page {
+    let mut browser = Browser::new(server.url());
+    is_form(&browser.get(page), 200);
+    browser.submit(page, &[("password", "correct horse")])
+}
+
+#[test]
+fn a_password_that_was_refused_on_the_way_may_be_another_and_one_that_was_proved_for_may_not() {
+    let server = TestServer::start();
+    server.homeserver().accounts().register_user("alice", Some("correct horse")).expect("an account");
+    let path = format!("{V3}/account/password");
+    let change = |new: &str, id: Option<&str>| {
+        let mut body = json!({ "new_password": new });
+        id.map(|id| body["auth"] = json!({ "session": id }));
+        nobody(&server).request("POST", &path, Some(body))
+    };
+    let proved = |new: &str| {
+        let id = session(change(new, None));
+        let page = page_of("v3", "m.login.password", &id);
+        let mut browser = Browser::new(server.url());
+        browser.get(&page);
+        is_done(&browser.submit(&page, &[("user", "alice"), ("password", "correct horse")]));
+        id
+    };
+    let id = proved("of alice");
+    assert_ne!(session(change("of mallory", Some(&id))), id);
+    let id = proved("");
+    let (status, answer) = change("", Some(&id));
+    assert_eq!((status, &answer["errcode"]), (400, &json!("M_WEAK_PASSWORD")), "{answer}");
+    assert_eq!(change("a better one", Some(&id)).0, 200);
+}
+
+#[test]
 fn what_no_session_asks_for_is_a_page_that_says_so() {
     const HOSTILE: &str = "\"><script>alert(1)</script>";
     let server = TestServer::start();

@@ -85,6 +85,13 @@ fn stage_form(hs: &Homeserver, visit: &Visit<'_>, asked: &AskedStage, wrong: Opt
     if let Some(user) = &asked.user {
         html.raw("<p>It is about the account <code>").chosen(user.as_str()).raw("</code>.</p>");
     }
+    for (id, name) in &asked.devices {
+        html.raw("<p>Device <code>").chosen(id).raw("</code>");
+        if let Some(name) = name {
+            html.raw(", which you call “").chosen(name).raw("”");
+        }
+        html.raw("</p>");
+    }
     told_wrong(&mut html, wrong);
     begin_form_here(&mut html, visit.visitor);
     match asked.stage {

@@ -56,7 +56,8 @@ pub fn change_password(
         Ok(json!({}))
     };
     let params = request.json_object_or_empty()?;
-    interactively(hs, request, requester, &with_password("change the password"), params, read, change)
+    let action = with_password("change the password", &["new_password", "logout_devices"]);
+    interactively(hs, request, requester, &action, params, read, change)
 }
 
 /// `POST /_matrix/client/v3/account/deactivate`
@@ -72,7 +73,8 @@ pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Re
         Ok(json!({ "id_server_unbind_result": "success" }))
     };
     let params = request.json_object_or_empty()?;
-    interactively(hs, request, requester, &with_password("close the account"), params, read, close)
+    let action = with_password("close the account", &["erase"]);
+    interactively(hs, request, requester, &action, params, read, close)
 }
 
 fn proved_password(proof: &Proof) -> Result<&PasswordProof> {

@@ -10,9 +10,9 @@ use crate::service::accounts::interactive_auth::{AuthOutcome, GuardedAction, Pro
 /// The flows where the account's password is asked for.
 const PASSWORD: &[&[Stage]] = &[&[Stage::Password]];
 
-/// Something that asks for the account's password.
-pub const fn with_password(name: &'static str) -> GuardedAction {
-    GuardedAction { name, flows: PASSWORD, incidental: &[] }
+/// Something that asks for the account's password, and the parameters that say what is acted upon.
+pub const fn with_password(name: &'static str, fixed: &'static [&'static str]) -> GuardedAction {
+    GuardedAction { name, flows: PASSWORD, incidental: &[], fixed }
 }
 
 /// Answers a request with these parameters (its body): see

@@ -67,7 +67,7 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
 pub fn get_token(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     // "For this endpoint, servers MUST always re-prompt the user for verification": as for everything that is done
     // interactively here, a proof is good for one token.
-    let guarded = with_password("let another device log in");
+    let guarded = with_password("let another device log in", &[]);
     let params = request.json_object_or_empty()?;
     interactively(
         hs,

@@ -42,7 +42,9 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         Registration::Token => &[&[Stage::RegistrationToken], &[Stage::RegistrationToken, Stage::Dummy]],
         Registration::Closed => return Err(Error::forbidden("Registration is disabled on this homeserver")),
     };
-    let action = GuardedAction { name: "register", flows, incidental: &["initial_device_display_name"] };
+    // Clients come with a name or a password only once they have proved that they may register.
+    let incidental = &["initial_device_display_name"];
+    let action = GuardedAction { name: "register", flows, incidental, fixed: &[] };
     let from = Some(request.client_ip());
     let read = |params: &Map<String, Value>| {
         let body: RegisterBody = shaped(params)?;

@@ -89,7 +89,8 @@ pub fn upload_signing_keys(hs: &Arc<Homeserver>, request: &Request, requester: &
     let read = |params: &Map<String, Value>| {
         NewSigningKeys::read(user, params)?.ok_or_else(|| Error::missing_param("There is no key to upload"))
     };
-    let action = with_password("upload cross-signing keys");
+    let action =
+        with_password("upload cross-signing keys", &["master_key", "self_signing_key", "user_signing_key"]);
     interactively(hs, request, Some(requester), &action, params, read, |keys, _| {
         hs.devices().upload_signing_keys(user, keys, true)?;
         Ok(json!({}))

@@ -70,7 +70,8 @@ fn delete_named(
         let ids = devices.as_array().ok_or_else(wrong)?.iter().map(|d| d.as_str().map(str::to_owned));
         ids.collect::<Option<Vec<String>>>().ok_or_else(wrong)
     };
-    interactively(hs, request, Some(requester), &with_password("delete devices"), params, read, |ids, _| {
+    let action = with_password("delete devices", &["devices"]);
+    interactively(hs, request, Some(requester), &action, params, read, |ids, _| {
         hs.accounts().delete_devices(&requester.user_id, ids)?;
         Ok(json!({}))
     })

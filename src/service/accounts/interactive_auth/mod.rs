@@ -26,7 +26,7 @@ pub use self::fallback::AskedStage;
 pub use self::sessions::UiaSessions;
 pub use self::stages::{Stage, user_of_identifier};
 
-use self::answers::fingerprints;
+use self::answers::{acted_upon, fingerprints, resumed};
 use self::sessions::{
     ActionGuard, FoundSession, SAID_BYTES_BY_ALL_MAX, SAID_BYTES_MAX, SessionPhase, UiaSession,
 };
@@ -36,7 +36,6 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::protocol::UserId;
-use crate::protocol::json::parse_object;
 use crate::random;
 use crate::service::accounts::passwords::PasswordProof;
 use crate::service::accounts::{Accounts, token_hash};
@@ -55,6 +54,8 @@ pub struct GuardedAction {
     pub flows: &'static [&'static [Stage]],
     /// Parameters that a repeated request may change and still be the same.
     pub incidental: &'static [&'static str],
+    /// Parameters that say what is acted upon: what a stage was completed for cannot become something else by them.
+    pub fixed: &'static [&'static str],
 }
 
 /// Who asks for it.
@@ -126,25 +127,25 @@ impl Accounts<'_> {
         let named = auth.as_ref().and_then(|auth| auth.get("session")).and_then(Value::as_str);
         let named = named.filter(|id| !id.is_empty());
         let found = self.uia_sessions.find(named, &purpose, &params, action, self.clock.steady())?;
-        // What is sent for a session that is spent, or of no session of this server, proves nothing: it begins anew,
-        // without it.
-        let auth = auth.as_ref().filter(|_| named.is_none() || matches!(found, FoundSession::Open(_)));
-        let (named, mut open) = match found {
+        let going_on = match found {
             FoundSession::Done(answer) => return Ok(AuthOutcome::Done(answer)),
-            FoundSession::Open(open) => {
-                (named.map(str::to_owned), self.store.read(|db| open.still_good(db))?)
-            }
-            FoundSession::Nobody => (None, StageProgress::default()),
+            FoundSession::Open(open) => named.and_then(|id| resumed(id, open, &params, action)),
+            FoundSession::Nobody => None,
         };
+        // What is sent for a session that is spent, or of no session of this server, or for something else than its own,
+        // proves nothing: it begins anew, without it.
+        let auth = auth.as_ref().filter(|_| named.is_none() || going_on.is_some());
+        let named = named.filter(|_| going_on.is_some()).map(str::to_owned);
         if client.ended {
             let unknown = Error::new(ErrCode::UnknownToken, "Unknown access token");
             return Err(unknown.with_field("soft_logout", false));
         }
-        if let Ok(before) = parse_object(open.said.as_bytes()) {
-            for (name, value) in before {
-                params.entry(name).or_insert(value);
-            }
-        }
+        let (mut open, params) = match going_on {
+            Some((open, params)) => (self.store.read(|db| open.still_good(db))?, params),
+            None => (StageProgress::default(), params),
+        };
+        let id = named.clone().unwrap_or_else(random::token);
+        open.acts_upon = Some(acted_upon(&id, &params, action));
         open.said = Some(Value::from(params.clone()).to_string())
             .filter(|s| s.len() <= SAID_BYTES_MAX)
             .unwrap_or_default();
@@ -157,7 +158,6 @@ impl Accounts<'_> {
         };
         let proved = auth.is_some() && refusal.is_none();
         let proved = proved && action.flows.iter().any(|flow| open.completed == *flow);
-        let id = named.clone().unwrap_or_else(random::token);
         let ask = challenge(&id, action.flows, &open.completed, refusal.as_ref());
         let proof =
             Proof { password: open.password.clone(), registration_token: open.registration_token.clone() };
@@ -185,15 +185,12 @@ impl Accounts<'_> {
         match error.status() {
             // What was proved is good no more: a registration token that somebody else has used up meanwhile.
             401 => {
-                running.end(
-                    SessionPhase::Open(StageProgress { said: again.said, ..StageProgress::default() }),
-                    until,
-                );
+                running.end(SessionPhase::Open(again.unproved()), until);
                 Ok(AuthOutcome::Ask(challenge(&id, action.flows, &[], Some(&error))))
             }
             // Nothing was done, and the client can mend it: a taken name, a weak password.
             400..500 => {
-                running.end(SessionPhase::Open(again), until);
+                running.end(SessionPhase::Open(StageProgress { acts_upon: None, ..again }), until);
                 Err(error)
             }
             // Whether anything was done is not known.
@@ -221,9 +218,10 @@ impl Accounts<'_> {
             }
             let Some(session) = sessions.get(id, purpose, now) else { return false };
             let SessionPhase::Open(before) = &session.phase else { return false };
-            // Of two requests that each completed a stage the later one knows nothing of the other's.
+            // Of two requests that each completed a stage the later one knows nothing of the other's, nor of what somebody was
+            // shown meanwhile.
             if let SessionPhase::Open(open) = &phase
-                && open.completed.len() < before.completed.len()
+                && (open.completed.len() < before.completed.len() || before.is_shown && !open.is_shown)
             {
                 return false;
             }

@@ -40,15 +40,26 @@ pub(super) struct StageProgress {
     /// The parameters of the requests so far, JSON; empty: none, or too much to be remembered. There may be a password
     /// among them, so it goes as soon as the session runs.
     pub(super) said: String,
+    /// What the last request acts upon, as a hash. None: there was none, or that was refused for its own fault, so that the next
+    /// one says it.
+    pub(super) acts_upon: Option<[u8; 32]>,
+    /// Whether somebody was shown in a browser what they are to complete a stage for.
+    pub(super) is_shown: bool,
 }
 
 impl StageProgress {
     /// What was proved and is still so: a password is proved no more once the account has another.
     pub(super) fn still_good(self, db: &Db<'_>) -> Result<Self> {
         match self.password.as_ref().map(|proof| proof.is_good(db)).transpose()? {
-            Some(false) => Ok(Self { said: self.said, ..Self::default() }),
+            Some(false) => Ok(self.unproved()),
             Some(true) | None => Ok(self),
         }
+    }
+
+    /// The same without anything that was proved.
+    pub(super) fn unproved(self) -> Self {
+        let Self { said, acts_upon, is_shown, .. } = self;
+        Self { said, acts_upon, is_shown, ..Self::default() }
     }
 }
 

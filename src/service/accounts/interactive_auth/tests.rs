@@ -34,7 +34,7 @@ fn request(
     user: Option<&UserId>,
     body: Value,
 ) -> Result<AuthOutcome> {
-    let action = GuardedAction { name, flows, incidental: &["note"] };
+    let action = GuardedAction { name, flows, incidental: &["note"], fixed: &[] };
     let Value::Object(body) = body else { panic!("no object") };
     let read = |params: &Map<String, Value>| Ok(params.clone());
     hs.accounts().interactively(&action, client(user), body, read, |params, proof| {
@@ -141,7 +141,8 @@ fn a_session_is_good_for_its_own_purpose_and_for_half_an_hour() {
 fn one_session_does_one_thing_however_many_requests_prove_it_at_once() {
     let hs = homeserver();
     let session = asked(step(&hs, DUMMY, None, Value::Null))["session"].clone();
-    let (deeds, action) = (AtomicUsize::new(0), GuardedAction { name: NAME, flows: DUMMY, incidental: &[] });
+    let (deeds, action) =
+        (AtomicUsize::new(0), GuardedAction { name: NAME, flows: DUMMY, incidental: &[], fixed: &[] });
     let gate = std::sync::Barrier::new(16);
     let answers: Vec<(usize, AuthOutcome)> = std::thread::scope(|scope| {
         let send = |n: usize| {
@@ -212,9 +213,61 @@ fn a_lost_answer_is_given_again_to_who_asks_for_the_same_and_for_ten_minutes() {
 }
 
 #[test]
+fn a_session_in_which_a_stage_is_complete_is_good_for_what_it_was_completed_for() {
+    const TOKEN_TEXT: &str = "let-me-in";
+    let hs = homeserver();
+    hs.accounts().add_registration_token(TOKEN_TEXT, None, None).unwrap();
+    let action = GuardedAction { name: NAME, flows: TOKEN, incidental: &[], fixed: &["what", "how"] };
+    let send = |mut body: Value, session: &Value, stage: &str| {
+        if !session.is_null() {
+            body["auth"] = json!({ "type": stage, "token": TOKEN_TEXT, "session": session });
+        }
+        let Value::Object(body) = body else { panic!("no object") };
+        let read = |params: &Map<String, Value>| Ok(params.clone());
+        let deed = |params: Map<String, Value>, _: &Proof| match params.get("what") {
+            Some(what) if what == "weak" => Err(Error::new(ErrCode::WeakPassword, "weak")),
+            _ => Ok(json!(params)),
+        };
+        hs.accounts().interactively(&action, client(None), body, read, deed)
+    };
+    let token = "m.login.registration_token";
+    let begin = |body: Value| asked(send(body, &Value::Null, "").unwrap())["session"].clone();
+    // Nothing was proved: what is to be done can be another thing, which is proved with it.
+    let session = begin(json!({ "what": "a", "note": 1 }));
+    let body = asked(send(json!({ "what": "b", "how": "well" }), &session, token).unwrap());
+    assert_eq!((&body["session"], &body["completed"]), (&session, &json!([token])));
+    for other in [
+        json!({ "what": "a" }),
+        json!({ "what": "a", "how": "well" }),
+        json!({ "what": "b", "how": "badly" }),
+        json!({ "what": ["b"] }),
+    ] {
+        let body = asked(send(other.clone(), &session, "m.login.dummy").unwrap());
+        assert_eq!(body.get("completed"), None, "{other}");
+        assert_ne!(body["session"], session, "{other}");
+    }
+    // What it leaves out is what it was; what nothing depends on may change.
+    let answer = done(send(json!({ "what": "b", "note": 2 }), &session, "m.login.dummy").unwrap());
+    assert_eq!((&answer["what"], &answer["how"], &answer["note"]), (&json!("b"), &json!("well"), &json!(2)));
+    // What was refused can be mended once, and then it is that.
+    let session = begin(json!({ "what": "weak" }));
+    asked(send(json!({}), &session, token).unwrap());
+    assert!(send(json!({}), &session, "m.login.dummy").is_err());
+    assert_eq!(done(send(json!({ "what": "better" }), &session, "m.login.dummy").unwrap())["what"], "better");
+    // Too much to be remembered: what was proved for is known all the same.
+    let long = "x".repeat(SAID_BYTES_MAX);
+    let session = begin(json!({ "what": long }));
+    asked(send(json!({ "what": long }), &session, token).unwrap());
+    for other in [json!({ "what": "y" }), json!({})] {
+        assert_ne!(asked(send(other, &session, "m.login.dummy").unwrap())["session"], session);
+    }
+    assert_eq!(done(send(json!({ "what": long }), &session, "m.login.dummy").unwrap())["what"], long);
+}
+
+#[test]
 fn what_failed_for_the_clients_own_fault_may_be_tried_again_and_what_broke_may_not() {
     let hs = homeserver();
-    let action = GuardedAction { name: NAME, flows: DUMMY, incidental: &[] };
+    let action = GuardedAction { name: NAME, flows: DUMMY, incidental: &[], fixed: &[] };
     let send = |auth: &Value, outcome: Result<Value>| {
         let body = Map::from_iter([("auth".to_owned(), auth.clone())]);
         hs.accounts().interactively(&action, client(None), body, |_| Ok(()), |(), _| outcome)
@@ -233,7 +286,7 @@ fn what_failed_for_the_clients_own_fault_may_be_tried_again_and_what_broke_may_n
 #[test]
 fn what_is_under_way_is_bounded_and_no_address_pushes_the_others_out() {
     let hs = homeserver();
-    let action = GuardedAction { name: NAME, flows: PASSWORD, incidental: &[] };
+    let action = GuardedAction { name: NAME, flows: PASSWORD, incidental: &[], fixed: &[] };
     let begin = |from: u32, said: usize| {
         let client = UiaClient { from: Ipv4Addr::from_bits(from).into(), ..client(None) };
         let body = Map::from_iter([("said".to_owned(), "x".repeat(said).into())]);
