@@ -467,19 +467,27 @@ pub const TABLES: &[TableBounds] = &[
         "with the list (`remote_device_lists`)",
     ),
     table("device_keys", &[users("8 KiB of each device", "")], "with the device"),
-    table("one_time_key_pools", &[users("one of each device and algorithm", "")], "with the device"),
+    table(
+        "one_time_key_pools",
+        &[users("one of each device and algorithm, of which 8", "")],
+        "with the device",
+    ),
     table(
         "one_time_keys",
         &[
-            users("500 of each device and algorithm, 2 KiB each; 413 beyond", ""),
+            users("500 of each device, 2 KiB each; 413 beyond", ""),
             strangers(
-                "1063 of one device that were given out, one for each key that was uploaded; beyond 1000 the oldest go",
+                "1063 of one device and algorithm that were given out, one for each key that was uploaded; beyond 1000 the oldest go",
                 "of_the_keys_that_were_given_out_the_last_are_known_again",
             ),
         ],
         "each 64th claim (`claim_one_time_key`); with the device",
     ),
-    table("fallback_keys", &[users("one of each device and algorithm, 2 KiB", "")], "with the device"),
+    table(
+        "fallback_keys",
+        &[users("one of each device and algorithm, of which 8, 2 KiB", "")],
+        "with the device",
+    ),
     table(
         "cross_signing_keys",
         &[

@@ -126,8 +126,21 @@ fn what_a_device_has_not_signed_or_is_not_its_own_is_refused_and_changes_nothing
     };
     let key = keys.one_time_keys(&["A"])["signed_curve25519:A"].clone();
     let long = format!("signed_curve25519:{}", "x".repeat(10_000));
-    refused(upload(&alice, one_time("curve25519:A", key["key"].clone())), 400, "M_INVALID_PARAM");
-    refused(upload(&alice, one_time("rsa:A", key.clone())), 400, "M_INVALID_PARAM");
+    let long_algorithm = format!("{}:A", "x".repeat(256));
+    for (name, key) in [
+        (":A", json!("x")),
+        ("rsa:", json!("x")),
+        ("r\0a:A", json!("x")),
+        (&long_algorithm, json!("x")),
+        ("rsa:A", json!(7)),
+        ("rsa:A", json!(["x"])),
+        ("rsa:A", json!(true)),
+    ] {
+        refused(upload(&alice, one_time(name, key)), 400, "M_BAD_JSON");
+    }
+    for key in [json!("x".repeat(2047)), json!({ "key": "x".repeat(2040) })] {
+        refused(upload(&alice, one_time("rsa:A", key)), 413, "M_TOO_LARGE");
+    }
     refused(upload(&alice, one_time("A", key.clone())), 400, "M_BAD_JSON");
     refused(upload(&alice, one_time(&long, key.clone())), 400, "M_BAD_JSON");
     refused(upload(&alice, one_time("signed_curve25519:A", json!("x"))), 400, "M_BAD_JSON");
@@ -137,6 +150,8 @@ fn what_a_device_has_not_signed_or_is_not_its_own_is_refused_and_changes_nothing
     let stranger = stranger["signed_curve25519:A"].clone();
     refused(upload(&alice, one_time("signed_curve25519:A", stranger)), 400, "M_INVALID_SIGNATURE");
     let two = json!({ "signed_curve25519:A": key, "signed_curve25519:B": key });
+    refused(upload(&alice, json!({ "fallback_keys": two })), 400, "M_INVALID_PARAM");
+    let two = json!({ "rsa:A": "a", "signed_curve25519:A": key, "rsa:B": "b" });
     refused(upload(&alice, json!({ "fallback_keys": two })), 400, "M_INVALID_PARAM");
     let many: Map<String, Value> = (0..10_000).map(|n| (format!("x:{n}"), json!(n))).collect();
     refused(upload(&alice, json!({ "one_time_keys": many })), 413, "M_TOO_LARGE");
@@ -216,6 +231,82 @@ fn a_device_has_a_bounded_number_of_one_time_keys_waiting() {
     refused(upload_range(490, 501), 413, "M_TOO_LARGE");
     assert_eq!(count(&alice), 490);
     assert_eq!(upload_range(490, 500).1, json!({ "one_time_key_counts": { "signed_curve25519": 500 } }));
+}
+
+#[test]
+fn keys_of_algorithms_that_this_server_does_not_know_are_kept_counted_and_given_out_as_they_are() {
+    let (server, there) = TestServer::pair();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), there.user("carol"));
+    let keys = alice.upload_keys(&["A"]);
+    let opaque = json!("YWJj");
+    let object = json!({ "key": "AAAA", "n": [1, { "x": null }], "signatures": {}, "fallback": "perhaps" });
+    let mut one_time = keys.one_time_keys(&["B"]);
+    for (name, key) in
+        [("curve25519:A", &opaque), ("org.example.pq:1", &object), ("org.example.pq:2", &object)]
+    {
+        one_time[name] = key.clone();
+    }
+    let counts = json!({ "signed_curve25519": 2, "curve25519": 1, "org.example.pq": 2 });
+    for _ in 0..2 {
+        let answer = upload(&alice, json!({ "one_time_keys": one_time }));
+        assert_eq!(answer, (200, json!({ "one_time_key_counts": counts })));
+    }
+    let told = sync(&alice, "");
+    assert_eq!(told["device_one_time_keys_count"], counts);
+    let claim = |by: &TestUser, algorithm: &str| {
+        let wanted = json!({ alice.id(): { keys.device_id(): algorithm } });
+        let answer = by.post(&format!("{V3}/keys/claim"), json!({ "one_time_keys": wanted }));
+        answer["one_time_keys"][alice.id()][keys.device_id()].clone()
+    };
+    assert_eq!(claim(&bob, "org.example.pq"), json!({ "org.example.pq:1": object }));
+    assert_eq!(
+        claim(&carol, "org.example.pq"),
+        json!({ "org.example.pq:2": object }),
+        "to another server too"
+    );
+    assert_eq!(claim(&bob, "org.example.pq"), Value::Null, "each once");
+    assert_eq!(claim(&carol, "curve25519"), json!({ "curve25519:A": opaque }));
+    assert_eq!(claim(&bob, "org.example"), Value::Null);
+    let taken = json!({ "org.example.pq:1": "another" });
+    refused(upload(&alice, json!({ "one_time_keys": taken })), 400, "M_UNKNOWN");
+    // Fallback keys, one of each algorithm.
+    let mut fallback = keys.fallback_key("F");
+    fallback["org.example.pq:F"] = object.clone();
+    fallback["curve25519:F"] = opaque.clone();
+    assert_eq!(upload(&alice, json!({ "fallback_keys": fallback })).0, 200);
+    let unused = json!(["curve25519", "org.example.pq", "signed_curve25519"]);
+    assert_eq!(sync(&alice, "")["device_unused_fallback_key_types"], unused);
+    for by in [&bob, &carol] {
+        assert_eq!(claim(by, "org.example.pq"), json!({ "org.example.pq:F": object }));
+    }
+    let unused = json!(["curve25519", "signed_curve25519"]);
+    assert_eq!(sync(&alice, "")["device_unused_fallback_key_types"], unused);
+}
+
+#[test]
+fn a_device_has_one_time_and_fallback_keys_of_a_bounded_number_of_algorithms() {
+    const ALGORITHMS_MAX: usize = 8;
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    alice.upload_keys(&["A"]);
+    let of = |algorithms: std::ops::Range<usize>, id: usize| -> Value {
+        algorithms.map(|n| (format!("org.example.{n}:{id}"), json!("key"))).collect::<Map<_, _>>().into()
+    };
+    for kind in ["one_time_keys", "fallback_keys"] {
+        let own = usize::from(kind == "one_time_keys");
+        let most = ALGORITHMS_MAX - own;
+        refused(upload(&alice, json!({ kind: of(0..most + 1, 1) })), 413, "M_TOO_LARGE");
+        assert_eq!(upload(&alice, json!({ kind: of(0..most, 1) })).0, 200, "{kind}");
+        refused(upload(&alice, json!({ kind: of(most..most + 1, 1) })), 413, "M_TOO_LARGE");
+        assert_eq!(upload(&alice, json!({ kind: of(0..most, 2) })).0, 200, "{kind}");
+    }
+    // The keys of all algorithms together are as many as those of one may be.
+    let waiting = 1 + 2 * (ALGORITHMS_MAX - 1);
+    let more = |from: usize, to: usize| -> Value {
+        (from..to).map(|id| (format!("org.example.0:{id}"), json!("key"))).collect::<Map<_, _>>().into()
+    };
+    refused(upload(&alice, json!({ "one_time_keys": more(10, 511 - waiting) })), 413, "M_TOO_LARGE");
+    assert_eq!(upload(&alice, json!({ "one_time_keys": more(10, 510 - waiting) })).0, 200);
 }
 
 #[test]

@@ -20,7 +20,8 @@ use crate::protocol::signatures::sign::VerifyKey;
 pub const ED25519: &str = "ed25519";
 /// The algorithm of the keys that a device is known by to Olm.
 const CURVE25519: &str = "curve25519";
-/// The one algorithm of one-time and fallback keys.
+/// The algorithm of one-time and fallback keys for Olm, each of which is signed by its device. What keys of other algorithms
+/// are, clients agree on.
 pub const SIGNED_CURVE25519: &str = "signed_curve25519";
 
 /// The largest identity keys of a device, or cross-signing key, in bytes of canonical JSON: ten times what clients send.
@@ -183,8 +184,8 @@ type KeysByName<'t> = BTreeMap<Cow<'t, str>, &'t RawValue>;
 impl KeyUpload {
     /// Reads the body of an upload by this device.
     ///
-    /// Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM` for keys of unknown algorithms, `M_INVALID_SIGNATURE` for what the
-    /// device has not signed; 413 `M_TOO_LARGE`.
+    /// Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM` for identity keys of unknown algorithms or two fallback keys of one,
+    /// `M_INVALID_SIGNATURE` for what the device has not signed; 413 `M_TOO_LARGE`.
     pub fn read(body: &[u8], user: &UserId, device: &str) -> Result<Self> {
         let body: KeyUploadBody<'_> = read_object(body)?;
         let keys = |named: Option<KeysByName<'_>>, most: usize| {
@@ -198,8 +199,8 @@ impl KeyUpload {
         };
         let device_keys = body.device_keys.map(|keys| read_device_keys(keys.get().as_bytes(), user, device));
         let fallback_keys = keys(body.fallback_keys, KEYS_AT_ONCE_MAX)?;
-        // There is one algorithm, so that two would be of the same.
-        if fallback_keys.len() > 1 {
+        // They are in the order of their names, which the algorithm begins.
+        if fallback_keys.windows(2).any(|pair| pair[0].algorithm == pair[1].algorithm) {
             return Err(Error::invalid_param("There can be one fallback key of each algorithm"));
         }
         Ok(Self {
@@ -289,27 +290,44 @@ pub struct OneTimeKey {
     pub key_id: String,
     /// SHA-256 of the key without its signatures: by this two of the same id are told apart.
     pub digest: [u8; 32],
-    /// The key, a JSON object in canonical form.
+    /// The key, a JSON object in canonical form or a JSON string.
     pub key: String,
 }
 
-/// Reads a one-time or fallback key of a device by its name, `signed_curve25519:` and its id. Whether the signature is
-/// right is for those to check who use the key; that there is one of the device is checked here.
+/// Reads a one-time or fallback key of a device by its name: its algorithm, a colon and its id. One of an algorithm that this
+/// server does not know is an object or a string like any other. Whether the signature of a signed one is right is for those
+/// to check who use the key; that there is one of the device is checked here.
 ///
-/// Errors: 400 `M_BAD_JSON` for what is no key, `M_INVALID_PARAM` for an unknown algorithm; 413 `M_TOO_LARGE`.
+/// Errors: 400 `M_BAD_JSON` for what is no key, `M_INVALID_SIGNATURE`; 413 `M_TOO_LARGE`.
 pub fn read_one_time_key(name: &str, text: &[u8], user: &UserId, device: &str) -> Result<OneTimeKey> {
-    let key_id = match name.split_once(':') {
-        Some((SIGNED_CURVE25519, key_id)) => key_id,
-        Some(_) => return Err(unknown_algorithm()),
-        None => return Err(Error::bad_json("A one-time key is named by its algorithm and an id")),
-    };
-    if key_id.is_empty() || key_id.len() > KEY_ID_BYTES_MAX || key_id.contains(char::is_control) {
-        return Err(Error::bad_json("The id of a one-time key has 1 to 255 bytes"));
+    let named = name.split_once(':');
+    let (algorithm, key_id) =
+        named.ok_or_else(|| Error::bad_json("A one-time key is named by its algorithm and an id"))?;
+    if [(algorithm, ALGORITHM_BYTES_MAX), (key_id, KEY_ID_BYTES_MAX)]
+        .iter()
+        .any(|(part, most)| part.is_empty() || part.len() > *most || part.contains(char::is_control))
+    {
+        return Err(Error::bad_json("The algorithm and the id of a one-time key have 1 to 255 bytes each"));
     }
-    let (object, _) = CanonicalObject::read(text)?;
-    if object.as_bytes().len() > ONE_TIME_KEY_BYTES_MAX {
+    let (signed, key) = if algorithm != SIGNED_CURVE25519 && text.starts_with(b"\"") {
+        let key = quoted(&read::<Cow<'_, str>>(text)?);
+        (key.clone().into_bytes(), key)
+    } else {
+        let (object, _) = CanonicalObject::read(text)?;
+        if algorithm == SIGNED_CURVE25519 {
+            check_signed_key(&object, user, device)?;
+        }
+        (object.without(&["signatures"]), object.into_text())
+    };
+    if key.len() > ONE_TIME_KEY_BYTES_MAX {
         return Err(too_large("A one-time key is too large"));
     }
+    let (algorithm, key_id) = (algorithm.to_owned(), key_id.to_owned());
+    Ok(OneTimeKey { algorithm, key_id, digest: Sha256::digest(signed).into(), key })
+}
+
+/// Errors: 400 `M_BAD_JSON` for what is no `KeyObject`, `M_INVALID_SIGNATURE` for one without a signature of the device.
+fn check_signed_key(object: &CanonicalObject, user: &UserId, device: &str) -> Result<()> {
     let is_long = |text: &str, bytes: usize| base64_decode(text).is_some_and(|b| b.len() == bytes);
     if !object.string("key").is_some_and(|key| is_long(&key, POINT_BYTES)) {
         return Err(Error::bad_json("A one-time key must have a curve25519 key"));
@@ -317,15 +335,13 @@ pub fn read_one_time_key(name: &str, text: &[u8], user: &UserId, device: &str) -
     let own_id = format!("{ED25519}:{device}");
     let is_own =
         |(id, signature): (Cow<'_, str>, Cow<'_, str>)| id == own_id && is_long(&signature, SIGNATURE_BYTES);
-    if !signatures_of(&object, user).any(is_own) {
+    if !signatures_of(object, user).any(is_own) {
         return Err(invalid_signature("A one-time key must be signed by its device"));
     }
     if object.get("fallback").is_some_and(|fallback| !matches!(fallback, b"true" | b"false")) {
         return Err(Error::bad_json("fallback must be true or false"));
     }
-    let digest = Sha256::digest(object.without(&["signatures"])).into();
-    let (algorithm, key_id) = (SIGNED_CURVE25519.to_owned(), key_id.to_owned());
-    Ok(OneTimeKey { algorithm, key_id, digest, key: object.into_text() })
+    Ok(())
 }
 
 pub(crate) fn too_large(message: &'static str) -> Error {
@@ -444,7 +460,7 @@ mod tests {
         let key = read("signed_curve25519:AAAAHg", &good).expect("a key");
         assert_eq!((key.algorithm.as_str(), key.key_id.as_str()), (SIGNED_CURVE25519, "AAAAHg"));
         let long = format!("signed_curve25519:{}", "x".repeat(10_000));
-        for name in ["curve25519:AAAAHg", "signed_curve25519", "signed_curve25519:", "", long.as_str()] {
+        for name in [":AAAAHg", "signed_curve25519", "signed_curve25519:", "", long.as_str()] {
             assert!(read(name, &good).is_err(), "{name}");
         }
         for (member, value) in [
@@ -462,6 +478,19 @@ mod tests {
             assert!(read("signed_curve25519:A", &wrong).is_err(), "{wrong}");
         }
         assert!(read("signed_curve25519:A", &json!("A".repeat(43))).is_err());
+        // Of another algorithm it is whatever its clients agree on.
+        for (key, text) in [
+            (json!("\u{e9}\n\"\\"), "\"\u{e9}\\n\\\"\\\\\""),
+            (json!({ "b": 1, "a": [] }), "{\"a\":[],\"b\":1}"),
+            (json!({}), "{}"),
+        ] {
+            let read = read("org.example.pq:A:B", &key).expect("a key");
+            assert_eq!((read.algorithm.as_str(), read.key_id.as_str()), ("org.example.pq", "A:B"));
+            assert_eq!(read.key, text);
+        }
+        for wrong in [json!(null), json!(1), json!([]), json!("x".repeat(2047))] {
+            assert!(read("org.example.pq:A", &wrong).is_err(), "{wrong}");
+        }
         // Another signature does not make another key; anything else does.
         let mut again = good.clone();
         again["signatures"]["@alice:example.org"]["ed25519:PHONE"] = json!("B".repeat(86));

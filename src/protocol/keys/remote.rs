@@ -182,6 +182,9 @@ pub fn read_one_time_key(algorithm: &str, key_id: &str, text: &str) -> Option<St
             read::<Signatures<'_>>(object.get("signatures")?).ok()?;
             object.into_text()
         }
+        false if text.trim_start().starts_with('{') => {
+            CanonicalObject::read(text.as_bytes()).ok()?.0.into_text()
+        }
         false => quoted(&read::<Cow<'_, str>>(text.as_bytes()).ok()?),
     };
     (key.len() <= ONE_TIME_KEY_BYTES_MAX).then_some(key)
@@ -296,6 +299,11 @@ mod tests {
         let canonical = "{\"key\":\"x\",\"signatures\":{\"@a:x.org\":{\"ed25519:D\":\"s\"}}}";
         assert_eq!(read("signed_curve25519:AAAA", key).as_deref(), Some(canonical));
         assert_eq!(read_one_time_key("curve25519", "curve25519:A", " \"x\"").as_deref(), Some("\"x\""));
+        let of_another = |key: &str| read_one_time_key("org.example.pq", "org.example.pq:A", key);
+        assert_eq!(of_another("{\"b\":1, \"a\":[]}").as_deref(), Some("{\"a\":[],\"b\":1}"));
+        for wrong in ["5", "[]", "{", "null"] {
+            assert_eq!(of_another(wrong), None, "{wrong}");
+        }
         for (id, key) in [
             ("curve25519:AAAA", key),
             ("signed_curve25519:", key),

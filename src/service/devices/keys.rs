@@ -14,8 +14,11 @@ use crate::store::devices::cross_signing::SignatureOfKey;
 use crate::store::devices::keys::{DeviceWithKeys, KeyToClaim, OneTimeKeyOutcome, PoolKey};
 use crate::store::{Db, Tx};
 
-/// One-time keys of one device and algorithm that wait to be claimed: ten times what clients keep there.
+/// One-time keys of one device, of all algorithms together, that wait to be claimed: ten times what clients keep there.
 const ONE_TIME_KEYS_MAX: u64 = 500;
+/// Algorithms of which one device may have one-time keys, and as many of fallback keys: clients have one, and two while they
+/// go over to another.
+const ALGORITHMS_MAX: usize = 8;
 /// Users whose keys are read at once, so that nobody waits long for a reader.
 pub(super) const USERS_AT_ONCE_MAX: usize = 200;
 /// Keys that are given out with one commit.
@@ -364,6 +367,9 @@ pub(super) fn keep_upload(
     for key in &upload.fallback_keys {
         tx.set_fallback_key(user, device, key)?;
     }
+    if tx.most_algorithms_of_keys(user, device)? > ALGORITHMS_MAX {
+        return Err(Error::new(ErrCode::TooLarge, "A device may have keys of 8 algorithms"));
+    }
     Ok(refusal)
 }
 
@@ -421,7 +427,7 @@ fn keep_one_time_keys(
             });
         }
     }
-    if tx.one_time_key_counts(user, device)?.values().any(|count| *count > ONE_TIME_KEYS_MAX) {
+    if tx.one_time_key_counts(user, device)?.values().sum::<u64>() > ONE_TIME_KEYS_MAX {
         return Err(Error::new(ErrCode::TooLarge, "A device may have 500 one-time keys waiting"));
     }
     Ok(refusal)

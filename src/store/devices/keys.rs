@@ -78,6 +78,16 @@ impl Db<'_> {
         Ok(counts)
     }
 
+    /// Of how many algorithms the device has one-time keys, or had, or fallback keys, whichever is more.
+    pub fn most_algorithms_of_keys(&self, user: &UserId, device: &str) -> Result<usize> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT max((SELECT count(*) FROM one_time_key_pools WHERE user_id = ?1 AND device_id = ?2),
+                        (SELECT count(*) FROM fallback_keys WHERE user_id = ?1 AND device_id = ?2))",
+        )?;
+        let most: i64 = statement.query_row([user.as_str(), device], |row| row.get(0))?;
+        Ok(usize::try_from(most).unwrap_or(usize::MAX))
+    }
+
     /// The algorithms of which the device has a fallback key that was never given out.
     pub fn unused_fallback_key_types(&self, user: &UserId, device: &str) -> Result<Vec<String>> {
         self.rows(
@@ -242,8 +252,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives out the oldest one-time key of a pool, which nobody gets again. Id and key (a JSON object); none if there is none
-    /// any more beside those that are to be `left`.
+    /// Gives out the oldest one-time key of a pool, which nobody gets again. Id and key (JSON); none if there is none any
+    /// more beside those that are to be `left`.
     pub fn claim_one_time_key(
         &mut self,
         user: &UserId,
@@ -280,7 +290,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives out the fallback key of a device, again and again. Id and key (a JSON object); none if there is none.
+    /// Gives out the fallback key of a device, again and again. Id and key (JSON); none if there is none.
     pub fn give_fallback_key(
         &mut self,
         user: &UserId,
