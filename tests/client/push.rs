@@ -632,6 +632,30 @@ fn notifications_are_listed_the_last_first_with_what_was_read_of_them() {
     assert_eq!(bob.get(&format!("{V3}/notifications"))["notifications"], json!([]));
 }
 
+#[test]
+fn an_action_that_no_push_rule_has_is_refused_and_changes_nothing() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let rule = format!("{V3}/pushrules/global/override/mine");
+    let good = json!(["notify", { "set_tweak": "org.example.colour", "value": "red" }]);
+    let old = json!(["dont_notify", "coalesce", good[0], good[1]]);
+    for actions in [&good, &old] {
+        alice.put(&rule, json!({ "conditions": [], "actions": actions }));
+        assert_eq!(alice.get(&rule)["actions"], good, "what older clients say beside it is nothing");
+    }
+    for wrong in [json!(["not_an_action"]), json!(["notify", ""]), json!(["Notify"])] {
+        for path in [rule.clone(), format!("{rule}/actions"), format!("{V3}/pushrules/global/override/other")]
+        {
+            let answer = alice.request("PUT", &path, Some(json!({ "conditions": [], "actions": wrong })));
+            assert_eq!((answer.0, &answer.1["errcode"]), (400, &json!("M_INVALID_PARAM")), "{path} {wrong}");
+        }
+    }
+    assert_eq!(alice.get(&rule)["actions"], good);
+    let predefined = format!("{V3}/pushrules/global/override/.m.rule.master/actions");
+    assert_eq!(alice.request("PUT", &predefined, Some(json!({ "actions": ["no_action"] }))).0, 400);
+    assert_eq!(alice.request("GET", &format!("{V3}/pushrules/global/override/other"), None).0, 404);
+}
+
 /// A room of alice's to knock on, in which moderators may invite and guests may not.
 fn door(alice: &TestUser, moderators: &[&TestUser], guests: &[&TestUser]) -> String {
     let users: serde_json::Map<String, Value> =

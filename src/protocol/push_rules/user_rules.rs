@@ -111,7 +111,7 @@ pub struct Place {
 }
 
 impl NewRule {
-    /// Reads a rule. Errors: 400 `M_INVALID_PARAM` for an id that is none, 400 `M_BAD_JSON`, 400 `M_MISSING_PARAM`,
+    /// Reads a rule. Errors: 400 `M_INVALID_PARAM` for an id or an action that is none, 400 `M_BAD_JSON`, 400 `M_MISSING_PARAM`,
     /// 413 `M_TOO_LARGE`.
     pub fn read(kind: RuleKind, rule_id: &str, body: &Map<String, Value>) -> Result<Self> {
         if rule_id.is_empty() || rule_id.starts_with('.') || rule_id.contains(['/', '\\']) {
@@ -152,18 +152,23 @@ fn check_size(rule: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// The actions in a body, without those of history. Unknown ones are kept: clients may agree on them.
+/// What older versions of the specification had, and what is nothing now: "Clients and homeservers MUST ignore these actions".
+const HISTORICAL_ACTIONS: [&str; 2] = ["dont_notify", "coalesce"];
+
+/// The actions in a body, without those of history. Any tweak is one: clients may agree on more. Errors: 400 `M_INVALID_PARAM` for
+/// an action without parameters that the specification does not know, 400 `M_BAD_JSON`, 400 `M_MISSING_PARAM`.
 fn actions_of(body: &Map<String, Value>) -> Result<Vec<Value>> {
     let actions = body.get("actions").ok_or_else(|| Error::missing_param("There are no `actions`"))?;
     let actions = actions.as_array().ok_or_else(|| Error::bad_json("`actions` must be a list"))?;
     if !actions.iter().all(|action| action.is_string() || action["set_tweak"].is_string()) {
         return Err(Error::bad_json("An action is a string, or an object with `set_tweak`"));
     }
-    Ok(actions
-        .iter()
-        .filter(|action| !["dont_notify", "coalesce"].map(Value::from).contains(action))
-        .cloned()
-        .collect())
+    let is_historical =
+        |action: &Value| action.as_str().is_some_and(|name| HISTORICAL_ACTIONS.contains(&name));
+    if actions.iter().any(|action| action.is_string() && action != "notify" && !is_historical(action)) {
+        return Err(Error::invalid_param("There is no such action of a push rule"));
+    }
+    Ok(actions.iter().filter(|action| !is_historical(action)).cloned().collect())
 }
 
 fn conditions_of(conditions: &Value) -> Result<Vec<Value>> {
@@ -287,8 +292,8 @@ impl UserRules {
         Ok(())
     }
 
-    /// Gives a rule, predefined or not, the actions of a body. Errors: 400 `M_MISSING_PARAM`, 400 `M_BAD_JSON`, 404
-    /// `M_NOT_FOUND`, 413 `M_TOO_LARGE`.
+    /// Gives a rule, predefined or not, the actions of a body. Errors: 400 `M_MISSING_PARAM`, 400 `M_BAD_JSON`, 400
+    /// `M_INVALID_PARAM`, 404 `M_NOT_FOUND`, 413 `M_TOO_LARGE`.
     pub fn set_actions(
         &mut self,
         user: &UserId,
@@ -432,6 +437,16 @@ mod tests {
     }
 
     #[test]
+    fn stored_rules_are_read_whatever_their_actions_are() {
+        let stored = json!({"own": {"override": [
+            {"rule_id": "mine", "enabled": true, "actions": ["notify", "of_before"], "conditions": []}]}});
+        let mut rules = UserRules::read(Some(&stored.to_string())).expect("read");
+        rules.set_enabled(&alice(), RuleKind::Override, "mine", false).expect("there");
+        assert_eq!(rules.ruleset(&alice(), false)["override"][1]["actions"], json!(["notify", "of_before"]));
+        put(&mut rules, RuleKind::Override, "beside", None, None).expect("put");
+    }
+
+    #[test]
     fn a_rule_comes_where_it_is_wanted_also_at_the_ends_and_when_it_moves() {
         use RuleKind::ContentSpecific as OfContent;
         let mut rules = UserRules::default();
@@ -506,6 +521,8 @@ mod tests {
             (Override, "a", json!({"actions": "notify"})),
             (Override, "a", json!({"actions": [7]})),
             (Override, "a", json!({"actions": [{"value": 7}]})),
+            (Override, "a", json!({"actions": ["notify", "not_an_action"]})),
+            (Override, "a", json!({"actions": ["Notify"]})),
             (Override, "a", json!({"actions": [], "conditions": {}})),
             (Override, "a", json!({"actions": [], "conditions": ["x"]})),
             (Override, "a", json!({"actions": [], "conditions": [{"kind": null}]})),
