@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::client::{join, room_path};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::stored;
-use crate::common::wait::Gate;
+use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::internals::Status;
 use doorstep::protocol::handshake::sign_new_event;
@@ -209,33 +209,99 @@ fn a_room_that_is_left_and_joined_again_by_a_server_that_shows_the_same_keeps_it
     assert_eq!(stage.bob.get(&path)["content"]["body"], "before");
 }
 
+/// Has the room's own server show the room with one more event of its state.
+fn show(stage: &mut Stage, (kind, by): (&str, &UserId), content: Value) {
+    let signer = if *by == stage.room.creator { &stage.host } else { &stage.gone };
+    stage.room.add(signer, kind, "", by, content);
+    stage.host.let_in(&stage.room, stage.bob.id());
+    stage.host.answer_json("send_join", 200, answer(&stage.room, &stage.past));
+}
+
 #[test]
 fn what_only_a_server_vouched_for_is_certain_once_its_own_server_is_back_and_goes_with_the_past_if_it_is_not()
 {
     for is_back in [true, false] {
         let mut stage = Stage::new("11");
         let (moderator, creator) = (stage.gone.user("moderator"), stage.room.creator.clone());
-        let topic = |stage: &mut Stage, by: &UserId, text: &str| {
-            let signer = if *by == creator { &stage.host } else { &stage.gone };
-            stage.room.add(signer, "m.room.topic", "", by, json!({ "topic": text }));
-            stage.host.let_in(&stage.room, stage.bob.id());
-            stage.host.answer_json("send_join", 200, answer(&stage.room, &stage.past));
-        };
-        topic(&mut stage, &moderator, "of one who is gone");
+        let first = stage.room.state[&("m.room.join_rules".to_owned(), String::new())].clone();
+        stage.past.push(first);
+        let rules = |by: &str| json!({ "join_rule": "public", "by": by });
+        show(&mut stage, ("m.room.join_rules", &moderator), rules("who is gone"));
         let room = stage.room.id.to_string();
         stage.bob.join_via(&room, &[stage.host.name().as_str()]);
-        assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "of one who is gone");
+        assert_eq!(state(&stage.bob, &stage.room, "m.room.join_rules")["by"], "who is gone");
         let before = stage.bob.send(&room, "before");
         stage.bob.leave(&room);
-        // Nothing of the room's state rests on that topic any more.
-        topic(&mut stage, &creator, "of one who is here");
+        // Nothing of the room's state rests on those rules any more.
+        show(&mut stage, ("m.room.join_rules", &creator), rules("who is here"));
         stage.gone.hide_keys(!is_back);
         // It is not asked again at once.
         stage.server.advance(Duration::from_secs(24 * 3600));
         stage.bob.join_via(&room, &[stage.host.name().as_str()]);
-        assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "of one who is here");
+        assert_eq!(state(&stage.bob, &stage.room, "m.room.join_rules")["by"], "who is here");
         let path = room_path(&room, &format!("event/{}", segment(&before)));
         assert_eq!(stage.bob.request("GET", &path, None).0, if is_back { 200 } else { 404 });
+    }
+}
+
+#[test]
+fn a_topic_of_a_server_that_is_gone_which_was_changed_since_takes_nothing_of_the_past_with_it() {
+    let mut stage = Stage::new("11");
+    let (moderator, creator) = (stage.gone.user("moderator"), stage.room.creator.clone());
+    show(&mut stage, ("m.room.topic", &moderator), json!({ "topic": "of one who is gone" }));
+    let room = stage.room.id.to_string();
+    let carol = stage.server.user("carol");
+    stage.bob.join_via(&room, &[stage.host.name().as_str()]);
+    assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "of one who is gone");
+    carol.join(&room);
+    let before = stage.bob.send(&room, "before");
+    let path = room_path(&room, &format!("event/{}", segment(&before)));
+    wait_until("carol reads it", || carol.request("GET", &path, None).0 == 200);
+    carol.leave(&room);
+    stage.bob.leave(&room);
+    show(&mut stage, ("m.room.topic", &creator), json!({ "topic": "of one who is here" }));
+    stage.bob.join_via(&room, &[stage.host.name().as_str()]);
+    assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "of one who is here");
+    for reader in [&stage.bob, &carol] {
+        assert_eq!(reader.get(&path)["content"]["body"], "before", "{}", reader.id());
+    }
+}
+
+#[test]
+fn a_forged_topic_that_is_shown_no_more_is_not_the_rooms_whatever_leads_back_to_it() {
+    for version in ["3", "11", "12"] {
+        let mut stage = Stage::new(version);
+        let (moderator, room) = (stage.gone.user("moderator"), stage.room.id.to_string());
+        // Nobody has more power by this lie: nothing else rests on it.
+        let ghost = SigningKey::generate([9; 32], "ghost");
+        stage.lie = stage.room.clone();
+        let wish = stage.lie.unsigned("m.room.topic", "", &moderator, json!({ "topic": "forged" }));
+        stage.forged = sign_new_event(wish, stage.gone.name(), &ghost, stage.room.version).expect("an event");
+        stage.lie.take(stage.forged.clone());
+        stage.evil.answer_json("make_join", 200, stage.lie.template(stage.bob.id(), "join"));
+        stage.evil.answer_json("send_join", 200, answer(&stage.lie, &stage.past));
+        stage.bob.join_via(&room, &[stage.evil.name().as_str()]);
+        assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "forged", "{version}");
+        let join = stage.lie.read(&stage.evil.wait_for("send_join").body);
+        let said = message(&stage.evil, &stage.lie, &stage.eve(), join.event_id().as_str());
+        let (status, _) = stage.evil.send_transaction(stage.server.name(), "t0", &[&said]);
+        assert_eq!(status, 200);
+        wait_until("it is here", || stored_accepted(&stage.server, said.event_id()));
+        stage.bob.leave(&room);
+
+        stage.bob.join_via(&room, &[stage.host.name().as_str()]);
+        let has_none = |when: &str| {
+            let path = room_path(&room, "state/m.room.topic/");
+            assert_eq!(stage.bob.request("GET", &path, None).0, 404, "{version}: {when}");
+        };
+        has_none("it is not shown");
+        stage.attack("t1", &nowhere());
+        has_none("a state that is told of");
+        stage.attack("t2", said.event_id().as_str());
+        has_none("a state of before");
+        // What is sent on all ends of the room takes all of them together.
+        stage.bob.send(&room, "on top");
+        has_none("all of that together");
     }
 }
 

@@ -155,6 +155,19 @@ pub fn auth_types(
         .collect()
 }
 
+/// Whether an event's authorisation may rest on state of this type: those that [`auth_types`] selects, and the create event,
+/// upon which every event rests.
+pub fn is_auth_type(event_type: &str) -> bool {
+    matches!(
+        event_type,
+        "m.room.create"
+            | "m.room.power_levels"
+            | "m.room.member"
+            | "m.room.join_rules"
+            | "m.room.third_party_invite"
+    )
+}
+
 /// [`auth_types`] without copying anything.
 pub(crate) fn selection<'e>(
     event_type: &str,

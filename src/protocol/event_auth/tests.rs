@@ -73,6 +73,29 @@ impl StateOfTest {
 }
 
 #[test]
+fn whatever_an_event_selects_as_its_auth_events_is_of_an_auth_type() {
+    let contents = [
+        json!({ "membership": "join", "join_authorised_via_users_server": MODERATOR }),
+        json!({ "membership": "invite", "third_party_invite": { "signed": { "token": "t" } } }),
+        json!({ "membership": "knock" }),
+        json!({ "membership": "ban" }),
+    ];
+    let mut seen = Vec::new();
+    for (id, event_type) in [("10", "m.room.member"), ("12", "m.room.member"), ("10", "m.room.topic")] {
+        for content in &contents {
+            let content = content.as_object().expect("an object");
+            let selected = auth_types(event_type, MODERATOR, Some(USER), content, version(id));
+            seen.extend(selected.into_iter().map(|(event_type, _)| event_type));
+        }
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 5, "{seen:?}");
+    assert!(seen.iter().all(|event_type| is_auth_type(event_type)), "{seen:?}");
+    assert!(!["m.room.topic", "m.room.server_acl", "m.room.message"].into_iter().any(is_auth_type));
+}
+
+#[test]
 fn services_read_what_users_may_do() {
     let state = StateOfTest::new("11", &[]);
     let power = PowerLevels::of(version("11"), &|kind, key| state.get(kind, key));

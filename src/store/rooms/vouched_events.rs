@@ -1,13 +1,20 @@
 //! Events that are verified by nothing but the word of the server by which we came into the room: which they are, and
 //! whether the server by which we come in again shows them too.
+//!
+//! What it does not show contradicts it only if another event may rest on it: then whatever we took in may have been allowed by
+//! a lie. A room's topic carries nothing, whoever made it up, and in honest rooms is replaced without leaving a trace in what
+//! those show who come in later (it is in nobody's auth chain). Such an event is left behind: the room is not told anew for it,
+//! and it comes into no state again ([`Tx::leave_behind`]).
 
 use std::collections::BTreeMap;
 
 use rusqlite::params;
 
 use crate::error::Result;
+use crate::protocol::event_auth::is_auth_type;
+use crate::protocol::room_version::StateResolution;
 use crate::protocol::signatures::verify::Proof;
-use crate::protocol::{RoomId, VerifiedPdu};
+use crate::protocol::{EventId, RoomId, VerifiedPdu};
 use crate::store::rooms::room_import::StagedEvents;
 use crate::store::{Db, EventKey, Room, RoomKey, Tx};
 
@@ -18,8 +25,18 @@ pub struct Contradiction {
     pub room: Room,
     /// It has another create event.
     pub is_another_room: bool,
-    /// Events that rest on the word of the server that showed us the room then, and that are not shown now.
+    /// Events that rest on the word of the server that showed us the room then, that are not shown now, and upon which others
+    /// may rest.
     pub vouched: Vec<EventKey>,
+}
+
+/// Events of a room from before that rest on the word of the server that showed it then, and that are not shown now.
+#[derive(Debug, Default)]
+struct Unshown {
+    /// Those upon which others may rest.
+    carrying: Vec<EventKey>,
+    /// The others.
+    idle: Vec<(EventKey, EventId)>,
 }
 
 impl Db<'_> {
@@ -44,26 +61,45 @@ impl Db<'_> {
             }
             None => false,
         };
+        let vouched = self.unshown(&room, staged, held)?.carrying;
+        let any = is_another_room || !vouched.is_empty();
+        Ok(any.then_some(Contradiction { room, is_another_room, vouched }))
+    }
+
+    /// Those that were left behind before are none of them.
+    fn unshown(&self, room: &Room, staged: StagedEvents, held: &[(VerifiedPdu, bool)]) -> Result<Unshown> {
         let mut vouched: BTreeMap<String, EventKey> = self
             .rows(
                 "SELECT e.event_id, e.event_key FROM vouched_events v JOIN events e USING (event_key)
-                 WHERE v.room_key = ?1",
+                 WHERE v.room_key = ?1 AND e.status <> 2",
                 params![room.key],
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )?
             .into_iter()
             .collect();
-        if !vouched.is_empty() {
-            for (pdu, _) in held {
-                vouched.remove(pdu.event_id().as_str());
-            }
-            self.each_staged_id(staged, |id| {
-                vouched.remove(id);
-            })?;
+        let mut unshown = Unshown::default();
+        if vouched.is_empty() {
+            return Ok(unshown);
         }
-        let vouched: Vec<EventKey> = vouched.into_values().collect();
-        let any = is_another_room || !vouched.is_empty();
-        Ok(any.then_some(Contradiction { room, is_another_room, vouched }))
+        for (pdu, _) in held {
+            vouched.remove(pdu.event_id().as_str());
+        }
+        self.each_staged_id(staged, |id| {
+            vouched.remove(id);
+        })?;
+        // There a state has what one of its forks lacks, whether or not it is rejected.
+        let any_counts = room.version.state_resolution == StateResolution::V1;
+        for event in vouched.into_values() {
+            let pdu = self.pdu_by_key(event)?;
+            // One that was met again on the way through the room's past has changed a state of its own.
+            let is_placed = matches!(self.event_status(pdu.event_id())?, Some((_, false)));
+            if any_counts || is_placed || is_auth_type(pdu.event_type()) {
+                unshown.carrying.push(event);
+            } else {
+                unshown.idle.push((event, pdu.event_id().clone()));
+            }
+        }
+        Ok(unshown)
     }
 }
 
@@ -100,6 +136,25 @@ impl Tx<'_> {
             Proof::Certain => self.events_are_certain(room, &[event]),
             Proof::Vouched | Proof::Stored => Ok(()),
         }
+    }
+
+    /// A room is entered again in which these are shown: what another server vouched for and what is not among them
+    /// counts as rejected, although nothing rests on it. It is in states from before, and a fork that leads back to them would
+    /// have it in the current one again. Whoever shows it once more, with keys or a word that holds, has it back.
+    pub fn leave_behind(
+        &mut self,
+        room: &Room,
+        staged: StagedEvents,
+        held: &[(VerifiedPdu, bool)],
+    ) -> Result<()> {
+        for (event, id) in self.unshown(room, staged, held)?.idle {
+            self.execute(
+                "UPDATE events SET status = 2 WHERE event_key = ?1 AND state_before IS NULL",
+                params![event],
+            )?;
+            self.remember(|cache| cache.events.forget_event(&id));
+        }
+        Ok(())
     }
 
     /// These events are verified by keys that are certain.

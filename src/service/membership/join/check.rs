@@ -11,7 +11,9 @@ use std::collections::{HashMap, HashSet};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::protocol::event_auth::{AuthChecker, check, check_against_auth_events, check_auth_events};
+use crate::protocol::event_auth::{
+    AuthChecker, check, check_against_auth_events, check_auth_events, is_auth_type,
+};
 use crate::protocol::json::read_object;
 use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
@@ -24,10 +26,6 @@ pub struct Classified {
     /// Those that no other may rest on.
     pub others: Vec<usize>,
 }
-
-/// The types of events that any event may rest on, beside memberships.
-const AUTH_TYPES: [&str; 4] =
-    ["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
 
 /// What a state has once an event of the room rests on it: what is set can be replaced, and never unset. A state without them would
 /// have the defaults in force, by which anybody may invite. Memberships are not among these: in rooms of old versions the resolution
@@ -63,7 +61,8 @@ impl<'a> Classifier<'a> {
         self.users.extend(event.authoriser().map(|user| (user, true)));
         let Some(user) = event.state_key.filter(|_| event.event_type == "m.room.member") else {
             self.users.insert(event.sender, true);
-            let carries = AUTH_TYPES.contains(&event.event_type.as_ref());
+            // Memberships without a state key carry nothing.
+            let carries = event.event_type != "m.room.member" && is_auth_type(&event.event_type);
             if carries { &mut self.classified.auth_events } else { &mut self.classified.others }.push(index);
             return;
         };

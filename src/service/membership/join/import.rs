@@ -311,6 +311,8 @@ fn become_resident(
         return Err(Error::forbidden("The join is an old one"));
     }
     let at = tx.next_stream();
+    let known = tx.room_by_key(room)?;
+    tx.leave_behind(&known, staged, held)?;
     let state = tx.import_events(room, staged, held)?;
     let snapshot = tx.import_state(room, state, at)?;
     let mut missing = Vec::new();
