@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::client::{join, room_path};
+use crate::common::client::{join, room_path, slide};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
-use crate::common::scene::stored;
+use crate::common::scene::{bodies, stored};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::internals::Status;
@@ -217,6 +217,28 @@ fn show(stage: &mut Stage, (kind, by): (&str, &UserId), content: Value) {
     stage.host.answer_json("send_join", 200, answer(&stage.room, &stage.past));
 }
 
+/// What a user keeps of a room for themselves: a tag, other account data, up to where they have read, a thread.
+fn keep_own(user: &TestUser, room: &str, root: &str) {
+    let own = format!("/_matrix/client/v3/user/{}/rooms/{}", segment(user.id()), segment(room));
+    user.put(&format!("{own}/tags/m.favourite"), json!({ "order": 0.1 }));
+    user.put(&format!("{own}/account_data/com.example.notes"), json!({ "x": 1 }));
+    user.post(&room_path(room, "read_markers"), json!({ "m.fully_read": root, "m.read": root }));
+    let thread = format!("{}/thread/{}", segment(room), segment(root));
+    user.put(&format!("/_matrix/client/unstable/io.element.msc4306/rooms/{thread}/subscription"), json!({}));
+}
+
+/// Whether all of that is there still.
+#[track_caller]
+fn assert_own_is_kept(user: &TestUser, room: &str, root: &str) {
+    let own = format!("/_matrix/client/v3/user/{}/rooms/{}", segment(user.id()), segment(room));
+    assert_eq!(user.get(&format!("{own}/tags"))["tags"]["m.favourite"]["order"], 0.1);
+    assert_eq!(user.get(&format!("{own}/account_data/com.example.notes"))["x"], 1);
+    assert_eq!(user.get(&format!("{own}/account_data/m.fully_read"))["event_id"], *root);
+    let threads = json!({ "extensions": { "io.element.msc4308.thread_subscriptions": { "enabled": true } } });
+    let told = slide(user, None, &threads)["extensions"]["io.element.msc4308.thread_subscriptions"].clone();
+    assert!(told["subscribed"][room][root].is_object(), "{told}");
+}
+
 #[test]
 fn what_only_a_server_vouched_for_is_certain_once_its_own_server_is_back_and_goes_with_the_past_if_it_is_not()
 {
@@ -231,6 +253,7 @@ fn what_only_a_server_vouched_for_is_certain_once_its_own_server_is_back_and_goe
         stage.bob.join_via(&room, &[stage.host.name().as_str()]);
         assert_eq!(state(&stage.bob, &stage.room, "m.room.join_rules")["by"], "who is gone");
         let before = stage.bob.send(&room, "before");
+        keep_own(&stage.bob, &room, &before);
         stage.bob.leave(&room);
         // Nothing of the room's state rests on those rules any more.
         show(&mut stage, ("m.room.join_rules", &creator), rules("who is here"));
@@ -241,6 +264,7 @@ fn what_only_a_server_vouched_for_is_certain_once_its_own_server_is_back_and_goe
         assert_eq!(state(&stage.bob, &stage.room, "m.room.join_rules")["by"], "who is here");
         let path = room_path(&room, &format!("event/{}", segment(&before)));
         assert_eq!(stage.bob.request("GET", &path, None).0, if is_back { 200 } else { 404 });
+        assert_own_is_kept(&stage.bob, &room, &before);
     }
 }
 
@@ -257,11 +281,13 @@ fn a_topic_of_a_server_that_is_gone_which_was_changed_since_takes_nothing_of_the
     let before = stage.bob.send(&room, "before");
     let path = room_path(&room, &format!("event/{}", segment(&before)));
     wait_until("carol reads it", || carol.request("GET", &path, None).0 == 200);
+    keep_own(&stage.bob, &room, &before);
     carol.leave(&room);
     stage.bob.leave(&room);
     show(&mut stage, ("m.room.topic", &creator), json!({ "topic": "of one who is here" }));
     stage.bob.join_via(&room, &[stage.host.name().as_str()]);
     assert_eq!(state(&stage.bob, &stage.room, "m.room.topic")["topic"], "of one who is here");
+    assert_own_is_kept(&stage.bob, &room, &before);
     for reader in [&stage.bob, &carol] {
         assert_eq!(reader.get(&path)["content"]["body"], "before", "{}", reader.id());
     }
@@ -303,6 +329,31 @@ fn a_forged_topic_that_is_shown_no_more_is_not_the_rooms_whatever_leads_back_to_
         stage.bob.send(&room, "on top");
         has_none("all of that together");
     }
+}
+
+#[test]
+fn what_other_servers_were_told_is_here_is_not_lost_while_the_past_goes_before_a_join() {
+    let stage = Stage::new("11");
+    let room = stage.room.id.to_string();
+    stage.evil.answer_json("send_join", 200, answer(&stage.lie, &stage.past));
+    stage.bob.join_via(&room, &[stage.evil.name().as_str()]);
+    assert_eq!(stage.power_of_eve(), json!(99));
+    stage.bob.leave(&room);
+    let gate = Gate::default();
+    stage.host.answer_behind(&gate, "send_join", 200, answer(&stage.room, &stage.past));
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| stage.bob.join_via(&room, &[stage.host.name().as_str()]));
+        let join = stage.room.read(&stage.host.wait_for("send_join").body);
+        let mut there = stage.room.clone();
+        there.take(join);
+        let said = there.say(&stage.host, "while bob comes in");
+        let (status, answer) = stage.host.send_transaction(stage.server.name(), "m1", &[&said]);
+        assert_eq!((status, &answer["pdus"][said.event_id().as_str()]), (200, &json!({})), "{answer}");
+        gate.open();
+        joining.join().expect("no panic");
+    });
+    assert_eq!(stage.power_of_eve(), Value::Null, "what eve's server showed has gone");
+    wait_until("bob reads it", || bodies(&stage.bob, &room).iter().any(|said| said == "while bob comes in"));
 }
 
 /// Another room of the same id, with another create event, which only the founder's server can make.

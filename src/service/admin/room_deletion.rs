@@ -406,16 +406,16 @@ impl Admin<'_> {
             self.store.write(move |tx| tx.put_off_room_deletion(&delete_id, now))?;
             return Ok(false);
         }
-        self.purge_users(&room)?;
-        let key = room.key;
+        let (key, entered_anew) = (room.key, deletion.order.entered_anew);
+        self.purge_users(&room, entered_anew)?;
         self.store.write(move |tx| tx.begin_purge(key))?;
-        self.until_done(|| self.store.write(move |tx| tx.purge_rows(key, ROWS_AT_ONCE_MAX)))?;
+        self.until_done(|| self.store.write(move |tx| tx.purge_rows(key, ROWS_AT_ONCE_MAX, entered_anew)))?;
         self.until_done(|| self.store.write(move |tx| tx.purge_spare_states(key, ROWS_AT_ONCE_MAX)))?;
         self.purge_events(&room)?;
         self.until_done(|| self.store.write(move |tx| tx.purge_lost_owed_events(ROWS_AT_ONCE_MAX)))?;
         // What came meanwhile of a room that we are not in.
-        self.until_done(|| self.store.write(move |tx| tx.purge_rows(key, ROWS_AT_ONCE_MAX)))?;
-        let (room_id, entered_anew) = (room_id.clone(), deletion.order.entered_anew);
+        self.until_done(|| self.store.write(move |tx| tx.purge_rows(key, ROWS_AT_ONCE_MAX, entered_anew)))?;
+        let room_id = room_id.clone();
         self.store.write(move |tx| tx.finish_purge(key, &room_id, entered_anew))?;
         self.scheduler.wake();
         Ok(true)
@@ -437,7 +437,7 @@ impl Admin<'_> {
         Ok(true)
     }
 
-    fn purge_users(&self, room: &Room) -> Result<()> {
+    fn purge_users(&self, room: &Room, entered_anew: bool) -> Result<()> {
         let (key, now) = (room.key, self.clock.now_ms());
         loop {
             let users = self.store.read(|db| db.local_users_of(key, USERS_AT_ONCE_MAX))?;
@@ -448,8 +448,9 @@ impl Admin<'_> {
                 let room_id = room.room_id.clone();
                 self.until_done(|| {
                     let (user, room_id) = (user.clone(), room_id.clone());
-                    self.store
-                        .write(move |tx| tx.purge_user_of_room((key, &room_id), &user, ROWS_AT_ONCE_MAX, now))
+                    self.store.write(move |tx| {
+                        tx.purge_user_of_room((key, &room_id, entered_anew), &user, ROWS_AT_ONCE_MAX, now)
+                    })
                 })?;
             }
         }

@@ -1,5 +1,9 @@
 //! Everything that there is of a room goes, a portion at a time: what a portion takes away is gone, and what it leaves is
 //! found by the next one, whatever happened in between. Nobody is in the room by then.
+//!
+//! Of a room that is being entered anew everything goes that others said of it. What users keep there for themselves stays: their
+//! account data with their tags, up to where they have read, and which threads they wish to hear of. So does what is pending:
+//! other servers send it to who is coming in, are told that it is here, and do not send it again.
 
 use std::collections::BTreeSet;
 
@@ -33,6 +37,9 @@ const TABLES_BY_ROOM: [(&str, &str, &str); 16] = [
     ("notifications", "room_key = ?1", "stream"),
     ("vouched_events", "room_key = ?1", "event_key"),
 ];
+
+/// Those of them of which nothing goes if the room is entered anew.
+const KEPT_IF_ENTERED_ANEW: [&str; 2] = ["thread_subscriptions", "pending_events"];
 
 /// Takes so many rows of the room `?1` of one of those tables: `?2` at most, or all that have the same names.
 fn purge_sql((table, found, key): (&str, &str, &str)) -> String {
@@ -159,15 +166,15 @@ fn states_of(db: &Db<'_>, states: impl Iterator<Item = SnapshotId>) -> Result<BT
 
 impl Tx<'_> {
     /// A local user has nothing to do with the room any more: what was kept for them goes, so many rows at most. True
-    /// once all of it is gone; what their clients do not know yet of their leave stays.
+    /// once all of it is gone; what their clients do not know yet of their leave stays, and, if the room is `entered_anew`,
+    /// what is the user's own.
     pub fn purge_user_of_room(
         &mut self,
-        room: (RoomKey, &RoomId),
+        (key, room_id, entered_anew): (RoomKey, &RoomId, bool),
         user: &UserId,
         most: usize,
         now: Millis,
     ) -> Result<bool> {
-        let (key, room_id) = room;
         let gone = self.execute(
             "DELETE FROM notifications_of_users WHERE user_id = ?1 AND room_key = ?2 AND stream IN
              (SELECT stream FROM notifications_of_users WHERE user_id = ?1 AND room_key = ?2 LIMIT ?3)",
@@ -176,15 +183,17 @@ impl Tx<'_> {
         if gone == most {
             return Ok(false);
         }
-        self.execute(
-            "DELETE FROM read_positions WHERE user_id = ?1 AND room_key = ?2",
-            params![user.as_str(), key],
-        )?;
-        self.delete_thread_subscriptions(user, Some(key))?;
-        self.execute(
-            "DELETE FROM account_data WHERE user_id = ?1 AND room_id = ?2",
-            params![user.as_str(), room_id.as_str()],
-        )?;
+        if !entered_anew {
+            self.execute(
+                "DELETE FROM read_positions WHERE user_id = ?1 AND room_key = ?2",
+                params![user.as_str(), key],
+            )?;
+            self.delete_thread_subscriptions(user, Some(key))?;
+            self.execute(
+                "DELETE FROM account_data WHERE user_id = ?1 AND room_id = ?2",
+                params![user.as_str(), room_id.as_str()],
+            )?;
+        }
         if let Some(member) = self.member(key, user)? {
             let event = self.pdu_by_key(member.event)?;
             if matches!(member.membership, Membership::Leave | Membership::Ban)
@@ -217,8 +226,9 @@ impl Tx<'_> {
     }
 
     /// Takes so many rows of one of the tables that belong to a room. Whether there was none left anywhere.
-    pub fn purge_rows(&mut self, room: RoomKey, most: usize) -> Result<bool> {
-        for table in TABLES_BY_ROOM {
+    pub fn purge_rows(&mut self, room: RoomKey, most: usize, entered_anew: bool) -> Result<bool> {
+        let goes = |name: &str| !(entered_anew && KEPT_IF_ENTERED_ANEW.contains(&name));
+        for table in TABLES_BY_ROOM.into_iter().filter(|(name, ..)| goes(name)) {
             let gone = self.execute(&purge_sql(table), params![room, most as i64])?;
             if gone > 0 {
                 self.remember(|cache| cache.forget_all());
@@ -285,20 +295,25 @@ impl Tx<'_> {
         Ok(gone < most)
     }
 
-    /// The last that there is of a room, once its events are gone; but for what is known by the room's id, if the room is to
-    /// be entered anew.
+    /// The last that there is of a room, once its events are gone. If the room is to be entered anew what is known by its
+    /// id stays, and a row like that of any room of which there is nothing yet, by which the rest is found that stays.
     pub fn finish_purge(&mut self, room: RoomKey, room_id: &RoomId, entered_anew: bool) -> Result<()> {
         for table in ROWS_OF_ROOM {
             let sql = format!("DELETE FROM {table} WHERE room_key = ?1");
             self.execute(&sql, params![room])?;
         }
-        for table in TABLES_BY_ROOM_ID.iter().filter(|_| !entered_anew) {
-            let sql = format!("DELETE FROM {table} WHERE room_id = ?1");
-            self.execute(&sql, params![room_id.as_str()])?;
-        }
-        self.execute("UPDATE retired_keys SET room_key = max(room_key, ?1)", params![room])?;
         self.front_changed();
-        self.execute("DELETE FROM rooms WHERE room_key = ?1", params![room])?;
+        if entered_anew {
+            // By what the room is then, which may be of another version.
+            self.execute("UPDATE pending_events SET verified = 0 WHERE room_key = ?1", params![room])?;
+        } else {
+            for table in TABLES_BY_ROOM_ID {
+                let sql = format!("DELETE FROM {table} WHERE room_id = ?1");
+                self.execute(&sql, params![room_id.as_str()])?;
+            }
+            self.execute("UPDATE retired_keys SET room_key = max(room_key, ?1)", params![room])?;
+            self.execute("DELETE FROM rooms WHERE room_key = ?1", params![room])?;
+        }
         self.remember(|cache| cache.forget_all());
         Ok(())
     }
