@@ -524,7 +524,8 @@ CREATE TABLE blocked_rooms (
 -- Rooms that an administrator has deleted: their local users leave, then everything there is of the room goes, a portion at
 -- a time. `order_json` is what was asked for, `result` what has become of it so far, both JSON objects. `stage`: 0 users are
 -- leaving, 1 the room's servers are told, and then its rows go, 2 complete, 3 failed, with what `error` says. Taken up at
--- `due_ms`, NULL at the end (`ended_ms`); until then nobody comes into the room.
+-- `due_ms`, NULL at the end (`ended_ms`); until then nobody comes into the room. `entered_anew`: no administrator wants this, but
+-- a local user is coming into the room, before which what there is of it from before has to go; then it is not shut.
 CREATE TABLE room_deletions (
   delete_id TEXT NOT NULL PRIMARY KEY,
   room_id TEXT NOT NULL,
@@ -532,6 +533,7 @@ CREATE TABLE room_deletions (
   result TEXT NOT NULL,
   stage INTEGER NOT NULL,
   error TEXT,
+  entered_anew INTEGER NOT NULL,
   asked_ms INTEGER NOT NULL,
   due_ms INTEGER,
   ended_ms INTEGER

@@ -181,6 +181,7 @@ pub mod internals {
     pub use crate::service::media::url_preview::read_page;
     pub use crate::service::membership::join::import::ImportedRoom;
     pub use crate::service::rooms::create::CreateRoom;
+    pub use crate::store::rooms::deletions::{DeletionStage, RoomDeletion};
     pub use crate::store::rooms::events::TimelineRange;
     pub use crate::store::rooms::pending_events::NewPendingEvent;
     pub use crate::store::rooms::room_import::StagedEvents;

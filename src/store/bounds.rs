@@ -243,7 +243,9 @@ pub const TABLES: &[TableBounds] = &[
     table("blocked_rooms", &[itself("who runs the server blocks them")], "whoever blocks them no more"),
     table(
         "room_deletions",
-        &[itself("who runs the server asks for them; one at a time of each room")],
+        &[itself(
+            "who runs the server asks for them, or a join of a room that has to go first; one at a time of each room",
+        )],
         "each new one takes out those that ended 7 days ago, and beyond 1000",
     ),
     table("retired_keys", &[itself("one row")], "never"),

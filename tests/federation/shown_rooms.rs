@@ -9,7 +9,7 @@ use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{bodies, stored};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::internals::Status;
+use doorstep::internals::{DeletionStage, RoomDeletion, Status};
 use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::signatures::sign::{self, SigningKey};
@@ -354,6 +354,82 @@ fn what_other_servers_were_told_is_here_is_not_lost_while_the_past_goes_before_a
     });
     assert_eq!(stage.power_of_eve(), Value::Null, "what eve's server showed has gone");
     wait_until("bob reads it", || bodies(&stage.bob, &room).iter().any(|said| said == "while bob comes in"));
+}
+
+/// Comes in by the liar, leaves, and comes in by the room's own server, before which what the liar showed has to go: that is held
+/// up until the gate is opened, since the liar's server takes its time over the news that bob has left.
+fn while_the_past_goes(stage: &Stage, gate: &Gate) -> std::thread::JoinHandle<(u16, Value)> {
+    let room = stage.room.id.to_string();
+    stage.evil.answer_json("send_join", 200, answer(&stage.lie, &stage.past));
+    stage.bob.join_via(&room, &[stage.evil.name().as_str()]);
+    assert_eq!(stage.power_of_eve(), json!(99));
+    stage.evil.answer_behind(gate, "/send/", 200, json!({ "pdus": {} }));
+    stage.bob.leave(&room);
+    let (again, via) =
+        (TestUser::new(stage.bob.url(), stage.bob.id(), stage.bob.token()), stage.host.name().to_string());
+    let joining = std::thread::spawn(move || join(&again, &room, Some(&via)));
+    let hs = stage.server.homeserver();
+    let goes =
+        || hs.admin().room_deletion_statuses(&stage.room.id).is_ok_and(|all| all[0]["status"] == "active");
+    wait_until("what there was of the room goes", goes);
+    joining
+}
+
+#[test]
+fn others_are_not_told_that_a_room_is_blocked_while_its_past_goes_before_a_join() {
+    let stage = Stage::new("11");
+    let (room, gate) = (stage.room.id.to_string(), Gate::default());
+    let [carol, dora] = ["carol", "dora"].map(|name| stage.server.user(name));
+    let joining = while_the_past_goes(&stage, &gate);
+    std::thread::scope(|scope| {
+        let follows = scope.spawn(|| join(&carol, &room, Some(stage.host.name().as_str())));
+        stage.room.clone().invite(&stage.host, stage.server.name(), dora.id());
+        dora.wait_for_room("invite", &room);
+        gate.open();
+        let (status, told) = follows.join().expect("no panic");
+        assert_eq!(status, 200, "{told}");
+    });
+    let (status, told) = joining.join().expect("no panic");
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(stage.power_of_eve(), Value::Null);
+    for user in [&stage.bob, &carol] {
+        assert_eq!(stage.bob.membership_of(&room, user.id()).as_deref(), Some("join"));
+    }
+}
+
+#[test]
+fn who_comes_in_is_in_although_the_server_stops_while_the_past_goes() {
+    let mut stage = Stage::new("11");
+    let (room, via) = (stage.room.id.to_string(), stage.host.name().to_string());
+    stage.bob.join_via(&room, &[&via]);
+    let before = stage.bob.send(&room, "before");
+    stage.bob.leave(&room);
+    // It is to go, and nobody is at it.
+    let row = RoomDeletion {
+        delete_id: "past".to_owned(),
+        room_id: stage.room.id.clone(),
+        order: json!({ "block": false, "purge": true, "force_purge": false }).to_string(),
+        result: json!({ "kicked_users": [], "failed_to_kick_users": [], "local_aliases": [] }).to_string(),
+        stage: DeletionStage::Purging,
+        error: None,
+        entered_anew: true,
+    };
+    let now = now_ms();
+    let added =
+        stage.server.homeserver().store.write(move |tx| tx.add_room_deletion(&row, now + 86_400_000, now));
+    assert!(added.expect("it is written"));
+    let again = TestUser::new(stage.bob.url(), stage.bob.id(), stage.bob.token());
+    let id = room.clone();
+    let joining = std::thread::spawn(move || join(&again, &id, Some(&via)));
+    wait_until("the join is handed in", || stage.host.asked("send_join").len() == 2);
+    stage.server.stop();
+    drop(joining.join());
+    // What was at the join may not have noticed yet.
+    wait_until("it starts again", || stage.server.try_resume().is_ok());
+    wait_until("bob is in", || stage.bob.initial_sync()["rooms"]["join"].get(&room).is_some());
+    let path = room_path(&room, &format!("event/{}", segment(&before)));
+    assert_eq!(stage.bob.request("GET", &path, None).0, 404, "that went first");
+    assert!(stage.host.asked("send_join").len() > 2 && stage.host.asked("make_leave").is_empty());
 }
 
 /// Another room of the same id, with another create event, which only the founder's server can make.

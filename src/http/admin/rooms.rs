@@ -117,7 +117,6 @@ fn order(request: &Request) -> Result<DeletionOrder> {
         block: flag("block", false)?,
         purge: flag("purge", true)?,
         force_purge: flag("force_purge", false)?,
-        entered_anew: false,
     })
 }
 

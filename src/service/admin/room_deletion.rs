@@ -65,10 +65,6 @@ pub struct DeletionOrder {
     pub purge: bool,
     /// Also if some of our users cannot be made to leave.
     pub force_purge: bool,
-    /// Whether it is no administrator who wants this: the room is being entered again, and what there is of it from before
-    /// counts no more (`service/membership/join/import.rs`).
-    #[serde(default)]
-    pub entered_anew: bool,
 }
 
 /// What has become of the users and aliases of a room that is deleted.
@@ -161,6 +157,7 @@ impl Admin<'_> {
             result: serde_json::to_string(&ShutdownResult::default()).map_err(Error::internal)?,
             stage: DeletionStage::Leaving,
             error: None,
+            entered_anew: false,
         };
         let (delete_id, block, name) = (row.delete_id.clone(), order.block, by.name().to_owned());
         self.write_as(by, move |tx| {
@@ -406,7 +403,7 @@ impl Admin<'_> {
             self.store.write(move |tx| tx.put_off_room_deletion(&delete_id, now))?;
             return Ok(false);
         }
-        let (key, entered_anew) = (room.key, deletion.order.entered_anew);
+        let (key, entered_anew) = (room.key, deletion.row.entered_anew);
         self.purge_users(&room, entered_anew)?;
         self.store.write(move |tx| tx.begin_purge(key))?;
         self.until_done(|| self.store.write(move |tx| tx.purge_rows(key, ROWS_AT_ONCE_MAX, entered_anew)))?;

@@ -12,7 +12,7 @@ use crate::store::{Db, Store, Tx};
 /// Whether any room is shut: on most servers none ever was, and who comes in is to pay nothing for it.
 pub(in crate::store) fn are_any_shut(connection: &Connection) -> rusqlite::Result<bool> {
     let any = "SELECT EXISTS (SELECT 1 FROM blocked_rooms)
-         OR EXISTS (SELECT 1 FROM room_deletions WHERE due_ms IS NOT NULL)";
+         OR EXISTS (SELECT 1 FROM room_deletions WHERE due_ms IS NOT NULL AND entered_anew = 0)";
     connection.query_row(any, [], |row| row.get(0))
 }
 
@@ -24,14 +24,15 @@ impl Db<'_> {
         Ok(statement.query_row([room.as_str()], |row| row.get(0)).optional()?)
     }
 
-    /// Whether nobody is to come into the room: it is blocked, or being deleted.
+    /// Whether nobody is to come into the room: it is blocked, or being deleted by who runs this server.
     pub fn is_room_shut(&self, room: &RoomId) -> Result<bool> {
         if !self.shared.any_shut_rooms.load(Ordering::Acquire) {
             return Ok(false);
         }
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM blocked_rooms WHERE room_id = ?1
-             UNION ALL SELECT 1 FROM room_deletions WHERE room_id = ?1 AND due_ms IS NOT NULL LIMIT 1",
+             UNION ALL SELECT 1 FROM room_deletions
+               WHERE room_id = ?1 AND due_ms IS NOT NULL AND entered_anew = 0 LIMIT 1",
         )?;
         Ok(statement.exists([room.as_str()])?)
     }

@@ -1,4 +1,5 @@
-//! Rooms that an administrator has deleted: what was asked for, and how far it is. What is deleted: `purge`.
+//! Rooms that an administrator has deleted, and those of which what there is from before goes so that they can be entered anew: what
+//! was asked for, and how far it is. What is deleted: `purge`.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -53,9 +54,13 @@ pub struct RoomDeletion {
     pub stage: DeletionStage,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether it is no administrator who wants this: the room is being entered again, and what there is of it from before
+    /// counts no more (`service/membership/join/import.rs`).
+    pub entered_anew: bool,
 }
 
-const DELETION: &str = "SELECT delete_id, room_id, order_json, result, stage, error FROM room_deletions";
+const DELETION: &str =
+    "SELECT delete_id, room_id, order_json, result, stage, error, entered_anew FROM room_deletions";
 
 fn deletion_of(row: &Row<'_>) -> Result<RoomDeletion> {
     Ok(RoomDeletion {
@@ -65,6 +70,7 @@ fn deletion_of(row: &Row<'_>) -> Result<RoomDeletion> {
         result: row.get(3)?,
         stage: DeletionStage::of(row.get(4)?).ok_or_else(|| Error::internal("an unknown stage"))?,
         error: row.get(5)?,
+        entered_anew: row.get(6)?,
     })
 }
 
@@ -86,6 +92,14 @@ impl Db<'_> {
             deletions.push(deletion_of(row)?);
         }
         Ok(deletions)
+    }
+
+    /// Whether what there is of a room from before is going, so that it can be entered anew.
+    pub fn is_past_going(&self, room: &RoomId) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM room_deletions WHERE room_id = ?1 AND due_ms IS NOT NULL AND entered_anew = 1",
+        )?;
+        Ok(statement.exists([room.as_str()])?)
     }
 
     /// A deletion that is due.
@@ -115,16 +129,19 @@ impl Tx<'_> {
         }
         drop(under_way);
         self.sweep_room_deletions(now)?;
-        self.room_is_shut();
+        if !deletion.entered_anew {
+            self.room_is_shut();
+        }
         self.execute(
-            "INSERT INTO room_deletions (delete_id, room_id, order_json, result, stage, asked_ms, due_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO room_deletions (delete_id, room_id, order_json, result, stage, entered_anew, asked_ms, due_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 deletion.delete_id,
                 deletion.room_id.as_str(),
                 deletion.order,
                 deletion.result,
                 deletion.stage as i64,
+                deletion.entered_anew,
                 now,
                 due,
             ],

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::clock::Millis;
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
 use crate::random;
@@ -63,6 +63,9 @@ pub struct RoomImport<'h> {
     held: Vec<(VerifiedPdu, bool)>,
     held_bytes: usize,
     events: usize,
+    /// Whether whoever joins waits until what there is of the room from before has gone. The timer's threads do not: they are
+    /// few, and it takes one of them to have it go.
+    pub(super) waits: bool,
     /// What has its event in the state already, and which: hashes, with which nobody can reckon.
     places: HashMap<u64, u64>,
     hasher: RandomState,
@@ -144,6 +147,7 @@ impl<'h> Memberships<'h> {
             held: Vec::new(),
             held_bytes: 0,
             events: 0,
+            waits: true,
             places: HashMap::new(),
             hasher: RandomState::new(),
         }
@@ -217,10 +221,9 @@ impl RoomImport<'_> {
             if tx.resident_room(&room_id)?.is_some() {
                 return Ok(ImportOutcome::WasResident);
             }
-            if tx.contradiction(&room_id, staged, &held)?.is_some() {
-                return Err(Error::bad_gateway(
-                    "The room was left meanwhile by others who knew it as another one",
-                ));
+            // Others may have come in and left meanwhile who knew it as another one.
+            if tx.is_past_going(&room_id)? || tx.contradiction(&room_id, staged, &held)?.is_some() {
+                return Err(not_yet());
             }
             let room = tx.make_room(&room_id, version)?.key;
             become_resident(tx, room, (staged, &held), &join)?;
@@ -236,8 +239,10 @@ impl RoomImport<'_> {
 
     /// Sees that what we have of the room from before counts only as far as it should. What was believed on the word of the
     /// server by which we came in then is checked once more where it is not shown now, since its servers may be back. If
-    /// something remains, or it was another room altogether, all of it goes: states, and events that rest on it.
+    /// something remains, or it was another room altogether, all of it goes: states, and events that rest on it. What is going
+    /// already, for somebody else or before a restart, is waited for.
     fn make_way(&self) -> Result<()> {
+        self.wait_for_purge()?;
         let look = || self.hs.store.read(|db| db.contradiction(&self.room_id, self.staged, &self.held));
         let Some(found) = look()? else { return Ok(()) };
         if !found.is_another_room && found.vouched.len() <= CHECKED_AGAIN_MAX {
@@ -268,36 +273,46 @@ impl RoomImport<'_> {
     }
 
     /// Has the timer delete what there is of the room, as an administrator could: it goes on with that whatever becomes of us.
-    /// Errors: 403 `M_FORBIDDEN` if it is being deleted already; 502 if it takes too long, or nobody does it.
+    /// Errors: 403 `M_FORBIDDEN` if an administrator does so already; 500 if it takes too long, nobody does it now, or this is
+    /// not waited for.
     fn purge(&self) -> Result<()> {
-        let delete_id = random::letters(16);
         let now: Millis = self.hs.clock.now_ms();
         let row = RoomDeletion {
-            delete_id: delete_id.clone(),
+            delete_id: random::letters(16),
             room_id: self.room_id.clone(),
-            order: r#"{"block":false,"purge":true,"force_purge":false,"entered_anew":true}"#.to_owned(),
+            order: r#"{"block":false,"purge":true,"force_purge":false}"#.to_owned(),
             result: r#"{"kicked_users":[],"failed_to_kick_users":[],"local_aliases":[]}"#.to_owned(),
             stage: DeletionStage::Purging,
             error: None,
+            entered_anew: true,
         };
-        if !self.hs.store.write(move |tx| tx.add_room_deletion(&row, now, now))? {
-            return Err(Error::forbidden("This room is being deleted on this server"));
-        }
-        self.hs.scheduler.wake();
-        let until = Instant::now() + PURGE_TIMEOUT;
-        while Instant::now() < until && self.hs.scheduler.is_running() {
-            match self.hs.store.read(|db| db.room_deletion(&delete_id))?.map(|row| row.stage) {
-                Some(DeletionStage::Complete) | None => return Ok(()),
-                Some(DeletionStage::Failed) => break,
-                Some(DeletionStage::Leaving | DeletionStage::Purging) => {
-                    self.hs.scheduler.rest(PURGE_LOOK_INTERVAL);
-                }
+        self.hs.store.write(move |tx| {
+            if !tx.add_room_deletion(&row, now, now)? && !tx.is_past_going(&row.room_id)? {
+                return Err(Error::forbidden("This room is being deleted on this server"));
             }
-        }
-        Err(Error::bad_gateway(
-            "What there is of this room from before has to go first: please try again later",
-        ))
+            Ok(())
+        })?;
+        self.hs.scheduler.wake();
+        self.wait_for_purge()
     }
+
+    /// Waits for the end of a purge that is under way so that the room can be entered, whoever began it.
+    fn wait_for_purge(&self) -> Result<()> {
+        let until = Instant::now() + PURGE_TIMEOUT;
+        while self.hs.store.read(|db| db.is_past_going(&self.room_id))? {
+            if !self.waits || Instant::now() >= until || !self.hs.scheduler.is_running() {
+                return Err(not_yet());
+            }
+            self.hs.scheduler.rest(PURGE_LOOK_INTERVAL);
+        }
+        Ok(())
+    }
+}
+
+/// A failure of our own: the join is good, and is taken up again.
+fn not_yet() -> Error {
+    const WHY: &str = "What there is of this room from before has to go first: it is entered after that";
+    Error::new(ErrCode::Unknown, WHY).with_status(500)
 }
 
 /// Makes the state of the answer the room's state, and puts the join on top of it.

@@ -27,6 +27,7 @@ use super::restricted_join::AUTHORISER;
 use super::rows::{check_not_resident, note, note_residence, remote_membership_or_state};
 use super::template::{member_draft, own_fields, own_names};
 use super::template_expectation::TemplateExpectation;
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
 use crate::federation::{CallError, CallResult};
@@ -50,6 +51,8 @@ use crate::store::{Room, Tx};
 
 /// A room of up to so many joined members is given whole to whoever would do without them.
 const WHOLE_ANSWER_MEMBERS_MAX: u64 = 100;
+/// When it is looked again whether what there is of a room from before has gone, for a join that is taken up again.
+const PURGE_PAUSE_MS: Millis = 2_000;
 
 // ----- a local user joins -----
 
@@ -58,8 +61,8 @@ impl Memberships<'_> {
     ///
     /// Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`,
     /// `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`; 502 if no server could help. If a server may have
-    /// taken the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its
-    /// answer is of no use, the room is left again.
+    /// taken the join without our hearing of it, or something failed here after one had, the scheduler repeats it until we
+    /// know. If one did take it, and its answer is of no use, the room is left again.
     pub fn join(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
         self.join_with(user, target, reason, Map::new())
     }
@@ -285,7 +288,7 @@ impl Memberships<'_> {
         match unfinished {
             Some((join, peer)) if candidates.first() == Some(&peer) => {
                 let within = attempts.share(self.clock.instant(), candidates.len() - 1);
-                match self.hand_in_join(&peer, &join, within) {
+                match self.hand_in_join(&peer, &join, (within, waiter))? {
                     Ok(()) => return Ok(()),
                     Err(error) => {
                         attempts.not_in(&peer, join, error);
@@ -325,7 +328,7 @@ impl Memberships<'_> {
                 return Err(error);
             }
             let within = attempts.share(self.clock.instant(), queue.left());
-            match self.hand_in_join(&peer, &join, within) {
+            match self.hand_in_join(&peer, &join, (within, waiter))? {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     attempts.not_in(&peer, join, error);
@@ -345,6 +348,12 @@ impl Memberships<'_> {
 
     /// Takes up a join that was on its way when its request ended, or we did.
     pub(super) fn resume_join(&self, row: &RemoteMembership) -> Result<()> {
+        if self.store.read(|db| db.is_past_going(&row.room_id))? {
+            // Another of the timer's threads is to have that done first.
+            let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
+            let later = self.clock.now_ms() + PURGE_PAUSE_MS;
+            return self.store.write(move |tx| tx.lease_remote_membership(&room_id, &user, later));
+        }
         let content = self.member_content(&row.user_id, Membership::Join, None)?;
         let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let Some(room) = self.resident_room(&row.room_id)? else {
@@ -391,22 +400,53 @@ impl Memberships<'_> {
     }
 
     /// Sends the committed join to one server, and imports the room that comes back. Once the server has said yes the
-    /// join is in the room, whatever becomes of the answer here.
-    fn hand_in_join(&self, peer: &ServerName, join: &Pdu, within: Duration) -> CallResult<()> {
-        let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json(), within)?;
-        self.import_from(peer, join, body).map_err(CallError::after_success)
+    /// join is in the room, whatever becomes of the answer here. Errors: 500 and 507, which say nothing of that answer: the join
+    /// is repeated later, since no other server could do better and the user need not leave for it.
+    fn hand_in_join(
+        &self,
+        peer: &ServerName,
+        join: &Pdu,
+        (within, waiter): (Duration, Waiter),
+    ) -> Result<CallResult<()>> {
+        let id = join.event_id();
+        let body = match self.federation.send_join(peer, join.room_id(), id, join.json(), within) {
+            Ok(body) => body,
+            Err(error) => return Ok(Err(error)),
+        };
+        match self.import_from(peer, join, body, waiter) {
+            Ok(entered) => Ok(entered.map_err(CallError::after_success)),
+            Err(error) => {
+                log::log!(error.level(log::Level::Warn), "{} is entered later: {error}", join.room_id());
+                self.note_failed_join(join, JoinFailure::Unanswered)?;
+                Err(error)
+            }
+        }
     }
 
-    fn import_from(&self, peer: &ServerName, join: &Pdu, body: JoinBody) -> CallResult<()> {
-        let answer = body.read()?;
-        let cannot = |e: Error| match e.status() {
-            500 | 507 => ours(e),
-            _ => CallError::bad(format!("a room that cannot be entered: {}", e.message())),
+    fn import_from(
+        &self,
+        peer: &ServerName,
+        join: &Pdu,
+        body: JoinBody,
+        waiter: Waiter,
+    ) -> Result<CallResult<()>> {
+        let answer = match body.read() {
+            Ok(answer) => answer,
+            Err(error) => return Ok(Err(error)),
         };
-        let join = self.countersigned(join, answer.event).map_err(cannot)?;
-        let room = self.receive_room(&join, peer, answer).map_err(cannot)?;
+        let entered = self.countersigned(join, answer.event).and_then(|signed| {
+            let mut room = self.receive_room(&signed, peer, answer)?;
+            room.waits = waiter == Waiter::Client;
+            Ok((room, signed))
+        });
         drop(body);
-        self.become_resident(room, join, peer).map_err(cannot)
+        match entered.and_then(|(room, signed)| self.become_resident(room, signed, peer)) {
+            Err(error) if error.is_own_failure() => Err(error),
+            Err(error) => {
+                Ok(Err(CallError::bad(format!("a room that cannot be entered: {}", error.message()))))
+            }
+            Ok(()) => Ok(Ok(())),
+        }
     }
 
     /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
