@@ -26,6 +26,11 @@ fn link(user: &TestUser, space: &str, child: &str, via: &[&str], order: &str) {
     user.set_state(space, "m.space.child", child, json!({ "via": via, "order": order }));
 }
 
+fn names(page: &Value) -> Vec<String> {
+    let rooms = page["rooms"].as_array().expect("rooms").iter();
+    rooms.map(|room| room["name"].as_str().expect("a name").to_owned()).collect()
+}
+
 /// A page of a space: the names of its rooms, and the token of the next one.
 #[track_caller]
 fn page(user: &TestUser, root: &str, limit: usize, from: Option<&str>) -> (Vec<String>, Option<String>) {
@@ -33,8 +38,7 @@ fn page(user: &TestUser, root: &str, limit: usize, from: Option<&str>) -> (Vec<S
     let (status, page) =
         user.request("GET", &format!("{CLIENT}/{}/hierarchy?limit={limit}{from}", segment(root)), None);
     assert_eq!(status, 200, "{page}");
-    let rooms = page["rooms"].as_array().expect("rooms").iter();
-    let names: Vec<String> = rooms.map(|room| room["name"].as_str().expect("a name").to_owned()).collect();
+    let names = names(&page);
     assert!(names.len() <= limit);
     (names, page["next_batch"].as_str().map(str::to_owned))
 }
@@ -204,4 +208,48 @@ fn servers_of_a_space_that_never_answer_hold_up_no_page_and_none_of_the_others_r
     let asked = silent[0].asked("/hierarchy/").len();
     assert_eq!(look().0, living);
     assert!(silent[0].asked("/hierarchy/").len() > asked);
+}
+
+#[test]
+fn whatever_a_stranger_says_of_the_rooms_of_a_space_a_page_ends_and_asks_no_more_once_it_is_much() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let via = peer.name().as_str();
+    let (root, rooms, said) = (space(&alice), 30, 900 << 10);
+    for n in 0..rooms {
+        link(&alice, &root, &format!("!r{n:02}:{via}"), &[via], &format!("{n:02}"));
+    }
+    peer.answer("/hierarchy/", move |asked| {
+        let id = asked.target.split("/hierarchy/").nth(1).and_then(|rest| rest.split('?').next());
+        let id = id.expect("a room").replace("%21", "!").replace("%3A", ":");
+        let mut room = told(&id, &id, &[]);
+        if id.starts_with("!r00:") {
+            // More than rooms have, in a field that is no name and no topic.
+            room["avatar_url"] = json!("x".repeat(said));
+        } else {
+            room["room_type"] = json!("m.space");
+            room["children_state"] = json!([{
+                "type": "m.space.child", "state_key": "!below:example.org", "sender": "@a:example.org",
+                "origin_server_ts": 1, "content": { "via": ["example.org"], "more": "x".repeat(said) },
+            }]);
+        }
+        Reply::json(&json!({ "room": room, "children": [], "inaccessible_children": [] }))
+    });
+    let mut shown = Vec::new();
+    let mut from = String::new();
+    let mut pages = 0;
+    loop {
+        let asked = peer.asked("/hierarchy/").len();
+        let path = format!("{CLIENT}/{}/hierarchy?limit=100&max_depth=1{from}", segment(&root));
+        let page = alice.get(&path);
+        let asked = peer.asked("/hierarchy/").len() - asked;
+        assert!(asked * said < 16 << 20, "{asked}");
+        shown.extend(names(&page));
+        pages += 1;
+        let Some(next) = page["next_batch"].as_str() else { break };
+        from = format!("&from={next}");
+    }
+    let expected: Vec<String> = (1..rooms).map(|n| format!("!r{n:02}:{via}")).collect();
+    assert_eq!(shown[1..], expected, "and one that is too large is not shown");
+    assert!(pages > 1);
 }

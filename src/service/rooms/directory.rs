@@ -96,6 +96,15 @@ pub struct PublishedRoom {
     pub world_readable: bool,
 }
 
+impl PublishedRoom {
+    /// How many bytes its texts are.
+    pub(super) fn texts_bytes(&self) -> usize {
+        let Self { avatar_url, canonical_alias, name, room_type, topic, join_rule, room_id, .. } = self;
+        let optional = [avatar_url, canonical_alias, name, room_type, topic].into_iter().flatten();
+        join_rule.len() + room_id.as_str().len() + optional.map(String::len).sum::<usize>()
+    }
+}
+
 /// "When not present, the room is assumed to be `public`."
 fn public() -> String {
     "public".to_owned()

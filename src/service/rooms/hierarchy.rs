@@ -5,12 +5,13 @@
 //! about side by side, so that servers which never answer hold up none of the others.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::space_cache::{RoomKnowledge, RoomQuestion};
-use super::space_walks::{SpaceStep, SpaceWalk};
+use super::space_walks::{SpaceStep, SpaceWalk, USER_BYTES_MAX};
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{into_inner, lock};
 use crate::protocol::{RoomId, ServerName, UserId};
@@ -294,15 +295,20 @@ impl SpacePage<'_> {
         Ok(matches!(known, RoomKnowledge::Unasked).then_some(question))
     }
 
+    /// Asks until it has been told as much as a walk may hold; what is left then is not answered.
     fn ask_side_by_side(&self, questions: Vec<RoomQuestion>) -> Vec<(RoomId, Result<RoomKnowledge>)> {
-        let count = questions.len();
+        let (count, told) = (questions.len(), AtomicUsize::new(0));
         let (next, answers) = (Mutex::new(questions.into_iter()), Mutex::new(Vec::new()));
         let work = || {
             loop {
                 // Taken in a statement of its own, so that the lock is not held while others are asked.
                 let question = lock(&next).next();
-                let Some(question) = question else { return };
+                let Some(question) = question.filter(|_| told.load(Ordering::Relaxed) <= USER_BYTES_MAX)
+                else {
+                    return;
+                };
                 let answer = self.hs.rooms().know_of(self.user, &question, Some(self.until));
+                told.fetch_add(answer.as_ref().map_or(0, RoomKnowledge::weight), Ordering::Relaxed);
                 lock(&answers).push((question.room, answer));
             }
         };

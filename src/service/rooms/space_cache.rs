@@ -17,6 +17,7 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::limits::silent_servers::{AskedFor, SILENT_AFTER, took_all_of};
 use crate::service::rooms::Rooms;
+use crate::service::rooms::space_walks::NAME_BYTES;
 use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom};
 
 /// How many servers are heard about one room.
@@ -43,9 +44,12 @@ pub(in crate::service) struct SpaceAnswer {
 }
 
 impl SpaceAnswer {
-    /// None unless the answer is about this room. Of the children only the room's own are believed.
+    /// None unless the answer is about this room. Of the children only the room's own are believed; those of which far too
+    /// much is said are left out.
     fn of(answer: HierarchyAnswer, id: &RoomId, suggested_only: bool) -> Option<Self> {
-        let read_room = |room: Box<RawValue>| read_object::<SpaceRoom>(room.get().as_bytes()).ok();
+        let read_room = |room: Box<RawValue>| {
+            read_object::<SpaceRoom>(room.get().as_bytes()).ok().filter(|room| !room.is_too_large())
+        };
         let room = read_room(answer.room).filter(|room| room.id() == id)?.tidied(suggested_only);
         let own: HashSet<&RoomId> = room.children_state.iter().map(|child| &child.state_key).collect();
         let children = answer.children.into_iter().take(CHILDREN_MAX).filter_map(read_room);
@@ -55,6 +59,13 @@ impl SpaceAnswer {
             answer.inaccessible_children.iter().filter_map(|id| read::<RoomId>(id.get().as_bytes()).ok());
         let inaccessible = barred.filter(|id| own.contains(id)).take(CHILDREN_MAX).collect();
         Some(Self { room: Arc::new(room), children, inaccessible })
+    }
+
+    /// About how many bytes it takes.
+    pub(super) fn weight(&self) -> usize {
+        let children: usize = self.children.iter().map(|room| room.weight()).sum();
+        let inaccessible: usize = self.inaccessible.iter().map(|id| NAME_BYTES + id.as_str().len()).sum();
+        self.room.weight() + children + inaccessible
     }
 }
 
@@ -143,6 +154,16 @@ pub(in crate::service) enum RoomKnowledge {
     Unknown,
     /// Somebody would have had to be asked, or was given too little time.
     Unasked,
+}
+
+impl RoomKnowledge {
+    /// About how many bytes it takes.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Answered(answer) => answer.weight(),
+            Self::Unknown | Self::Unasked => 0,
+        }
+    }
 }
 
 impl Rooms<'_> {

@@ -14,12 +14,12 @@ use crate::protocol::{RoomId, ServerName, UserId};
 /// For how long a walk may stand still.
 const KEPT_FOR_MS: Millis = 15 * 60_000;
 /// How much is kept of one user's walks, and of all, in bytes; and how many of one user, a page each.
-const USER_BYTES_MAX: usize = 4 << 20;
+pub(super) const USER_BYTES_MAX: usize = 4 << 20;
 const ALL_BYTES_MAX: usize = 16 << 20;
 const WALKS_PER_USER_MAX: usize = 8;
 /// What a walk takes at least, and each of the names that it holds.
 const WALK_BYTES: usize = 500;
-const NAME_BYTES: usize = 60;
+pub(super) const NAME_BYTES: usize = 60;
 
 /// A room to look at.
 #[derive(Clone)]
@@ -81,13 +81,7 @@ impl SpaceWalk {
         let ids = self.seen.iter().chain(&self.inaccessible).chain(self.answers.keys());
         let ids: usize = ids.map(|id| name(id.as_str())).sum();
         let told: usize = self.told.values().map(|room| room.weight()).sum();
-        let answers = self.answers.values().map(|answer| match answer {
-            RoomKnowledge::Answered(answer) => {
-                let children: usize = answer.children.iter().map(|room| room.weight()).sum();
-                answer.room.weight() + children
-            }
-            RoomKnowledge::Unknown | RoomKnowledge::Unasked => 0,
-        });
+        let answers = self.answers.values().map(RoomKnowledge::weight);
         WALK_BYTES + left + ids + told + answers.sum::<usize>()
     }
 }

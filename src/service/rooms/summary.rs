@@ -32,6 +32,8 @@ const SUMMARY_TIMEOUT: Duration = Duration::from_secs(16);
 
 /// Children of one space that take more than so many bytes are left out.
 const CHILD_BYTES_MAX: usize = 1 << 20;
+/// A room of another server of which more than so many bytes are said, its children apart, is not shown.
+const SUMMARY_BYTES_MAX: usize = 64 << 10;
 
 /// One room, for those outside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,6 +50,16 @@ pub struct RoomSummary {
     /// The room's version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room_version: Option<String>,
+}
+
+impl RoomSummary {
+    /// How many bytes its texts are.
+    fn texts_bytes(&self) -> usize {
+        let Self { room, allowed_room_ids, encryption, room_version } = self;
+        let allowed: usize = allowed_room_ids.iter().map(|id| id.as_str().len()).sum();
+        let optional = [encryption, room_version].into_iter().flatten();
+        room.texts_bytes() + allowed + optional.map(String::len).sum::<usize>()
+    }
 }
 
 /// One room of a hierarchy.
@@ -69,9 +81,13 @@ impl SpaceRoom {
 
     /// About how many bytes it takes in an answer.
     pub(in crate::service) fn weight(&self) -> usize {
-        let texts = [&self.summary.room.name, &self.summary.room.topic];
-        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
-        1000 + texts + self.children_state.iter().map(ChildEvent::weight).sum::<usize>()
+        let children: usize = self.children_state.iter().map(ChildEvent::weight).sum();
+        1000 + self.summary.texts_bytes() + children
+    }
+
+    /// Whether more is said of it than any room has to say.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.summary.texts_bytes() > SUMMARY_BYTES_MAX
     }
 
     /// The room with the children that a space really has: none if it is no space.
@@ -136,7 +152,8 @@ impl ChildEvent {
     }
 
     fn weight(&self) -> usize {
-        200 + self.content.get().len()
+        let texts = [self.content.get(), self.sender.as_str(), self.state_key.as_str(), &self.event_type];
+        100 + texts.into_iter().map(str::len).sum::<usize>()
     }
 
     fn is_suggested(&self) -> bool {
