@@ -69,3 +69,33 @@ fn a_space_that_its_server_does_not_tell_stops_neither_keys_nor_profiles() {
     assert_eq!(alice.get(&profile)["displayname"], "Eve");
     gate.open();
 }
+
+#[test]
+fn what_a_server_was_silent_about_is_asked_again_by_who_wants_just_that_and_is_no_refusal() {
+    let (server, peer, gate) = (TestServer::start(), Peer::start(), Gate::default());
+    let bob = server.user("bob");
+    let space = format!("!space:{}", peer.name());
+    peer.answer_behind(
+        &gate,
+        "/hierarchy/",
+        200,
+        json!({
+            "room": {
+                "room_id": space, "name": "space", "num_joined_members": 1, "world_readable": true,
+                "guest_can_join": false, "children_state": [],
+            },
+            "children": [], "inaccessible_children": [],
+        }),
+    );
+    let summary = || {
+        let path = format!("/_matrix/client/v1/room_summary/{}?via={}", segment(&space), peer.name());
+        bob.request("GET", &path, None)
+    };
+    for looked in [look_at_space(&bob, &space), look_at_space(&bob, &space), summary()] {
+        assert_eq!(looked.0, 504, "{}", looked.1);
+    }
+    gate.open();
+    let (status, page) = look_at_space(&bob, &space);
+    assert_eq!((status, &page["rooms"][0]["name"]), (200, &json!("space")), "{page}");
+    assert_eq!(summary().0, 200);
+}

@@ -1,6 +1,7 @@
 //! Spaces whose rooms are on other servers: many of them, some of which never answer; and pages of a space that changes.
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use crate::common::peer::Peer;
@@ -252,4 +253,25 @@ fn whatever_a_stranger_says_of_the_rooms_of_a_space_a_page_ends_and_asks_no_more
     let expected: Vec<String> = (1..rooms).map(|n| format!("!r{n:02}:{via}")).collect();
     assert_eq!(shown[1..], expected, "and one that is too large is not shown");
     assert!(pages > 1);
+}
+
+#[test]
+fn a_room_whose_servers_all_hang_holds_up_one_page_of_a_space_and_none_of_its_siblings() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let root = space(&alice);
+    // They take connections and say nothing.
+    let silent: Vec<TcpListener> =
+        (0..8).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let name = |door: &TcpListener| format!("localhost:{}", door.local_addr().expect("an address").port());
+    let names: Vec<String> = silent.iter().map(name).collect();
+    let via: Vec<&str> = names.iter().map(String::as_str).collect();
+    link(&alice, &root, "!dead:example.org", &via, "a");
+    for name in ["one", "two"] {
+        link(&alice, &root, &room(&alice, name), &[server.name()], name);
+    }
+    let (shown, next) = page(&alice, &root, 50, None);
+    assert_eq!(shown, ["root", "one", "two"]);
+    let rest = next.map(|from| page(&alice, &root, 50, Some(&from)));
+    assert!(rest.is_none_or(|rest| rest == (Vec::new(), None)), "it is not waited for without end");
 }

@@ -7,6 +7,7 @@
 //! the keys of its users at hand. How little time one asker had says nothing about a server: it counts where there was
 //! enough.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -31,8 +32,10 @@ const SLOW_AFTER: Duration = Duration::from_secs(1);
 const SLOW_FOR_MS: Millis = 60_000;
 /// A call that ends so shortly before its time was ended by that.
 const TIMER_SLACK: Duration = Duration::from_millis(100);
-/// Time for somebody who is thought to be silent and is asked all the same.
+/// Time for somebody who is thought to be silent and is asked all the same; and how long after they failed last somebody who
+/// could do without them asks.
 pub(in crate::service) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+const PROBE_PAUSE_MS: Millis = 30_000;
 
 /// What a server is asked for: who is silent about one of these may answer the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +64,8 @@ const KINDS: usize = AskedFor::Template as usize + 1;
 #[derive(Default)]
 pub struct SilentServers {
     servers: Mutex<BoundedMap<ServerName, Silence, SERVERS_MAX>>,
+    /// Those that are being asked all the same.
+    probed: Mutex<HashSet<ServerName>>,
     /// Whether there are any, so that a request from a peer usually costs no lock.
     any: AtomicBool,
 }
@@ -89,6 +94,7 @@ struct Silence {
     /// Since questions of a kind were not answered.
     unanswered: [Pause; KINDS],
     slow_until: Steady,
+    failed_at: Steady,
 }
 
 impl Silence {
@@ -143,9 +149,24 @@ impl SilentServers {
             && lock(&self.servers).get(server).is_some_and(|silence| silence.about_anything(now))
     }
 
+    /// Leave to ask a server all the same that is silent, for [`PROBE_TIMEOUT`]: one at a time. `insists`: whoever wants to
+    /// know can do nothing without it.
+    pub(in crate::service) fn probe(
+        &self,
+        server: &ServerName,
+        insists: bool,
+        now: Steady,
+    ) -> Option<SilenceProbe<'_>> {
+        let failed_at = lock(&self.servers).get(server).map(|silence| silence.failed_at);
+        let due = insists || failed_at.is_none_or(|at| now >= at + PROBE_PAUSE_MS);
+        let begins = due && lock(&self.probed).insert(server.clone());
+        begins.then(|| SilenceProbe { probed: &self.probed, server: server.clone() })
+    }
+
     fn failed(&self, server: &ServerName, what: AskedFor, heard: SilenceHeard, now: Steady) {
         let mut servers = lock(&self.servers);
         let silence = servers.get_or_default(server.clone(), |silence| silence.worth(now));
+        silence.failed_at = now;
         match heard {
             SilenceHeard::Unconnected => silence.unconnected.fail(now),
             SilenceHeard::Unanswered => silence.unanswered[what as usize].fail(now),
@@ -177,6 +198,18 @@ impl SilentServers {
             servers.remove(server);
             self.any.store(!servers.is_empty(), Ordering::Relaxed);
         }
+    }
+}
+
+/// Somebody asks a silent server; over when dropped.
+pub(in crate::service) struct SilenceProbe<'a> {
+    probed: &'a Mutex<HashSet<ServerName>>,
+    server: ServerName,
+}
+
+impl Drop for SilenceProbe<'_> {
+    fn drop(&mut self) {
+        lock(self.probed).remove(&self.server);
     }
 }
 
@@ -300,6 +333,20 @@ mod tests {
         assert!(about(AskedFor::Keys) && about(AskedFor::Profile));
         silent.answered(&server, AskedFor::Space);
         assert!(!about(AskedFor::Keys) && !silent.may_be_silent(&server, now));
+    }
+
+    #[test]
+    fn who_is_silent_is_asked_all_the_same_by_one_at_a_time_and_not_soon_by_who_can_do_without() {
+        let (silent, server) = (SilentServers::default(), server());
+        for _ in 0..3 {
+            silent.failed(&server, AskedFor::Space, SilenceHeard::Unanswered, Steady::at(1));
+        }
+        let asks = |insists, ms| silent.probe(&server, insists, Steady::at(ms));
+        assert!(asks(false, PROBE_PAUSE_MS).is_none());
+        let probe = asks(true, 2).expect("whoever insists");
+        assert!(asks(true, 2).is_none() && asks(false, PROBE_PAUSE_MS + 1).is_none());
+        drop(probe);
+        assert!(asks(false, PROBE_PAUSE_MS + 1).is_some());
     }
 
     #[test]

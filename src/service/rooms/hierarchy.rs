@@ -2,7 +2,8 @@
 //!
 //! A page ends where it is full, and where the time or the questions to other servers that it has are used up: whoever
 //! waits has what there is, and the next page goes on there (`space_walks`). Rooms elsewhere that are to come next are asked
-//! about side by side, so that servers which never answer hold up none of the others.
+//! about side by side, so that servers which never answer hold up none of the others: what could not be asked about in its
+//! time is set aside, and comes later than its place is, or not at all.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::space_cache::{RoomKnowledge, RoomQuestion};
+use super::space_cache::{ASK_TIME_MIN, RoomKnowledge, RoomQuestion};
 use super::space_walks::{SpaceStep, SpaceWalk, USER_BYTES_MAX};
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{into_inner, lock};
@@ -18,7 +19,7 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::Rooms;
-use crate::service::rooms::summary::{SpaceRoom, Visitor, may_know, space_room};
+use crate::service::rooms::summary::{SpaceRoom, Visitor, may_know, servers_are_silent, space_room};
 
 /// Rooms of a page if the client names no limit.
 const PAGE_DEFAULT: u64 = 50;
@@ -35,6 +36,10 @@ const STEPS_MAX: usize = 20_000;
 const ASKS_MAX: usize = 50;
 const ASKS_AT_ONCE_MAX: usize = 8;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(9);
+/// So much of that is enough for one room: what its servers did not tell by then is left out of the walk.
+const TIME_PER_ROOM: Duration = Duration::from_secs(5);
+/// So many rooms are left for the next page, while those are shown that need not be asked about.
+const SET_ASIDE_MAX: usize = 1000;
 /// Among so many rooms that come next are those that are asked about with one.
 const LOOK_AHEAD_MAX: usize = 200;
 /// How many servers are known of each room that is yet to be looked at.
@@ -130,6 +135,8 @@ struct SpacePage<'a> {
     asks_left: usize,
     rooms: Vec<SpaceRoom>,
     bytes: usize,
+    /// What is left for the next page since the time of this one is over.
+    set_aside: Vec<SpaceStep>,
 }
 
 /// What there is to show of a room.
@@ -142,9 +149,18 @@ enum Look {
 }
 
 impl SpacePage<'_> {
-    /// Walks on until the page ends. Whether that is the end of the walk. Errors: of the root; 429 `M_LIMIT_EXCEEDED` if
-    /// nothing is shown for that.
+    /// Fills the page. Whether that is the end of the walk. Errors: of the root; 429 `M_LIMIT_EXCEEDED` if nothing is shown for
+    /// that.
     fn fill(&mut self) -> Result<bool> {
+        let is_over = self.walk_on()? && self.set_aside.is_empty();
+        while let Some(step) = self.set_aside.pop() {
+            self.walk.put_back(step);
+        }
+        Ok(is_over)
+    }
+
+    /// Walks on until the page ends. Whether that is at the end of the walk, but for what was set aside.
+    fn walk_on(&mut self) -> Result<bool> {
         while let Some(step) = self.walk.left.pop() {
             if !self.walk.seen.insert(step.room.clone()) {
                 continue;
@@ -162,6 +178,10 @@ impl SpacePage<'_> {
                 Err(error) if error.errcode() != ErrCode::LimitExceeded || self.rooms.is_empty() => {
                     return Err(error);
                 }
+                // Its siblings need not wait for it.
+                Ok(Look::Unasked) if !is_full && self.is_late() && self.set_aside.len() < SET_ASIDE_MAX => {
+                    self.set_aside.push(step);
+                }
                 Ok(Look::Shown(_) | Look::Unasked) | Err(_) => {
                     self.walk.put_back(step);
                     return Ok(false);
@@ -169,6 +189,11 @@ impl SpacePage<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether it is too late to ask anybody.
+    fn is_late(&self) -> bool {
+        self.until.saturating_duration_since(Instant::now()) < ASK_TIME_MIN
     }
 
     fn show(&mut self, step: &SpaceStep, room: SpaceRoom) {
@@ -212,10 +237,10 @@ impl SpacePage<'_> {
                     self.walk.learn(&answer);
                     Some(answer.room.clone())
                 }
-                RoomKnowledge::Unknown => told,
-                RoomKnowledge::Unasked if step.depth == 0 => {
-                    return Err(Error::bad_gateway("The room's servers do not answer").with_status(504));
+                RoomKnowledge::Unanswered | RoomKnowledge::Unasked if step.depth == 0 => {
+                    return Err(servers_are_silent());
                 }
+                RoomKnowledge::Unknown | RoomKnowledge::Unanswered => told,
                 RoomKnowledge::Unasked => return Ok(Look::Unasked),
             }
         };
@@ -244,7 +269,7 @@ impl SpacePage<'_> {
         let first = self.question(step, servers);
         let known = self.hs.rooms().know_of(self.user, &first, None)?;
         let asks = self.asks_left.min((self.limit - self.rooms.len()).max(1));
-        if !matches!(known, RoomKnowledge::Unasked) || asks == 0 || Instant::now() >= self.until {
+        if !matches!(known, RoomKnowledge::Unasked) || asks == 0 || self.is_late() {
             return Ok(known);
         }
         let mut questions = vec![first];
@@ -258,14 +283,21 @@ impl SpacePage<'_> {
         }
         self.asks_left -= questions.len();
         let mut answers = self.ask_side_by_side(questions);
-        let first = answers.iter().position(|(room, _)| *room == step.room).map(|at| answers.swap_remove(at));
-        for (room, answer) in answers {
+        for (_, answer, took) in &mut answers {
+            // What had its time is not waited for on the next page as well.
+            if matches!(answer, Ok(RoomKnowledge::Unasked)) && *took >= TIME_PER_ROOM {
+                *answer = Ok(RoomKnowledge::Unanswered);
+            }
+        }
+        let first =
+            answers.iter().position(|(room, ..)| *room == step.room).map(|at| answers.swap_remove(at));
+        for (room, answer, _) in answers {
             match answer {
                 Ok(RoomKnowledge::Unasked) | Err(_) => {}
                 Ok(answer) => drop(self.walk.answers.insert(room, answer)),
             }
         }
-        let first = first.map_or(Ok(RoomKnowledge::Unasked), |(_, answer)| answer)?;
+        let first = first.map_or(Ok(RoomKnowledge::Unasked), |(_, answer, _)| answer)?;
         if !matches!(first, RoomKnowledge::Unasked) {
             self.walk.answers.insert(step.room.clone(), first.clone());
         }
@@ -277,7 +309,8 @@ impl SpacePage<'_> {
     }
 
     fn question(&self, step: &SpaceStep, servers: Vec<ServerName>) -> RoomQuestion {
-        RoomQuestion { room: step.room.clone(), servers, suggested_only: self.from.suggested_only }
+        let (room, suggested_only, insists) = (step.room.clone(), self.from.suggested_only, step.depth == 0);
+        RoomQuestion { room, servers, suggested_only, insists }
     }
 
     /// What others will have to be asked about a room that is yet to come, if they will.
@@ -296,7 +329,10 @@ impl SpacePage<'_> {
     }
 
     /// Asks until it has been told as much as a walk may hold; what is left then is not answered.
-    fn ask_side_by_side(&self, questions: Vec<RoomQuestion>) -> Vec<(RoomId, Result<RoomKnowledge>)> {
+    fn ask_side_by_side(
+        &self,
+        questions: Vec<RoomQuestion>,
+    ) -> Vec<(RoomId, Result<RoomKnowledge>, Duration)> {
         let (count, told) = (questions.len(), AtomicUsize::new(0));
         let (next, answers) = (Mutex::new(questions.into_iter()), Mutex::new(Vec::new()));
         let work = || {
@@ -307,9 +343,10 @@ impl SpacePage<'_> {
                 else {
                     return;
                 };
+                let began = Instant::now();
                 let answer = self.hs.rooms().know_of(self.user, &question, Some(self.until));
                 told.fetch_add(answer.as_ref().map_or(0, RoomKnowledge::weight), Ordering::Relaxed);
-                lock(&answers).push((question.room, answer));
+                lock(&answers).push((question.room, answer, began.elapsed()));
             }
         };
         std::thread::scope(|scope| {
@@ -341,6 +378,7 @@ impl Rooms<'_> {
             asks_left: ASKS_MAX,
             rooms: Vec::new(),
             bytes: 0,
+            set_aside: Vec::new(),
         };
         let is_over = page.fill()?;
         let SpacePage { walk, rooms, .. } = page;

@@ -14,8 +14,8 @@ use crate::locks::lock;
 use crate::order;
 use crate::protocol::json::{read, read_object};
 use crate::protocol::{RoomId, ServerName, UserId};
-use crate::service::limits::request_permits::{Asker, AskerId};
-use crate::service::limits::silent_servers::{AskedFor, SILENT_AFTER, took_all_of};
+use crate::service::limits::request_permits::{Asker, AskerId, RequestPermit};
+use crate::service::limits::silent_servers::{AskedFor, PROBE_TIMEOUT, SILENT_AFTER, took_all_of};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::space_walks::NAME_BYTES;
 use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom};
@@ -23,7 +23,7 @@ use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom};
 /// How many servers are heard about one room.
 const SERVERS_HEARD_MAX: usize = 3;
 /// A server that would have less time than this is not asked any more.
-const ASK_TIME_MIN: Duration = Duration::from_secs(1);
+pub(super) const ASK_TIME_MIN: Duration = Duration::from_secs(1);
 /// For how long an answer of another server is good.
 const CACHED_FOR_MS: Millis = 300_000;
 /// A server that made us wait so long for nothing is not asked the same again for so long: whoever looks again would wait as
@@ -143,6 +143,8 @@ pub(in crate::service) struct RoomQuestion {
     pub servers: Vec<ServerName>,
     /// Of its children the suggested ones alone.
     pub suggested_only: bool,
+    /// Whether it is what somebody wants to know of, and no room among others.
+    pub insists: bool,
 }
 
 /// What there is to know of a room that this server is not in.
@@ -152,6 +154,8 @@ pub(in crate::service) enum RoomKnowledge {
     Answered(Arc<SpaceAnswer>),
     /// None of them knows it.
     Unknown,
+    /// None of them says anything.
+    Unanswered,
     /// Somebody would have had to be asked, or was given too little time.
     Unasked,
 }
@@ -161,76 +165,149 @@ impl RoomKnowledge {
     pub(super) fn weight(&self) -> usize {
         match self {
             Self::Answered(answer) => answer.weight(),
-            Self::Unknown | Self::Unasked => 0,
+            Self::Unknown | Self::Unanswered | Self::Unasked => 0,
         }
     }
 }
 
 impl Rooms<'_> {
-    /// What the first of some servers that knows the room says of it. Those that did not answer lately are not asked;
-    /// `until`: nobody is asked from then on, or at all. Errors: 429 `M_LIMIT_EXCEEDED` if enough is being asked for the
-    /// user.
+    /// What the first of some servers that knows the room says of it. Those that did not answer lately are asked when nobody
+    /// else is left, one of them and for less time; `until`: nobody is asked from then on, or at all. Errors: 429
+    /// `M_LIMIT_EXCEEDED` if enough is being asked for the user.
     pub(in crate::service) fn know_of(
         &self,
         user: &UserId,
         question: &RoomQuestion,
         until: Option<Instant>,
     ) -> Result<RoomKnowledge> {
-        let RoomQuestion { room, suggested_only, .. } = question;
+        let RoomQuestion { room, suggested_only, insists, .. } = question;
         let mut servers = question.servers.clone();
         order::sort_by_cached_key(&mut servers, |server| self.likelihood(server));
-        let (mut permit, mut heard, mut cut_short) = (None, 0, false);
+        let (mut permit, mut said) = (None, WhatServersSaid::default());
+        let mut silent = Vec::new();
         for peer in servers {
-            let (now, question) = (self.clock.steady(), (peer.clone(), room.clone(), *suggested_only));
-            match self.space_cache.of(&question, now) {
+            let (now, key) = (self.clock.steady(), (peer.clone(), room.clone(), *suggested_only));
+            match self.space_cache.of(&key, now) {
                 Some(Some(told)) => return Ok(RoomKnowledge::Answered(told)),
-                Some(None) => continue,
-                None if heard == SERVERS_HEARD_MAX
-                    || self.silent_servers.is_silent(&peer, AskedFor::Space, now) =>
-                {
+                Some(None) => {
+                    said.no = true;
+                    continue;
+                }
+                None if said.heard == SERVERS_HEARD_MAX => continue,
+                None if self.silent_servers.is_silent(&peer, AskedFor::Space, now) => {
+                    silent.push(peer);
                     continue;
                 }
                 None => {}
             }
             let Some(until) = until else { return Ok(RoomKnowledge::Unasked) };
-            if permit.is_none() {
-                let asker = Asker::new(AskerId::User(user.clone()));
-                permit = Some(self.request_permits.ask_until(&asker, Some(until))?);
-            }
-            let began = Instant::now();
-            let within = until.saturating_duration_since(began).min(SILENT_AFTER);
+            self.wait_for_permit(user, &mut permit, until)?;
+            let within = until.saturating_duration_since(Instant::now()).min(SILENT_AFTER);
             if within < ASK_TIME_MIN {
                 return Ok(RoomKnowledge::Unasked);
             }
-            let answer = self.ask_peer(&peer, AskedFor::Space, within, |within| {
-                self.federation.hierarchy(&peer, room, *suggested_only, within)
-            });
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(e) if e.is_unreachable() => {
-                    cut_short |= within < SILENT_AFTER && took_all_of(within, began);
-                    log::debug!("about {room}: {}", e.into_client_error(&peer));
-                    continue;
-                }
-                Err(e) => {
-                    heard += 1;
-                    log::debug!("about {room}: {}", e.into_client_error(&peer));
-                    if began.elapsed().as_millis() >= IN_VAIN_AFTER_MS {
-                        self.space_cache.put(question, None, 0, now);
-                    }
-                    continue;
-                }
-            };
-            let bytes = answer.size;
-            let Some(told) = SpaceAnswer::of(answer, room, *suggested_only) else {
-                heard += 1;
-                log::debug!("{peer} was asked about {room} and told of something else");
-                continue;
-            };
-            let told = Arc::new(told);
-            self.space_cache.put(question, Some(told.clone()), bytes, now);
-            return Ok(RoomKnowledge::Answered(told));
+            if let Some(told) = self.ask_about_room(&peer, question, within, &mut said) {
+                return Ok(RoomKnowledge::Answered(told));
+            }
         }
-        Ok(if cut_short { RoomKnowledge::Unasked } else { RoomKnowledge::Unknown })
+        if said.cut_short {
+            return Ok(RoomKnowledge::Unasked);
+        }
+        // Where somebody said no, it is known without the others; and one that did not answer was enough to wait for.
+        if said.no || silent.is_empty() || (said.silence && !insists) {
+            return Ok(said.nothing());
+        }
+        let probe = silent.iter().find_map(|peer| {
+            let probe = self.silent_servers.probe(peer, *insists, self.clock.steady())?;
+            Some((peer, probe))
+        });
+        let Some((peer, _probe)) = probe else { return Ok(RoomKnowledge::Unanswered) };
+        let Some(until) = until else { return Ok(RoomKnowledge::Unasked) };
+        self.wait_for_permit(user, &mut permit, until)?;
+        let within = until.saturating_duration_since(Instant::now()).min(PROBE_TIMEOUT);
+        if within < ASK_TIME_MIN {
+            return Ok(RoomKnowledge::Unanswered);
+        }
+        let told = self.ask_about_room(peer, question, within, &mut said);
+        Ok(told.map_or_else(|| said.nothing(), RoomKnowledge::Answered))
+    }
+
+    fn wait_for_permit(
+        &self,
+        user: &UserId,
+        permit: &mut Option<RequestPermit>,
+        until: Instant,
+    ) -> Result<()> {
+        if permit.is_none() {
+            let asker = Asker::new(AskerId::User(user.clone()));
+            *permit = Some(self.request_permits.ask_until(&asker, Some(until))?);
+        }
+        Ok(())
+    }
+
+    /// What a server says of a room, if it says anything.
+    fn ask_about_room(
+        &self,
+        peer: &ServerName,
+        question: &RoomQuestion,
+        within: Duration,
+        said: &mut WhatServersSaid,
+    ) -> Option<Arc<SpaceAnswer>> {
+        let RoomQuestion { room, suggested_only, .. } = question;
+        let (now, key) = (self.clock.steady(), (peer.clone(), room.clone(), *suggested_only));
+        let began = Instant::now();
+        let answer = self.ask_peer(peer, AskedFor::Space, within, |within| {
+            self.federation.hierarchy(peer, room, *suggested_only, within)
+        });
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(e) if e.is_unreachable() => {
+                said.silence = true;
+                said.cut_short |= within < SILENT_AFTER && took_all_of(within, began);
+                log::debug!("about {room}: {}", e.into_client_error(peer));
+                return None;
+            }
+            Err(e) => {
+                said.refused();
+                log::debug!("about {room}: {}", e.into_client_error(peer));
+                if began.elapsed().as_millis() >= IN_VAIN_AFTER_MS {
+                    self.space_cache.put(key, None, 0, now);
+                }
+                return None;
+            }
+        };
+        let bytes = answer.size;
+        let Some(told) = SpaceAnswer::of(answer, room, *suggested_only) else {
+            said.refused();
+            log::debug!("{peer} was asked about {room} and told of something else");
+            return None;
+        };
+        let told = Arc::new(told);
+        self.space_cache.put(key, Some(told.clone()), bytes, now);
+        Some(told)
+    }
+}
+
+/// What came of asking servers about a room of which none has told yet.
+#[derive(Default)]
+struct WhatServersSaid {
+    /// So many said something else.
+    heard: usize,
+    /// One of them did, or had before.
+    no: bool,
+    /// One did not answer.
+    silence: bool,
+    /// One had little time for that.
+    cut_short: bool,
+}
+
+impl WhatServersSaid {
+    fn refused(&mut self) {
+        self.heard += 1;
+        self.no = true;
+    }
+
+    fn nothing(&self) -> RoomKnowledge {
+        if self.silence && !self.no { RoomKnowledge::Unanswered } else { RoomKnowledge::Unknown }
     }
 }

@@ -291,6 +291,11 @@ fn is_server_in_any(db: &Db<'_>, server: &ServerName, rooms: &[RoomId]) -> Resul
     Ok(false)
 }
 
+/// The servers that may know a room say nothing of it. 504.
+pub(super) fn servers_are_silent() -> Error {
+    Error::bad_gateway("The room's servers do not answer").with_status(504)
+}
+
 /// A summary, and what the user who asked is to the room.
 #[derive(Debug, Serialize)]
 pub struct RoomSummaryFor {
@@ -303,7 +308,7 @@ pub struct RoomSummaryFor {
 
 impl Rooms<'_> {
     /// The summary of a room, asked of other servers if this server is not in it and a local user wants to know.
-    /// Errors: 404 `M_NOT_FOUND`, also if it may not be told to them.
+    /// Errors: 404 `M_NOT_FOUND`, also if it may not be told to them; 504 if no server that may know it answers.
     pub fn room_summary(&self, user: Option<&UserId>, target: &JoinTarget) -> Result<RoomSummaryFor> {
         let not_found = || Error::not_found("Room not found.");
         let visitor = user.map_or(Visitor::Anybody, Visitor::User);
@@ -320,10 +325,13 @@ impl Rooms<'_> {
             (None, None) => return Err(not_found()),
             (None, Some(user)) => {
                 let (membership, servers) = self.membership().remote_view(user, target)?;
-                let question = RoomQuestion { room: target.room_id.clone(), servers, suggested_only: false };
+                let room = target.room_id.clone();
+                let question = RoomQuestion { room, servers, suggested_only: false, insists: true };
                 let until = Instant::now() + SUMMARY_TIMEOUT;
-                let RoomKnowledge::Answered(told) = self.know_of(user, &question, Some(until))? else {
-                    return Err(not_found());
+                let told = match self.know_of(user, &question, Some(until))? {
+                    RoomKnowledge::Answered(told) => told,
+                    RoomKnowledge::Unknown => return Err(not_found()),
+                    RoomKnowledge::Unanswered | RoomKnowledge::Unasked => return Err(servers_are_silent()),
                 };
                 let summary = told.room.summary.clone();
                 if !self.may_know_remote(user, membership, &summary)? {
