@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use crate::common::client::{filter, join, knock, room_path, sync};
+use crate::common::client::{filter, join, knock, post, room_path, sync};
 use crate::common::peer::{FakeRoom, Peer};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::protocol::RoomId;
-use doorstep::testing::TestUser;
+use doorstep::protocol::remote_membership::{RemoteMembership, RemoteState};
+use doorstep::protocol::{RoomId, UserId};
+use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
 /// A room whose last state, as this server knows it, says that bob is invited: he was while alice was in it, and she, the
@@ -236,4 +237,73 @@ fn an_invite_from_before_the_user_left_is_asked_about_where_only_the_last_state_
         server.advance(Duration::from_secs(600));
         assert_eq!(invite_shown(&bob, &room).is_empty(), !stands);
     }
+}
+
+/// A room of this server alone, in which bob is invited, or upon which he has knocked, before its only member leaves it.
+fn deserted(alice: &TestUser, bob: &TestUser, version: &str, is_knock: bool) -> RoomId {
+    let rule = json!({ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } });
+    let room = alice.create_room_with(json!({ "room_version": version, "initial_state": [rule] }));
+    match is_knock {
+        true => assert_eq!(post(bob, &format!("knock/{}", segment(&room)), json!({})).0, 200),
+        false => alice.invite(&room, bob.id()),
+    }
+    bob.wait_for_room(if is_knock { "knock" } else { "invite" }, &room);
+    alice.leave(&room);
+    RoomId::parse(&room).expect("a room id")
+}
+
+fn row_of(server: &TestServer, user: &TestUser, room: &RoomId) -> RemoteMembership {
+    let user = UserId::parse(user.id()).expect("a user id");
+    let row = server.homeserver().store.read(|db| db.remote_membership(room, &user));
+    row.expect("the database reads").expect("a row")
+}
+
+#[test]
+fn who_rejects_an_invite_or_withdraws_a_knock_where_nobody_is_left_has_left_at_once() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    for (version, is_knock) in [("11", false), ("11", true), ("12", false), ("12", true)] {
+        let bob = server.user(&format!("bob{version}{is_knock}"));
+        let room = deserted(&alice, &bob, version, is_knock);
+        bob.leave(room.as_str());
+        let is_closed = || row_of(&server, &bob, &room).state == RemoteState::Closed;
+        wait_until("nobody is left to be told", is_closed);
+        assert_eq!(row_of(&server, &bob, &room).due_ms, None);
+        bob.wait_for_room("leave", room.as_str());
+    }
+}
+
+#[test]
+fn a_stranger_who_claims_a_room_where_nobody_is_left_hears_of_it_when_their_invite_is_rejected() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let id = deserted(&alice, &bob, "11", false);
+    let invite = json!({
+        "type": "m.room.member", "room_id": id.as_str(), "sender": peer.user("mallory"), "state_key": bob.id(),
+        "content": { "membership": "invite" }, "depth": 9, "origin_server_ts": 1, "auth_events": [],
+        "prev_events": [],
+    });
+    let version = doorstep::protocol::room_version::room_version("11").expect("a version");
+    let invite = peer.sign(invite.as_object().expect("an object").clone(), version);
+    let body = json!({ "room_version": "11", "event": invite.to_object(), "invite_room_state": [] });
+    let (status, said) = peer.put_event(server.name(), "v2/invite", &id, &invite, &body);
+    assert_eq!(status, 200, "{said}");
+    peer.answer_json("make_leave", 403, forbidden());
+    bob.leave(id.as_str());
+    wait_until("it is over", || row_of(&server, &bob, &id).state == RemoteState::Closed);
+    assert_eq!(row_of(&server, &bob, &id).due_ms, None);
+    wait_until("who claimed the room is told", || !peer.asked("make_leave").is_empty());
+}
+
+#[test]
+fn of_an_invite_where_nobody_is_left_nobody_is_asked_after_a_stranger_has_refused_the_join() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = deserted(&alice, &bob, "11", false);
+    peer.answer_json("make_join", 403, forbidden());
+    let (status, said) = join(&bob, room.as_str(), Some(peer.name().as_str()));
+    assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{said}");
+    wait_until("the matter is settled", || row_of(&server, &bob, &room).due_ms.is_none());
+    assert_eq!(row_of(&server, &bob, &room).state, RemoteState::Invited);
+    bob.wait_for_room("invite", room.as_str());
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::rows;
 use super::template::TEMPLATE_TIMEOUT;
-use crate::error::{ErrCode, Error, Result};
+use crate::error::{Error, Result};
 use crate::federation::{CallError, CallResult};
 use crate::order;
 use crate::protocol::pdu::Membership;
@@ -38,7 +38,8 @@ impl Memberships<'_> {
     /// The servers to ask, best first and never ourselves: the one that we knocked through, the inviter's, those that
     /// the client named, others that were worth asking before, those that we saw in the room when we were in it, the
     /// one in the room's id. Where none holds a knock or an invite of the user's, those that the client names come first:
-    /// what was asked before may be what they want to get away from. Errors: 404 `M_NOT_FOUND` if there are none.
+    /// what was asked before may be what they want to get away from. There are none of a room that nobody but this server was
+    /// ever in, and of one that nobody has named a server of.
     pub(super) fn candidates(
         &self,
         target: &JoinTarget,
@@ -64,11 +65,21 @@ impl Memberships<'_> {
                 candidates.push(server);
             }
         }
-        if candidates.is_empty() {
-            return Err(Error::not_found("No server is known that is in that room; name one with `via`"));
-        }
         candidates.truncate(CANDIDATES_MAX);
         Ok(candidates)
+    }
+
+    /// [`Self::candidates`] for who wants to be let in. Errors: 404 `M_NOT_FOUND` if there are none.
+    pub(super) fn candidates_to_enter(
+        &self,
+        target: &JoinTarget,
+        row: Option<&RemoteMembership>,
+    ) -> Result<Vec<ServerName>> {
+        let candidates = self.candidates(target, row)?;
+        match candidates.is_empty() {
+            true => Err(Error::not_found("No server is known that is in that room; name one with `via`")),
+            false => Ok(candidates),
+        }
     }
 
     /// For a room that this server is not in: what the user is to it as far as we know, and the servers to ask about
@@ -85,11 +96,7 @@ impl Memberships<'_> {
             RemoteState::Leaving | RemoteState::Closed => Some(Membership::Leave),
             RemoteState::Joining => None,
         });
-        match self.candidates(target, row.as_ref()) {
-            Ok(servers) => Ok((membership, servers)),
-            Err(error) if error.errcode() == ErrCode::NotFound => Ok((membership, Vec::new())),
-            Err(error) => Err(error),
-        }
+        Ok((membership, self.candidates(target, row.as_ref())?))
     }
 }
 

@@ -49,7 +49,7 @@ impl Memberships<'_> {
     fn knock_remotely(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
         let row = self.store.read(|db| remote_membership_or_state(db, &target.room_id, user))?;
         PriorMembership::of(row.as_ref()).may_knock()?;
-        let candidates = self.candidates(target, row.as_ref())?;
+        let candidates = self.candidates_to_enter(target, row.as_ref())?;
         match row {
             // It was signed and perhaps sent, and no answer came: the same event again, not another one.
             Some(row) if row.state == RemoteState::Knocking => self.deliver_knock(&row, &candidates),

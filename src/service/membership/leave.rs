@@ -106,6 +106,10 @@ impl Memberships<'_> {
         let (mut answers, mut expected) =
             (HandshakeAnswers::new(self.clock.instant()), TemplateExpectation::to_leave(row));
         let mut candidates = self.candidates(&target, Some(row))?;
+        // Nobody but this server was in the room, and by now nobody is: what the row says is all that there is to say.
+        if candidates.is_empty() {
+            return self.leave_taken(row, self.server_name());
+        }
         let unaware_host = row.unaware_host();
         // It was handed to a server, and no answer came: the same event again. What else the server says is of no use:
         // it may have it already.

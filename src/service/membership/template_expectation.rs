@@ -154,12 +154,14 @@ impl Memberships<'_> {
     pub(super) fn look_up(&self, row: &RemoteMembership) -> Result<()> {
         let (Some(about), Some(_)) = (row.told().cloned(), row.due_ms) else { return Ok(()) };
         let servers = self.servers_that_know(row)?;
+        // Where there is nobody to ask, nobody but this server was in the room, and it stands there as it is known here.
+        let own_word = servers.is_empty().then_some((RoomAnswer::Stands, None));
         let said = servers.iter().take(SERVERS_ASKED_MAX).find_map(|peer| {
             let template =
                 self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, TEMPLATE_TIMEOUT);
             answer_of(row, template).map(|answer| (answer, Some(peer.clone())))
         });
-        let (answer, by) = said.unwrap_or((RoomAnswer::Unanswered, None));
+        let (answer, by) = said.or(own_word).unwrap_or((RoomAnswer::Unanswered, None));
         if answer == RoomAnswer::Unanswered {
             self.scheduler.waits_for(&servers, &row.room_id, &row.user_id);
         }

@@ -203,7 +203,7 @@ impl Memberships<'_> {
         content: &Map<String, Value>,
     ) -> Result<()> {
         let mut answers = HandshakeAnswers::new(self.clock.instant());
-        let mut queue = self.handshake_queue(&self.candidates(target, None)?, None, true);
+        let mut queue = self.handshake_queue(&self.candidates_to_enter(target, None)?, None, true);
         while answers.has_time(self.clock.instant())
             && let Some((peer, within)) = queue.next()
         {
@@ -277,7 +277,7 @@ impl Memberships<'_> {
             return Err(stands_no_more());
         }
         let before = PriorMembership::of(row.as_ref());
-        let mut candidates = self.candidates(target, row.as_ref())?;
+        let mut candidates = self.candidates_to_enter(target, row.as_ref())?;
         let host = host_of(row.as_ref(), by.is_some()).cloned();
         let mut attempts = JoinAttempts::new(self.clock.instant(), host, waiter);
         let mut expected = self.store.read(|db| {
