@@ -1,8 +1,9 @@
 //! The one error type: what went wrong, as Matrix says it to a client or a peer.
 //!
 //! `ErrCode::status` is the only table from errcode to HTTP status. An `Error` has two faces: `message` (and
-//! `fields`) go on the wire, `cause` goes to the log and never leaves the house. Functions return errors or log
-//! them, never both; the HTTP layer logs what it answers with 500.
+//! `fields`) go on the wire, `cause` goes to the log and never leaves the house. Where another server's refusal is passed on,
+//! the wire has its status too (`told_as`), and within the house it stays a failure of that server. Functions return errors or
+//! log them, never both; the HTTP layer logs what it answers with 500.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -95,13 +96,22 @@ struct ErrorParts {
     message: Cow<'static, str>,
     fields: Map<String, Value>,
     cause: Option<Cause>,
+    /// The status and the code that go on the wire, if they are others.
+    told_as: Option<(u16, ErrCode)>,
 }
 
 impl Error {
     /// An error with the code's usual status.
     pub fn new(errcode: ErrCode, message: impl Into<Cow<'static, str>>) -> Self {
         let (status, message) = (errcode.status(), message.into());
-        Self(Box::new(ErrorParts { errcode, status, message, fields: Map::new(), cause: None }))
+        Self(Box::new(ErrorParts {
+            errcode,
+            status,
+            message,
+            fields: Map::new(),
+            cause: None,
+            told_as: None,
+        }))
     }
 
     /// Our fault: 500 `M_UNKNOWN`. The cause is for the log only.
@@ -151,6 +161,13 @@ impl Error {
         self
     }
 
+    /// The same error with another sentence for the other side.
+    #[must_use]
+    pub fn with_message(mut self, message: impl Into<Cow<'static, str>>) -> Self {
+        self.0.message = message.into();
+        self
+    }
+
     /// The same error with one more top-level field in its body, for example `room_version`.
     #[must_use]
     pub fn with_field(mut self, name: &str, value: impl Into<Value>) -> Self {
@@ -163,6 +180,29 @@ impl Error {
     pub fn with_cause(mut self, cause: impl Into<Cause>) -> Self {
         self.0.cause = Some(cause.into());
         self
+    }
+
+    /// The same error, of which whoever asked is told this status under a code of ours that goes with it: another server has
+    /// refused, in words that mean something to people and nothing to this server, which may ask again. Of no other status
+    /// than 400 and 403.
+    #[must_use]
+    pub fn told_as(mut self, status: u16) -> Self {
+        self.0.told_as = match status {
+            400 => Some((status, ErrCode::Unknown)),
+            403 => Some((status, ErrCode::Forbidden)),
+            _ => None,
+        };
+        self
+    }
+
+    /// Whether whoever asked is told another server's words.
+    pub fn is_passed_on(&self) -> bool {
+        self.0.told_as.is_some()
+    }
+
+    /// The HTTP status that goes on the wire.
+    pub fn told_status(&self) -> u16 {
+        self.0.told_as.map_or(self.0.status, |(status, _)| status)
     }
 
     /// The Matrix error code.
@@ -222,7 +262,8 @@ impl Error {
     /// The body as Matrix specifies it: `errcode`, `error` and the extra fields.
     pub fn to_json(&self) -> Value {
         let mut body = self.0.fields.clone();
-        body.insert("errcode".into(), self.0.errcode.as_str().into());
+        let errcode = self.0.told_as.map_or(self.0.errcode, |(_, errcode)| errcode);
+        body.insert("errcode".into(), errcode.as_str().into());
         body.insert("error".into(), self.0.message.as_ref().into());
         Value::Object(body)
     }
@@ -274,6 +315,17 @@ mod tests {
             e.to_json().to_string(),
             r#"{"errcode":"M_INCOMPATIBLE_ROOM_VERSION","error":"no","room_version":"9"}"#
         );
+    }
+
+    #[test]
+    fn a_refusal_that_is_passed_on_has_its_status_on_the_wire_alone() {
+        for (status, errcode) in [(400, "M_UNKNOWN"), (403, "M_FORBIDDEN")] {
+            let e = Error::bad_gateway("b.org refused: no").told_as(status);
+            assert_eq!((e.status(), e.errcode(), e.told_status()), (502, ErrCode::Unknown, status));
+            assert_eq!(e.to_json()["errcode"], errcode);
+        }
+        let e = Error::bad_gateway("b.org refused: no").told_as(401);
+        assert!(!e.is_passed_on() && e.told_status() == 502);
     }
 
     #[test]

@@ -128,6 +128,21 @@ impl CallError {
         })
     }
 
+    /// [`Self::into_client_error`] of a join, a knock or an invite: "The error should be passed through to clients so that they
+    /// may give better feedback to users", but for `M_MISSING_PARAM` and `M_INVALID_PARAM`. A 400 or 403 by another code than
+    /// those of the resource is told as such in the peer's words, under a code of ours: a peer's may have clients log out, ask
+    /// for a password or show somebody's link. What this server does next does not rest on it.
+    pub fn into_handshake_error(self, peer: &ServerName) -> Error {
+        let told = self.refusal().filter(|refusal| is_for_users(refusal));
+        let told = told.map(|refusal| (refusal.status, refusal.message.clone()));
+        let error = self.into_client_error(peer);
+        match told.filter(|_| !error.errcode().is_relayable()) {
+            Some((status, said)) if said.is_empty() => error.told_as(status),
+            Some((status, said)) => error.with_message(format!("{peer} refused: {said}")).told_as(status),
+            None => error,
+        }
+    }
+
     /// As our own client should hear it: codes that speak of the resource pass with their extra fields, everything
     /// else is 502 naming the peer (504 if it was not reached).
     pub fn into_client_error(self, peer: &ServerName) -> Error {
@@ -162,6 +177,13 @@ impl CallError {
             }
         }
     }
+}
+
+/// Whether what a peer says in refusing may be of use to the user, whatever its code: it is not about how this server has asked.
+fn is_for_users(refusal: &PeerError) -> bool {
+    const OF_OUR_REQUEST: [&str; 3] = ["M_MISSING_PARAM", "M_INVALID_PARAM", "M_UNRECOGNIZED"];
+    let code = refusal.errcode.as_deref();
+    matches!(refusal.status, 400 | 403) && code.is_some_and(|code| !OF_OUR_REQUEST.contains(&code))
 }
 
 impl fmt::Display for CallError {

@@ -91,6 +91,23 @@ fn whoever_cannot_be_reached_holds_up_nobody_who_is_invited_to_a_new_room() {
 }
 
 #[test]
+fn a_refusal_that_speaks_of_no_room_puts_an_invite_to_a_new_room_off() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let peer = takes_invites(None);
+    refuse_invites(&peer, 403, "M_RESOURCE_LIMIT_EXCEEDED");
+    let carol = peer.user("carol").to_string();
+    let room = make_room(&alice, &[&carol]);
+    wait_until("their server has refused", || !peer.asked("v2/invite").is_empty());
+    assert_eq!(alice.membership_of(&room, &carol), None);
+    sign_invites(&peer, None);
+    wait_until("the invite is there", || {
+        server.advance(Duration::from_secs(60));
+        is_invited(&alice, &room, &carol)
+    });
+}
+
+#[test]
 fn an_invite_to_a_new_room_is_delivered_when_the_invitees_server_is_back() {
     let (here, mut there) = TestServer::pair();
     let (alice, bob) = (here.user("alice"), there.user("bob"));

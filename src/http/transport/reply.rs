@@ -67,7 +67,7 @@ impl Reply {
 
     /// A Matrix error, with `Retry-After` where its body says `retry_after_ms`.
     pub fn error(error: &Error) -> Self {
-        let reply = Self::json_status(error.status(), &error.to_json());
+        let reply = Self::json_status(error.told_status(), &error.to_json());
         match error.field("retry_after_ms").and_then(Value::as_u64) {
             Some(ms) if error.errcode() == ErrCode::LimitExceeded => {
                 let seconds = ms.div_ceil(1000).max(1).to_string();

@@ -214,15 +214,17 @@ impl HandshakeAnswers {
             return;
         }
         self.undecided |= undecided;
-        let error = error.into_client_error(peer);
+        let error = error.into_handshake_error(peer);
         let speaks_of_the_room = !undecided && error.errcode().is_relayable();
         // A server that is not in the room knows less of it than one that says no.
         let is_better =
             self.refusal.as_ref().is_none_or(|first| first.status() == 404 && error.status() != 404);
         if speaks_of_the_room && is_better {
             self.refusal = Some(error);
-        } else if !speaks_of_the_room {
-            self.failure.get_or_insert(error);
+        } else if !speaks_of_the_room
+            && self.failure.as_ref().is_none_or(|first| error.is_passed_on() && !first.is_passed_on())
+        {
+            self.failure = Some(error);
         }
     }
 
@@ -237,8 +239,8 @@ impl HandshakeAnswers {
         !self.undecided && self.limit.is_some()
     }
 
-    /// What the client is told: the first refusal that speaks of the room, that it asked too often, else that no server
-    /// could help.
+    /// What the client is told: the first refusal that speaks of the room, that it asked too often, else what a server says
+    /// that did not help, or that none did.
     pub fn into_error(self) -> Error {
         let (unknown, refusal) = match self.refusal {
             Some(error) if error.status() == 404 => (Some(error), None),

@@ -266,7 +266,7 @@ impl Memberships<'_> {
                 let why = format!("{peer} does not support rooms of version {}", version.id);
                 return Error::new(ErrCode::UnsupportedRoomVersion, why);
             }
-            error.as_limit(peer).unwrap_or_else(|| error.into_client_error(peer))
+            error.as_limit(peer).unwrap_or_else(|| error.into_handshake_error(peer))
         };
         let (room_id, event_id) = (ours.room_id(), ours.event_id());
         let event = RawValue::from_string(ours.json_str().to_owned()).map_err(Error::internal)?;

@@ -214,6 +214,8 @@ fn an_invite_that_comes_back_as_something_else_never_happened() {
             (403, "M_INVITE_BLOCKED", (403, "M_INVITE_BLOCKED")),
             (400, "M_INCOMPATIBLE_ROOM_VERSION", (400, "M_UNSUPPORTED_ROOM_VERSION")),
             (400, "M_UNSUPPORTED_ROOM_VERSION", (400, "M_UNSUPPORTED_ROOM_VERSION")),
+            (403, "M_CONSENT_NOT_GIVEN", (403, "M_FORBIDDEN")),
+            (400, "ORG.EXAMPLE.NOT_TODAY", (400, "M_UNKNOWN")),
             (400, "M_INVALID_PARAM", (502, "M_UNKNOWN")),
             (404, "M_UNRECOGNIZED", (502, "M_UNKNOWN")),
         ] {

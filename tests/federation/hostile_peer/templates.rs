@@ -105,6 +105,56 @@ fn a_refusal_that_speaks_of_the_room_is_passed_on_and_everything_else_is_our_own
 }
 
 #[test]
+fn what_a_server_says_in_refusing_is_passed_on_in_its_words_under_codes_of_ours() {
+    let (_server, bob, peer, room) = stage("knock");
+    let ask = |verb: &str| {
+        let via = segment(peer.name().as_str());
+        post(&bob, &format!("{verb}/{}?via={via}", segment(room.id.as_str())), json!({}))
+    };
+    for (status, errcode, told) in [
+        (400, "M_UNKNOWN", "M_UNKNOWN"),
+        (400, "M_BAD_JSON", "M_UNKNOWN"),
+        (400, "M_GUEST_ACCESS_FORBIDDEN", "M_UNKNOWN"),
+        (403, "M_RESOURCE_LIMIT_EXCEEDED", "M_FORBIDDEN"),
+        (403, "M_CONSENT_NOT_GIVEN", "M_FORBIDDEN"),
+        (403, "M_UNKNOWN_TOKEN", "M_FORBIDDEN"),
+        (403, "M_USER_LOCKED", "M_FORBIDDEN"),
+        (403, "ORG.EXAMPLE.NOT_TODAY", "M_FORBIDDEN"),
+    ] {
+        let said = json!({
+            "errcode": errcode, "error": "Come back\u{7} tomorrow", "soft_logout": true,
+            "consent_uri": "https://example.org", "admin_contact": "mailto:nobody@example.org",
+        });
+        let expected =
+            json!({ "errcode": told, "error": format!("{} refused: Come back tomorrow", peer.name()) });
+        peer.answer_json("make_", status, said.clone());
+        for verb in ["knock", "join"] {
+            assert_eq!(ask(verb), (status, expected.clone()), "{verb} {errcode}");
+        }
+        peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+        peer.answer_json("send_join", status, said);
+        assert_eq!(ask("join"), (status, expected), "send_join {errcode}");
+        peer.forget_answer("make_join");
+    }
+    // What is wrong with us, or with them, and what is not Matrix at all, tells a client nothing.
+    for (status, said) in [
+        (400, json!({ "errcode": "M_MISSING_PARAM", "error": "no" })),
+        (400, json!({ "errcode": "M_INVALID_PARAM", "error": "no" })),
+        (400, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" })),
+        (401, json!({ "errcode": "M_UNAUTHORIZED", "error": "no" })),
+        (403, json!({ "error": "no" })),
+        (413, json!({ "errcode": "M_TOO_LARGE", "error": "no" })),
+        (500, json!({ "errcode": "M_UNKNOWN", "error": "no" })),
+    ] {
+        peer.answer_json("make_", status, said.clone());
+        for verb in ["knock", "join"] {
+            let (status, body) = ask(verb);
+            assert_eq!((status, &body["errcode"]), (502, &json!("M_UNKNOWN")), "{verb} {said}");
+        }
+    }
+}
+
+#[test]
 fn whoever_asks_for_a_template_is_told_exactly_why_not() {
     let server = TestServer::start();
     let alice = server.user("alice");
