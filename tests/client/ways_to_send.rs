@@ -112,6 +112,7 @@ fn what_is_refused_at_once_is_refused_when_it_is_to_be_sent_later() {
     let shut_out = json!({ "allow": ["elsewhere.example"] });
     let not_one = room_path(&room, &format!("state/m.room.member/{}", segment(alice.id())));
     for (path, content, said) in [
+        (room_path(&room, "send/m.room.tombstone/t"), tombstone.clone(), says(400, "M_INVALID_PARAM")),
         (state("m.room.tombstone"), tombstone, says(400, "M_INVALID_PARAM")),
         (state("m.room.server_acl"), shut_out, says(400, "M_BAD_JSON")),
         (state("m.room.canonical_alias"), json!({ "alias": 7 }), says(400, "M_INVALID_PARAM")),

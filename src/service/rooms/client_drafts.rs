@@ -46,7 +46,8 @@ impl Rooms<'_> {
         match (draft.event_type.as_str(), draft.state_key.as_deref()) {
             ("m.room.redaction", _) => redacted_by(draft).map(drop),
             ("m.room.canonical_alias", Some("")) => aliases_in(&draft.content).map(drop),
-            ("m.room.tombstone", Some(""))
+            // As a message it replaces no room, and is no less wrong.
+            ("m.room.tombstone", None | Some(""))
                 if draft.content.get("replacement_room") == Some(&draft.room.as_str().into()) =>
             {
                 Err(Error::invalid_param("A room cannot be replaced by itself"))
