@@ -98,7 +98,7 @@ pub fn sign_new_event(
 /// and about the room and event of the path. Signatures and hash are checked elsewhere. For an invite the caller also
 /// sees to it that the invited user is ours.
 ///
-/// Errors: 400 `M_INVALID_PARAM`.
+/// Errors: 400 `M_INVALID_PARAM`; 403 `M_FORBIDDEN` for one of another server's user.
 pub fn check_signed_event(
     pdu: &Pdu,
     membership: Membership,
@@ -115,10 +115,9 @@ pub fn check_signed_event(
     )?;
     require(pdu.room_id() == room, "the event is of another room than the path")?;
     require(pdu.event_id() == event_id, "the event has another event id than the path")?;
-    require(
-        pdu.sender().server_name() == origin.as_str(),
-        "the event's sender is not of the requesting server",
-    )?;
+    if pdu.sender().server_name() != origin.as_str() {
+        return Err(Error::forbidden("the event's sender is not of the requesting server"));
+    }
     if membership == Membership::Invite {
         let target = pdu.state_key().and_then(|key| UserId::parse(key).ok());
         return require(target.is_some(), "the event's state_key is not a user id");
@@ -296,9 +295,11 @@ mod tests {
             let kick = json!({"type": "m.room.member", "sender": ALICE, "state_key": "@bob:a.example",
                 "content": {"membership": "leave"}});
             let message = json!({"state_key": ALICE, "content": {"membership": "leave"}});
-            for wrong in [member(ALICE, "join"), member("@bob:b.example", "leave"), kick, message] {
+            let invalid = [member(ALICE, "join"), kick, message].map(|wrong| (wrong, "M_INVALID_PARAM"));
+            let of_another = (member("@bob:b.example", "leave"), "M_FORBIDDEN");
+            for (wrong, errcode) in invalid.into_iter().chain([of_another]) {
                 let wrong = pdu(version, &wrong, &["a.example"]);
-                assert_eq!(check(&wrong).map_err(|e| e.errcode().as_str()), Err("M_INVALID_PARAM"));
+                assert_eq!(check(&wrong).map_err(|e| e.errcode().as_str()), Err(errcode));
             }
             let other_id = EventId::parse("$other:a.example").expect("id");
             assert!(check_signed_event(&good, Membership::Leave, &room, &other_id, &origin).is_err());

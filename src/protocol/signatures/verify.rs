@@ -155,10 +155,16 @@ impl fmt::Display for SignatureError {
 
 impl std::error::Error for SignatureError {}
 
-/// As the make/send endpoints want it: 400 `M_INVALID_PARAM`.
+/// As the make/send endpoints want it: 400 `M_INVALID_PARAM` for what is no proper event, which "is invalid in some way"; else
+/// 403 `M_FORBIDDEN`, since nobody may hand in what others have not signed. Synapse says so too.
 impl From<SignatureError> for Error {
     fn from(e: SignatureError) -> Self {
-        Self::invalid_param(e.to_string())
+        match e {
+            SignatureError::Malformed(why) => Self::invalid_param(why),
+            SignatureError::Unsigned(_) | SignatureError::NoKey(_) | SignatureError::Wrong(..) => {
+                Self::forbidden(e.to_string())
+            }
+        }
     }
 }
 

@@ -91,7 +91,8 @@ impl Keys<'_> {
     }
 
     /// Checks 1 to 3 on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if need be. A
-    /// wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
+    /// wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`;
+    /// 403 `M_FORBIDDEN` where a signature is lacking.
     pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
         let deadline = Instant::now() + EVENT_KEYS_TIMEOUT;
         let mut found = self.keys_for(&[event], version, None, EVENT_KEYS_TIMEOUT);

@@ -196,7 +196,8 @@ impl Memberships<'_> {
     /// The one check of an event that another server hands in signed: `send_join`, `send_knock`, `send_leave` and
     /// invites. Its type, membership, sender, state key, room and computed event id are what the request says, its
     /// content hash is right, and everyone who has to sign it has.
-    /// Errors: 400 `M_BAD_JSON`, `M_NOT_JSON`, `M_INVALID_PARAM`.
+    /// Errors: 400 `M_BAD_JSON`, `M_NOT_JSON`, `M_INVALID_PARAM`; 403 `M_FORBIDDEN` if its sender is not of the server that
+    /// asks, or somebody has not signed it.
     pub(super) fn check_signed(
         &self,
         body: &[u8],
@@ -221,11 +222,14 @@ impl Memberships<'_> {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
         let verdict = self.keys().check_parsed_pdu(event, KeyPurpose::Received(origin));
-        verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
+        verdict.map_err(|e| {
+            let told = format!("The event fails a check: {}", e.message());
+            e.with_message(told)
+        })
     }
 
     /// The evidence that one particular server has signed an event, required or not. `purpose` as for
-    /// [`Self::check_parsed_pdu`]. Errors: 400 `M_INVALID_PARAM`.
+    /// [`Self::check_parsed_pdu`]. Errors: 403 `M_FORBIDDEN`.
     pub(in crate::service) fn check_signature_of(
         &self,
         event: &Pdu,

@@ -354,8 +354,8 @@ pub struct InviteReceived<'a> {
 
 impl Memberships<'_> {
     /// `PUT /invite`, both versions: returns the event with our signature added. Errors: 400 `M_INVALID_PARAM`,
-    /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED` if too many invites of that server
-    /// or inviter wait already. A repeat gets the same answer and changes nothing.
+    /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, also where a signature is lacking, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED` if too
+    /// many invites of that server or inviter wait already. A repeat gets the same answer and changes nothing.
     pub fn receive_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
         let answer = self.receive_signed_invite(received);
         self.count_ending(|metrics| &metrics.invites_in, &answer);

@@ -25,9 +25,11 @@ fn an_invite_that_is_not_what_it_says_is_not_signed_or_shown() {
         let topic = room.draft(&peer, "m.room.topic", "", &room.creator, json!({ "membership": "invite" }));
         assert_eq!(put(&topic, &body_of(&topic)).1["errcode"], "M_INVALID_PARAM");
         let elsewhere = room.membership(&other, &other.user("eve"), bob.id(), "invite");
-        assert_eq!(put(&elsewhere, &body_of(&elsewhere)).1["errcode"], "M_INVALID_PARAM");
+        let (status, answer) = put(&elsewhere, &body_of(&elsewhere));
+        assert_eq!((status, &answer["errcode"]), (403, &json!("M_FORBIDDEN")), "{answer}");
         let wrong_signer = room.membership(&other, &room.creator, bob.id(), "invite");
-        assert_eq!(put(&wrong_signer, &body_of(&wrong_signer)).1["errcode"], "M_INVALID_PARAM");
+        let (status, answer) = put(&wrong_signer, &body_of(&wrong_signer));
+        assert_eq!((status, &answer["errcode"]), (403, &json!("M_FORBIDDEN")), "{answer}");
         let mut tampered = body_of(&good);
         tampered["event"]["content"]["displayname"] = json!("changed after signing");
         cases.push(("tampered", tampered, "M_INVALID_PARAM"));

@@ -223,6 +223,9 @@ fn an_event_handed_in_must_be_exactly_the_one_that_the_path_speaks_of() {
     let refused = |what: &str, (status, body): (u16, Value)| {
         assert_eq!((status, body["errcode"].as_str()), (400, Some("M_INVALID_PARAM")), "{what}: {body}");
     };
+    let forbidden = |what: &str, (status, body): (u16, Value)| {
+        assert_eq!((status, body["errcode"].as_str()), (403, Some("M_FORBIDDEN")), "{what}: {body}");
+    };
     let send = |event: &doorstep::protocol::Pdu| {
         let body = Value::Object(event.to_object());
         peer.put_event(server.name(), "v1/send_knock", &room_id, event, &body)
@@ -233,17 +236,21 @@ fn an_event_handed_in_must_be_exactly_the_one_that_the_path_speaks_of() {
         ("a topic", variant(&|e| e["type"] = json!("m.room.topic"))),
         ("of another room", variant(&|e| e["room_id"] = json!("!other:example.org"))),
         ("for another user", variant(&|e| e["state_key"] = json!("@else:example.org"))),
-        (
-            "by another server's user",
-            variant(&|e| {
-                e["sender"] = json!("@else:example.org");
-                e["state_key"] = json!("@else:example.org");
-            }),
-        ),
     ] {
         refused(what, send(&peer.sign(event, version)));
     }
-    refused("signed by another server", send(&other.sign(template.clone(), version)));
+    let by_another = variant(&|e| {
+        e["sender"] = json!("@else:example.org");
+        e["state_key"] = json!("@else:example.org");
+    });
+    forbidden("by another server's user", send(&peer.sign(by_another, version)));
+    forbidden("signed by another server", send(&other.sign(template.clone(), version)));
+    let mut unsigned = good.to_object();
+    unsigned.insert("signatures".to_owned(), json!({}));
+    forbidden(
+        "signed by nobody",
+        peer.put_event(server.name(), "v1/send_knock", &room_id, &good, &Value::Object(unsigned)),
+    );
     let mut tampered = Value::Object(good.to_object());
     tampered["content"]["reason"] = json!("changed after signing");
     refused("tampered", peer.put_event(server.name(), "v1/send_knock", &room_id, &good, &tampered));
