@@ -1,7 +1,7 @@
 //! What is no part of a room's history and of which only the last counts: typing, receipts, presence.
 //!
 //! - `typing`, `receipts`, `presence`: each as local users do it and as other servers tell it.
-//! - `newcomers`: presence for those who come into a room, and of them.
+//! - `newcomers`: presence that is told before somebody of ours is in the room.
 //! - `incoming`: what the three ask of the server whose EDUs are received; `kept`: what of that waits until we are in a room.
 
 pub(super) mod incoming;

@@ -6,7 +6,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
-use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -19,6 +18,7 @@ use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
 use crate::service::ephemeral::Ephemeral;
 use crate::service::ephemeral::incoming::EduOrigin;
+use crate::service::outgoing::{SERVERS_IN_ROOM_MAX, ToldPresence};
 use crate::store::ephemeral::presence::{Presence, PresenceState};
 
 /// Who does nothing for so long is unavailable.
@@ -33,8 +33,6 @@ pub(in crate::service) const REMOTE_GONE_AFTER_MS: Millis = 30 * 60_000;
 const LAST_ACTIVE_GRAIN_MS: Millis = 60_000;
 /// Longest status, in bytes.
 const STATUS_BYTES_MAX: usize = 1024;
-/// In rooms with more servers than that, presence is of no interest to all of them, and costs a request to each.
-pub(super) const SERVERS_IN_ROOM_MAX: usize = 500;
 /// Users whose presence is written at once: more would hold the writer for long.
 const WRITTEN_AT_ONCE_MAX: usize = 100;
 /// Ends that are worked on at once, and how often at most.
@@ -229,13 +227,8 @@ impl LocalPresence {
 
 impl LocalPresences {
     /// What is known of a user here; none of who has been offline for a while.
-    pub(super) fn presence_of(&self, user: &UserId) -> Option<Presence> {
+    fn presence_of(&self, user: &UserId) -> Option<Presence> {
         lock(&self.0).get(user).map(LocalPresence::presence)
-    }
-
-    /// Whether the user is not offline.
-    pub(super) fn is_there(&self, user: &UserId) -> bool {
-        lock(&self.0).get(user).is_some_and(|here| here.state != PresenceState::Offline)
     }
 }
 
@@ -488,35 +481,6 @@ fn is_as_before(before: &Presence, now: &Presence) -> bool {
         && before.status == now.status
         && before.active == now.active
         && (now.active || apart < LAST_ACTIVE_GRAIN_MS)
-}
-
-/// What clients and servers are told.
-#[derive(Serialize)]
-pub(in crate::service) struct ToldPresence<'p> {
-    currently_active: bool,
-    last_active_ago: Millis,
-    presence: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status_msg: Option<&'p str>,
-    /// Told to servers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_id: Option<&'p UserId>,
-}
-
-impl<'p> ToldPresence<'p> {
-    pub(in crate::service) fn new(presence: &'p Presence, now: Millis) -> Self {
-        Self {
-            currently_active: presence.active,
-            last_active_ago: (now - presence.last_active_ms).max(0),
-            presence: presence.state.as_str(),
-            status_msg: presence.status.as_deref(),
-            user_id: None,
-        }
-    }
-
-    pub(super) fn for_server(user: &'p UserId, presence: &'p Presence, now: Millis) -> Self {
-        Self { user_id: Some(user), ..Self::new(presence, now) }
-    }
 }
 
 #[cfg(test)]

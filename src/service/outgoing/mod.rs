@@ -14,10 +14,11 @@
 //!
 //! - here: the threads, and what wakes them; `queue`: who is next, who pauses; `prepare`: what goes next to a destination;
 //!   `transaction`: what is in one, and its sending.
-//! - `edus`: EDUs that several subjects send.
+//! - `edus`: EDUs that several subjects send; `presence`: whose it is news to a server.
 
 mod edus;
 mod prepare;
+mod presence;
 mod queue;
 mod transaction;
 
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 pub(in crate::service) use self::edus::{
     ShownOwnKeys, device_list_update, shown_own_keys, signed, signing_key_update, told_receipt,
 };
+pub(in crate::service) use self::presence::{SERVERS_IN_ROOM_MAX, ToldPresence};
 use super::Homeserver;
 use crate::clock::{Clock, Millis};
 use crate::error::Result;

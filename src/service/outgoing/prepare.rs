@@ -7,6 +7,7 @@ use crate::locks::lock;
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
 use crate::service::outgoing::edus::lost_receipts;
+use crate::service::outgoing::presence::presence_for_newcomer;
 use crate::service::outgoing::queue::CulpritSearch;
 use crate::service::outgoing::transaction::{OutgoingTransaction, OwedBatch, TransactionEdus};
 use crate::service::outgoing::{
@@ -87,9 +88,9 @@ impl Outgoing {
                 false => db.owed_edus(server, edus_upto, position, EDUS_MAX)?,
             };
             let receipts = receipts_from.map(|after| lost_receipts(db, server, after)).transpose()?;
-            let presence = match without_edus {
+            let presence = match without_edus || !hs.config.presence {
                 true => Vec::new(),
-                false => hs.ephemeral().presence_for_newcomer(db, server, &owed.newly_shared, &entered)?,
+                false => presence_for_newcomer(db, server, &owed.newly_shared, &entered, hs.clock.now_ms())?,
             };
             Ok((owed, durable, receipts.unwrap_or_default(), presence))
         })?;

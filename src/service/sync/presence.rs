@@ -11,7 +11,7 @@ use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
-use crate::service::ephemeral::presence::ToldPresence;
+use crate::service::outgoing::ToldPresence;
 use crate::store::ephemeral::presence::{Presence, PresenceState};
 use crate::store::{RoomKey, Store};
 
