@@ -458,6 +458,15 @@ CREATE TABLE owed_bans (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX owed_bans_due ON owed_bans (due_ms);
 
+-- Rooms that this server was in already when the room that they replace got its tombstone: what follows who comes into a new
+-- room is owed to those who are in it, and was given to the local members up to `upto`, by their names. Gone on with at `due_ms`.
+CREATE TABLE owed_upgrades (
+  room_key INTEGER PRIMARY KEY,
+  upto TEXT NOT NULL,
+  due_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX owed_upgrades_due ON owed_upgrades (due_ms);
+
 -- The text that search finds events by (protocol/search_text), by the row of the event: an index of words that keeps no
 -- text, and takes for a word whatever stands between spaces, since it is given what was cut and folded before. `room`: the
 -- key of the room, so that a search looks into the searcher's rooms only; one of the other three is filled. What a message

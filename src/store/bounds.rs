@@ -221,6 +221,11 @@ pub const TABLES: &[TableBounds] = &[
         "when the last one is carried over, or one of the rooms is gone (`carry_bans`)",
     ),
     table(
+        "owed_upgrades",
+        &[itself("a row for each room that we are in")],
+        "when its local members were looked through (`follow_some`)",
+    ),
+    table(
         "event_texts",
         &[rooms(
             "16 KiB of the text of an accepted event",

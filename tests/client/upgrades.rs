@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::common::client::{V3, room_path};
 use crate::common::process::ProcessServer;
+use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -212,6 +213,82 @@ fn tags_direct_chats_and_push_rules_follow_each_member_into_the_new_room_but_not
     tag(&new, 0.9);
     carol.join(&new);
     assert_eq!(tags_in(&carol, &new), json!({"u.work": {"order": 0.9}}));
+}
+
+/// A room that a user makes by hand in the place of another; the old one does not say so yet.
+fn replace_by_hand(user: &TestUser, room: &str) -> String {
+    user.create_room_with(
+        json!({"preset": "public_chat", "creation_content": {"predecessor": {"room_id": room}}}),
+    )
+}
+
+fn is_muted(user: &TestUser, room: &str) -> bool {
+    user.request("GET", &format!("{V3}/pushrules/global/room/{}", segment(room)), None).0 == 200
+}
+
+fn mute(user: &TestUser, room: &str) {
+    user.put(&format!("{V3}/pushrules/global/room/{}", segment(room)), json!({"actions": []}));
+}
+
+#[test]
+fn what_follows_a_room_follows_also_those_who_are_in_the_new_one_before_the_old_one_says_so() {
+    let server = TestServer::start_with(|config| config.rate_limits = false);
+    let (alice, bob, eve) = (server.user("alice"), server.user("bob"), server.user("eve"));
+    let alias = format!("#hall:{}", server.name());
+    let room = alice.create_room_with(
+        json!({"preset": "public_chat", "room_alias_name": "hall", "visibility": "public"}),
+    );
+    bob.join(&room);
+    let tags = |user: &TestUser, room: &str| {
+        format!("{V3}/user/{}/rooms/{}/tags", segment(user.id()), segment(room))
+    };
+    for user in [&alice, &bob] {
+        mute(user, &room);
+        user.put(&format!("{}/m.favourite", tags(user, &room)), json!({"order": 0.5}));
+        set_account_data(user, "account_data/m.direct", json!({ "@a:b": [room] }));
+    }
+    let new = replace_by_hand(&alice, &room);
+    let claimed = replace_by_hand(&eve, &room);
+    // Enough of them that some have to wait.
+    let others: Vec<TestUser> = (0..45).map(|n| server.user(&format!("u{n}"))).collect();
+    for other in &others {
+        other.join(&new);
+        mute(other, &room);
+    }
+    bob.join(&new);
+    bob.join(&claimed);
+    assert!(!is_muted(&bob, &new));
+    let content = json!({"body": "over there", "replacement_room": new});
+    alice.set_state(&room, "m.room.tombstone", "", content.clone());
+    for user in [&alice, &bob] {
+        assert!(is_muted(user, &new), "{}", user.id());
+        assert_eq!(user.get(&tags(user, &new))["tags"], json!({"m.favourite": {"order": 0.5}}));
+        assert_eq!(account_data(user, "account_data/m.direct").1, json!({ "@a:b": [room, new] }));
+    }
+    let directory = |path: &str| alice.get(&format!("{V3}/directory/{path}"));
+    assert_eq!(directory(&format!("room/{}", segment(&alias)))["room_id"], json!(new));
+    assert_eq!(directory(&format!("list/room/{}", segment(&new)))["visibility"], "public");
+    assert_eq!(directory(&format!("list/room/{}", segment(&room)))["visibility"], "private");
+    wait_until("it has followed all of them", || others.iter().all(|other| is_muted(other, &new)));
+    assert!(!is_muted(&bob, &claimed), "the old room does not speak of that one");
+    // It happens once: what somebody does about it stays.
+    bob.request("DELETE", &format!("{V3}/pushrules/global/room/{}", segment(&new)), None);
+    alice.send(&room, "really");
+    assert!(!is_muted(&bob, &new));
+}
+
+#[test]
+fn what_follows_a_room_of_another_server_follows_also_those_who_were_in_the_new_one_first() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({"preset": "public_chat"}));
+    bob.join_via(&room, &[here.name()]);
+    mute(&bob, &room);
+    let new = replace_by_hand(&alice, &room);
+    bob.join_via(&new, &[here.name()]);
+    assert!(!is_muted(&bob, &new));
+    alice.set_state(&room, "m.room.tombstone", "", json!({"body": "gone", "replacement_room": new}));
+    wait_until("it has followed bob", || is_muted(&bob, &new));
 }
 
 #[test]

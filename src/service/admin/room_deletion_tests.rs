@@ -110,6 +110,9 @@ fn fill(here: &TestServer, room: &str, users: [&TestUser; 4]) -> String {
         let owe = "INSERT INTO owed_bans (room_id, old_room_id, sender, stream, user_id, attempts, due_ms)
              VALUES (?1, ?1, ?2, 1, ?2, 0, 4102444800000)";
         tx.conn().execute(owe, [&id, &format!("@lost:{lost}")])?;
+        let owe = "INSERT INTO owed_upgrades (room_key, upto, due_ms)
+             SELECT room_key, '', 4102444800000 FROM rooms WHERE room_id = ?1";
+        tx.conn().execute(owe, [&id])?;
         // As of a room that somebody else showed us.
         let vouch = "INSERT INTO vouched_events (room_key, event_key)
              SELECT room_key, max(event_key) FROM events JOIN rooms USING (room_key) WHERE room_id = ?1";

@@ -406,6 +406,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     owed::take_up_first(shared, hs, now, &owed::DELETIONS)?;
     imports::delete_leftovers(shared, hs)?;
     owed::take_up_first(shared, hs, now, &owed::BANS)?;
+    owed::take_up_first(shared, hs, now, &owed::UPGRADES)?;
     owed::take_up_first(shared, hs, now, &owed::PROFILES)?;
     owed::take_up_first(shared, hs, now, &owed::DEACTIVATIONS)?;
     owed::take_up_first(shared, hs, now, &owed::LOST_EVENTS)?;
@@ -426,6 +427,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_guest_removal_due()?,
             db.next_room_deletion_due()?,
             db.next_owed_bans_due()?,
+            db.next_owed_upgrade_due()?,
             db.next_owed_profile_due()?,
             db.next_deactivation_due()?,
             db.next_room_behind_backup_due()?,

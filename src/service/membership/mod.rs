@@ -85,7 +85,7 @@ pub(in crate::service) use self::invite::{blocks_invites, check_invitee};
 pub(in crate::service) use self::knock::stripped_state_for_servers;
 pub use self::locks::HandshakeLocks;
 pub use self::owed_invites::{FirstInvites, FirstRefusal};
-pub(in crate::service) use self::replaced_rooms::{follow_upgrade, replacement_of};
+pub(in crate::service) use self::replaced_rooms::{follow_tombstone, follow_upgrade, replacement_of};
 pub(crate) use self::restricted_join::AUTHORISER;
 pub(in crate::service) use self::rows::stripped_state_for_client;
 use super::Homeserver;

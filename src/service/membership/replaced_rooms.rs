@@ -2,7 +2,8 @@
 //! transfer/replicate some of the user's personalized settings such as notifications, tags, etc." And what this server
 //! itself keeps of the old room: its aliases here, and its place in the directory.
 //!
-//! A new room may claim any predecessor. It is believed where the old room says the same.
+//! A new room may claim any predecessor. It is believed where the old room says the same: who is in the new room before that is
+//! owed it from then on (`store/rooms/owed_upgrades.rs`).
 
 use serde_json::{Value, json};
 
@@ -11,8 +12,9 @@ use crate::protocol::json::parse_object;
 use crate::protocol::push_rules::UserRules;
 use crate::protocol::{Pdu, RoomId, UserId};
 use crate::service::accounts::tags::copy_tags;
+use crate::service::membership::Memberships;
 use crate::service::push::rules::{PUSH_RULES, is_too_much};
-use crate::store::{Db, Room, Tx};
+use crate::store::{Db, EventKey, Room, RoomKey, Tx};
 
 /// The room that a tombstone names.
 pub(in crate::service) fn replacement_of(tombstone: &Pdu) -> Option<RoomId> {
@@ -31,6 +33,47 @@ fn predecessor(db: &Db<'_>, room: &Room) -> Result<Option<RoomId>> {
     let tombstone = db.state_event(old.key, "m.room.tombstone", "")?;
     let replaced_by = tombstone.as_ref().and_then(replacement_of);
     Ok((replaced_by.as_ref() == Some(&room.room_id)).then_some(named))
+}
+
+/// Members of a new room who are looked through in one transaction.
+const PORTION: usize = 20;
+
+impl Memberships<'_> {
+    /// Moves to a room what is owed to those who were in it before the tombstone of the room that it replaces.
+    pub(in crate::service) fn follow_owed_upgrade(&self, room: RoomKey) -> Result<()> {
+        while !self.scheduler.is_stopping() && self.store.write(move |tx| follow_some(tx, room))? {}
+        Ok(())
+    }
+}
+
+/// A tombstone was sent here: those who are in the new room already have at once what follows them, unless they are many.
+pub(in crate::service) fn follow_tombstone(tx: &mut Tx<'_>, sent: EventKey) -> Result<()> {
+    let tombstone = tx.pdu_by_key(sent)?;
+    let Some(new) = replacement_of(&tombstone) else { return Ok(()) };
+    match tx.resident_room(&new)? {
+        Some(new) => follow_some(tx, new.key).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The next portion of what is owed to the members of a room. Whether there is more.
+fn follow_some(tx: &mut Tx<'_>, key: RoomKey) -> Result<bool> {
+    let Some(after) = tx.owed_upgrade(key)? else { return Ok(false) };
+    let room = tx.room_by_key(key)?;
+    let mut members = match predecessor(tx, &room)? {
+        Some(_) => tx.joined_local_users_after(key, &after, PORTION + 1)?,
+        None => Vec::new(),
+    };
+    let more = members.len() > PORTION;
+    members.truncate(PORTION);
+    for member in &members {
+        follow_upgrade(tx, &room, member)?;
+    }
+    match members.last().filter(|_| more) {
+        Some(last) => tx.upgrade_followed(key, last)?,
+        None => tx.end_owed_upgrade(key)?,
+    }
+    Ok(more)
 }
 
 /// Moves to a room what the local user who comes into it, and this server, keep of the room that it replaces. Nothing

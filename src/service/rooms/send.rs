@@ -5,8 +5,9 @@ use serde_json::Value;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
+use crate::service::events::accept::Sent;
 use crate::service::events::build::Draft;
-use crate::service::membership::{AUTHORISER, JoinTarget};
+use crate::service::membership::{AUTHORISER, JoinTarget, follow_tombstone};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::client_drafts::{check_relation, membership_in};
 use crate::service::rooms::view::readable_room;
@@ -53,8 +54,12 @@ impl Rooms<'_> {
             return self.send_membership(draft, &target);
         }
         self.check_draft(&mut draft)?;
+        let replaces = replaces_room(&draft);
         self.events().send_with(draft, move |tx, sent| {
             check_relation(tx, sent)?;
+            if replaces {
+                follow_tombstone(tx, sent.key)?;
+            }
             extra(tx)
         })
     }
@@ -80,7 +85,12 @@ impl Rooms<'_> {
             return Ok(present.event_id().clone());
         }
         self.check_draft(&mut draft)?;
-        self.events().send_with(draft, check_relation).map_err(not_there_as_forbidden)
+        let replaces = replaces_room(&draft);
+        let follow = move |tx: &mut Tx<'_>, sent: &Sent| {
+            check_relation(tx, sent)?;
+            if replaces { follow_tombstone(tx, sent.key) } else { Ok(()) }
+        };
+        self.events().send_with(draft, follow).map_err(not_there_as_forbidden)
     }
 
     fn is_joined_to(&self, room: &RoomId, user: &UserId) -> Result<bool> {
@@ -133,6 +143,11 @@ impl Rooms<'_> {
             Ok(remote.event_id().clone())
         })
     }
+}
+
+/// Whether it is a tombstone.
+fn replaces_room(draft: &Draft) -> bool {
+    draft.event_type == "m.room.tombstone" && draft.state_key.as_deref() == Some("")
 }
 
 /// Clients get the same answer for a room that is not theirs and for one that does not exist.

@@ -61,7 +61,7 @@ impl TimeColumn {
 }
 
 /// All of them, in the order of the schema.
-pub(super) const TIMES: [TimeColumn; 53] = [
+pub(super) const TIMES: [TimeColumn; 54] = [
     time("pending_events", "received_ms", AN_AGE),
     time("pending_events", "retry_ms", Now),
     time("pending_events", "due_ms", Now),
@@ -70,6 +70,7 @@ pub(super) const TIMES: [TimeColumn; 53] = [
     time("owed_invites", "due_ms", Now),
     time("owed_joins", "due_ms", Now),
     time("owed_bans", "due_ms", Now),
+    time("owed_upgrades", "due_ms", Now),
     time("delayed_events", "delay_ms", Stays("no time, but how long a delay is")),
     time("delayed_events", "since_ms", AN_AGE),
     time("delayed_events", "due_ms", Within("delay_ms")),

@@ -11,7 +11,8 @@
 //!   authorised yet;
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
-//!   `owed_bans`: bans of a room that was replaced, which the new one is to have; `failed_jobs`: what becomes of those
+//!   `owed_bans`: bans of a room that was replaced, which the new one is to have; `owed_upgrades`: rooms whose members were in
+//!   them before they replaced another; `failed_jobs`: what becomes of those
 //!   that could not be read;
 //! - `room_import`: a room that comes with its whole state; `vouched_events`: what of it rests on a server's word;
 //! - `listed`: what who runs the server is told of rooms;
@@ -34,6 +35,7 @@ pub mod memberships;
 pub mod owed_bans;
 pub mod owed_invites;
 pub mod owed_joins;
+pub mod owed_upgrades;
 pub mod pending_events;
 pub mod purge;
 pub(super) mod redactions;

@@ -406,6 +406,12 @@ impl Tx<'_> {
             if &*event_type == "m.room.guest_access" && state_key.is_empty() {
                 self.guest_access_changed(room, *event)?;
             }
+            if &*event_type == "m.room.tombstone"
+                && state_key.is_empty()
+                && let Some(event) = event
+            {
+                self.owe_upgrade(*event)?;
+            }
             if &*event_type == "m.room.member" {
                 // Whom the state did not speak of had no membership.
                 let old = match previous {

@@ -55,6 +55,15 @@ pub(super) static BANS: Owed<RoomId> = Owed {
     pursue: |hs, room| hs.rooms().carry_bans(room),
 };
 
+/// What follows those who were in a room before it replaced another.
+pub(super) static UPGRADES: Owed<RoomKey> = Owed {
+    name: |room| format!("what follows the members of {room:?} from the room that it replaces"),
+    workers_max: WORKERS_MAX,
+    due: |db, now| db.due_owed_upgrade(now),
+    put_off: |tx, room, (until, _)| tx.put_off_owed_upgrade(*room, until),
+    pursue: |hs, room| hs.membership().follow_owed_upgrade(*room),
+};
+
 /// Rooms that have still to be told of a new name or avatar. `W` is whose, and the position of the change.
 pub(super) static PROFILES: Owed<(UserId, i64)> = Owed {
     name: |(user, _)| format!("the telling of the rooms of {user} of their new profile"),
