@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::client::sync;
 use crate::common::invariants;
+use crate::common::peer::now_ms;
 use crate::common::process::cpu_ms;
 use crate::common::random::Random;
 use crate::common::scene::{Scene, heads};
@@ -418,4 +420,35 @@ fn events_that_change_nothing_of_a_forked_room_make_no_states_but_their_own() {
     rows_made.sort_unstable();
     assert_eq!(rows_made[0], 10, "each of them has a state after it");
     assert!(rows_made[1] > 10, "those of the other branch change the room's: {rows_made:?}");
+}
+
+#[test]
+fn a_client_that_is_told_of_a_fork_whose_value_lost_keeps_the_one_that_won() {
+    let mut scene = Scene::new("11");
+    let (start, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let mut topic =
+        |text: &str| scene.event(&[&start], &creator, ("m.room.topic", Some("")), json!({ "topic": text }));
+    // Of two the later one wins.
+    let lost = topic("lost");
+    while now_ms() <= lost.origin_server_ts() {
+        std::thread::yield_now();
+    }
+    let won = topic("won");
+    let next = |answer: &Value| format!("since={}", answer["next_batch"].as_str().expect("next_batch"));
+    let before = next(&sync(&scene.alice, ""));
+    scene.send("1", &[&won]);
+    let between = next(&sync(&scene.alice, &before));
+    scene.send("2", &[&lost]);
+    let late = scene.message_after(&[lost.event_id()], &creator, "said behind it");
+    scene.send("3", &[&late]);
+    assert_eq!(scene.state_content("m.room.topic", ""), Some(json!({ "topic": "won" })));
+    for (since, told) in [(before.as_str(), Some("won")), (&between, None), ("", Some("won"))] {
+        let answer = sync(&scene.alice, since);
+        let room = &answer["rooms"]["join"][scene.room.id.as_str()];
+        let all = ["state", "timeline"].map(|section| room[section]["events"].as_array().expect("events"));
+        let last = all.into_iter().flatten().rfind(|event| event["type"] == "m.room.topic");
+        assert_eq!(last.and_then(|event| event["content"]["topic"].as_str()), told, "{since}: {answer}");
+        assert_eq!(room["timeline"]["events"][0]["content"]["body"], "said behind it");
+        assert_eq!(room["timeline"]["limited"], true);
+    }
 }

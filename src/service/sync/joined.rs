@@ -290,7 +290,9 @@ fn timeline_page(context: &SyncContext<'_>, view: &RoomView<'_>, newly_joined: b
         Some(since) if !newly_joined => Place::live(since),
         _ => Place::START,
     };
-    latest(view, filter, (Place::END, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))
+    let mut page = latest(view, filter, (Place::END, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))?;
+    state::begin_behind_overtaken(context, view.room, &mut page, i64::MAX)?;
+    Ok(page)
 }
 
 /// A page that was walked backwards, as the timeline of a room: the oldest event first. With bundled aggregations "when the

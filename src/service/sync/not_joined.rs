@@ -207,11 +207,12 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent
                 _ => Place::START,
             };
             let from = PaginationToken::at(at).start_back();
+            let mut page = Page::default();
             if to < from {
-                latest(view, filter, (from, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))?
-            } else {
-                Page::default()
+                page = latest(view, filter, (from, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))?;
+                state::begin_behind_overtaken(context, view.room, &mut page, at)?;
             }
+            page
         }
         _ => Page::default(),
     };

@@ -4,6 +4,11 @@
 //! section has, for each type and state key, what the client needs *before* the timeline: if their last event is in the
 //! timeline, its value at the timeline's start; else (the filter kept it out, the gap swallowed it, or resolution
 //! brought it about) its value at the end. With `state_after` it is always the value at the end.
+//!
+//! A value that the timeline has and that is not the last one would then be what the client ends with, if the event of the
+//! last one is not told there: history visibility hides it, a filter keeps it out, or state resolution preferred an
+//! earlier one. So the timeline begins behind such values ([`begin_behind_overtaken`]): what is before it is found by
+//! `/messages`. (Synapse shows what visibility hides instead, and leaves the other two be.)
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -12,6 +17,8 @@ use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::client_format;
+use crate::service::rooms::pagination_token::PaginationToken;
+use crate::service::rooms::timeline::Page;
 use crate::service::sync::told_members::ToldMember;
 use crate::store::{EventKey, Room};
 
@@ -38,6 +45,41 @@ pub struct LackingState {
     members: HashSet<EventKey>,
     /// Whether what a room's summary is made of (members, name, alias) changed since the client looked last.
     pub summary_changed: bool,
+}
+
+/// Lets the timeline of a page that was walked backwards begin behind the last state event whose type and state key have
+/// another value at its `end`, for a client that would take the event's for that.
+pub fn begin_behind_overtaken(
+    context: &SyncContext<'_>,
+    room: &Room,
+    page: &mut Page,
+    end: i64,
+) -> Result<()> {
+    if context.request.state_after {
+        return Ok(());
+    }
+    let mut last_ones = HashSet::new();
+    let mut overtaken = None;
+    for (number, shown) in page.events.iter().enumerate() {
+        let (event, pdu) = (&shown.event, &shown.event.pdu);
+        let Some(state_key) = pdu.state_key() else { continue };
+        if !last_ones.insert((pdu.event_type(), state_key)) {
+            continue;
+        }
+        let value = match end {
+            i64::MAX => context.db.state_event_key(room.key, pdu.event_type(), state_key)?,
+            _ => context.db.state_event_as_of(room.key, pdu.event_type(), state_key, end)?,
+        };
+        if value != Some(event.key) {
+            overtaken = event.place.map(|place| (number, PaginationToken::after(place)));
+            break;
+        }
+    }
+    if let Some((number, token)) = overtaken {
+        page.events.truncate(number);
+        page.stopped_at = Some(token);
+    }
+    Ok(())
 }
 
 /// The types of state that the summary of a room is made of.

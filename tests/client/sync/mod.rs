@@ -1,12 +1,14 @@
 //! `/sync` over a real socket: what a client is told, what it is not told twice, and how it waits.
 //!
 //! - `joined`: the rooms that a user is in: timelines, gaps, state.
+//! - `applied`: what a client makes of state and timeline together.
 //! - `not_joined`: invites, knocks, and rooms that end for a user.
 //! - `filters`: what a client does not want, and whom a user ignores.
 //! - `members`: members that are loaded lazily.
 //! - `waiting`: how a sync waits, goes on from another, and begins anew.
 //! - `elsewhere`: rooms and users of other servers.
 
+mod applied;
 mod elsewhere;
 mod filters;
 mod joined;
