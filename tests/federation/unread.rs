@@ -108,3 +108,28 @@ fn other_servers_are_sent_public_receipts_and_no_private_ones() {
     assert!(told.contains(first.event_id().as_str()), "{told}");
     assert!(!told.contains("private") && !told.contains(second.event_id().as_str()), "{told}");
 }
+
+#[test]
+fn what_was_said_elsewhere_before_one_came_in_and_is_hidden_from_one_notifies_one_of_nothing() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob, zed) = (here.user("alice"), here.user("bob"), there.user("zed"));
+    let hidden =
+        json!({ "type": "m.room.history_visibility", "content": { "history_visibility": "joined" } });
+    let room = zed.create_room_with(json!({ "preset": "public_chat", "initial_state": [hidden] }));
+    alice.join_via(&room, &[there.name()]);
+    here.cut_off(&there);
+    bob.join(&room);
+    let to_both = json!({ "msgtype": "m.text", "body": "between us", "m.mentions": { "user_ids": [alice.id(), bob.id()] } });
+    zed.send_event(&room, "m.room.message", to_both);
+    zed.send(&room, "and so on");
+    here.mend(&there);
+    alice.wait_for(&room, |event| event["content"]["body"] == "and so on");
+    assert_eq!((unread(&alice, &room), unread(&bob, &room)), ((2, 1), (0, 0)));
+    let listed = bob.get(&format!("{V3}/notifications"))["notifications"].to_string();
+    assert!(!listed.contains("between us") && !listed.contains("and so on"), "{listed}");
+    // Once his join is known there, he hears of everything.
+    zed.wait_for(&room, |event| event["state_key"] == bob.id() && event["content"]["membership"] == "join");
+    zed.send(&room, "welcome");
+    bob.wait_for(&room, |event| event["content"]["body"] == "welcome");
+    assert_eq!((unread(&alice, &room), unread(&bob, &room)), ((3, 1), (1, 0)));
+}

@@ -28,6 +28,11 @@ impl HistoryVisibility {
             _ => Self::Shared,
         }
     }
+
+    /// Whether members see everything, also what was said before they came.
+    pub fn shows_members_all(self) -> bool {
+        matches!(self, Self::Shared | Self::WorldReadable)
+    }
 }
 
 /// What has to be known about one event and one user.

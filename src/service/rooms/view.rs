@@ -86,8 +86,7 @@ impl<'v> RoomView<'v> {
     /// Whether the user is joined and sees all that was said since, but for what those said whom they ignore. The history
     /// from before they joined may be hidden from them all the same: see [`RoomView::was_always_open`].
     pub fn sees_all_since_joining(&self) -> bool {
-        matches!(self.access, Access::Joined { .. })
-            && matches!(self.visibility_now, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)
+        matches!(self.access, Access::Joined { .. }) && self.visibility_now.shows_members_all()
     }
 
     /// Whether those who come later were always to see what was said before, by all that this server knows of the room's
@@ -99,7 +98,7 @@ impl<'v> RoomView<'v> {
         }
         for key in changes.iter().flat_map(|change| [change.event, change.previous]).flatten() {
             let setting = visibility_of(Some(&self.db.pdu_by_key(key)?));
-            if !matches!(setting, HistoryVisibility::Shared | HistoryVisibility::WorldReadable) {
+            if !setting.shows_members_all() {
                 return Ok(false);
             }
         }
@@ -169,7 +168,7 @@ impl<'v> RoomView<'v> {
         }
         if let Access::Joined { since } = self.access
             && place.stream > since
-            && matches!(self.visibility_now, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)
+            && self.visibility_now.shows_members_all()
         {
             // Since their join the user is a member by any order of events, and no rule of the present hides anything
             // from members: the common case costs no look into the state.
@@ -272,7 +271,7 @@ fn visibility_of(event: Option<&Pdu>) -> HistoryVisibility {
 /// Whether everybody who is joined for longer sees each event that comes into the room now, whatever the state at it.
 pub fn everybody_sees_what_comes(db: &Db<'_>, room: &Room) -> Result<bool> {
     let visibility = visibility_of(db.state_event(room.key, "m.room.history_visibility", "")?.as_ref());
-    Ok(matches!(visibility, HistoryVisibility::Shared | HistoryVisibility::WorldReadable))
+    Ok(visibility.shows_members_all())
 }
 
 /// A room that we know. Errors: 403 `M_FORBIDDEN`, so that nobody learns which rooms there are.

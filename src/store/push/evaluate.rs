@@ -23,7 +23,7 @@ use crate::protocol::remote_membership::RemoteMembership;
 use crate::protocol::{Pdu, UserId};
 use crate::store::push::unread::MAIN_THREAD;
 use crate::store::rooms::thread_subscriptions::ThreadFollowers;
-use crate::store::{Db, EventKey, Room, RoomKey, Tx};
+use crate::store::{Db, EventKey, Room, RoomKey, SnapshotId, Tx};
 
 /// So many steps, of about a character that is compared, one event is worth for the rules of one user, and for those of all
 /// of them together: some ten milliseconds of the writer. Nobody writes rules that need them, unless to keep it busy.
@@ -36,10 +36,13 @@ const USER_STEPS_MIN: usize = 5_000;
 
 /// An event that was put into its room.
 pub(in crate::store) struct PlacedEvent<'e> {
+    /// The room as it was before the event came.
     pub room: &'e Room,
     pub pdu: &'e Pdu,
     pub key: EventKey,
     pub stream: i64,
+    /// The state before the event, by the events that it follows.
+    pub state_before: Option<SnapshotId>,
     /// Whether it relates to another event of the room.
     pub relates: bool,
 }
@@ -147,7 +150,7 @@ impl ThreadAudience {
 impl Tx<'_> {
     /// Notes whom a live event notifies, and that its sender has read what was before it.
     pub(in crate::store) fn notify(&mut self, placed: &PlacedEvent<'_>) -> Result<()> {
-        let PlacedEvent { room, pdu, stream, key, relates } = *placed;
+        let PlacedEvent { room, pdu, stream, key, relates, .. } = *placed;
         let sender = pdu.sender();
         let thread = if relates { self.thread_root_of(key)? } else { None };
         let thread = thread.map(|root| root.to_string());
@@ -163,6 +166,7 @@ impl Tx<'_> {
         }
         let predefined = self.shared.predefined_rules();
         let joined = self.room_by_key(room.key)?.joined;
+        let blind = self.who_may_not_see(placed, &recipients)?;
         let event = PushEvent::of(pdu);
         let mut evaluation = Evaluation {
             db: &self.db,
@@ -178,7 +182,7 @@ impl Tx<'_> {
         let mut own: Vec<(UserId, Actions)> = Vec::new();
         for (user, settings) in recipients.special.iter().filter(|(user, _)| user != sender) {
             let actions = match &settings.rules {
-                _ if settings.ignored.has(sender.as_str()) => Actions::default(),
+                _ if settings.ignored.has(sender.as_str()) || blind.contains(user) => Actions::default(),
                 Some(rules) => evaluation.actions(rules, Some(user), subscribed(user)),
                 None => evaluation.actions(&predefined, Some(user), subscribed(user)),
             };
@@ -193,10 +197,13 @@ impl Tx<'_> {
         }
         order::sort(&mut named);
         named.dedup();
-        for user in named.into_iter().filter(|user| user != sender && recipients.has_usual(user)) {
+        named.retain(|user| user != sender && recipients.has_usual(user) && !blind.contains(user));
+        for user in named {
             let actions = evaluation.actions(&predefined, Some(&user), subscribed(&user));
             own.push((user, actions));
         }
+        let to_nobody = blind.into_iter().filter(|user| recipients.has_usual(user));
+        own.extend(to_nobody.map(|user| (user, Actions::default())));
         if let Some(audience) = &audience {
             let others = recipients.all.iter().filter(|user| *user != sender);
             own.extend(
@@ -293,7 +300,7 @@ impl Tx<'_> {
             joined: 0,
             invited: 0,
         };
-        let placed = PlacedEvent { room: &room, pdu, key: 0, stream, relates: false };
+        let placed = PlacedEvent { room: &room, pdu, key: 0, stream, state_before: None, relates: false };
         let mut evaluation = Evaluation {
             db: &self.db,
             placed: &placed,

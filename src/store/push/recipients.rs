@@ -1,13 +1,17 @@
 //! Whom an event of a room may notify: its local members. Most have the predefined rules and ignore nobody; of the
 //! others is remembered what they have.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::protocol::ignored_users::Ignored;
+use crate::protocol::pdu::Membership;
 use crate::protocol::push_rules::{RuleSet, UserRules};
-use crate::protocol::{UserId, content, json};
+use crate::protocol::rooms::visibility::{self, EventView, HistoryVisibility};
+use crate::protocol::{Pdu, UserId, content, json};
+use crate::store::push::evaluate::PlacedEvent;
 use crate::store::{Db, RoomKey, Tx};
 
 /// The account data that says what notifies a user.
@@ -97,6 +101,50 @@ impl Db<'_> {
         let special: SpecialRecipients = special.into();
         self.remember(|cache| cache.keep_special_recipients(room, special.clone()));
         Ok(Recipients { all, special })
+    }
+
+    /// Those of the recipients who may not see an event that has just come, by the rule of `service/rooms/view.rs`: it was said
+    /// elsewhere before one heard there that they had come in. Who is joined in the state before an event sees it, and nearly
+    /// always that is the room's own; only where they differ is anything looked at, and no more than the difference. Of a knock
+    /// hear all who may answer it: it waits for them.
+    pub(in crate::store) fn who_may_not_see(
+        &self,
+        placed: &PlacedEvent<'_>,
+        recipients: &Recipients,
+    ) -> Result<HashSet<UserId>> {
+        let (room, pdu, mut blind) = (placed.room, placed.pdu, HashSet::new());
+        let (Some(before), Some(present)) = (placed.state_before, room.state) else { return Ok(blind) };
+        if before == present || pdu.membership() == Some(Membership::Knock) {
+            return Ok(blind);
+        }
+        let setting =
+            |event: Option<Pdu>| HistoryVisibility::from_content(event.as_ref().map(Pdu::content).as_ref());
+        if setting(self.state_event(room.key, "m.room.history_visibility", "")?).shows_members_all() {
+            return Ok(blind);
+        }
+        let then = setting(self.state_event_in(before, "m.room.history_visibility", "")?);
+        let after = pdu.is("m.room.history_visibility", "").then(|| setting(Some(pdu.clone())));
+        for difference in self.state_differences(before, present)? {
+            let (event_type, user) = self.state_tuple(difference.tuple_id)?;
+            if &*event_type != "m.room.member" {
+                continue;
+            }
+            let Ok(place) = recipients.all.binary_search_by(|recipient| recipient.as_str().cmp(&user)) else {
+                continue;
+            };
+            let member = difference.old.map(|key| self.pdu_by_key(key)).transpose()?;
+            let view = EventView {
+                visibility: then,
+                visibility_after: after,
+                membership: member.and_then(|member| member.membership()),
+                membership_after: None,
+                joined_since: true,
+            };
+            if !visibility::may_see(&view) {
+                blind.insert(recipients.all[place].clone());
+            }
+        }
+        Ok(blind)
     }
 }
 

@@ -149,7 +149,8 @@ impl Tx<'_> {
                 self.remember_extremities(room.key, new, (&event.kept_extremities, before));
             }
             if let Some(stream) = appended.stream.filter(|_| event.history.is_none()) {
-                self.notify(&PlacedEvent { room, pdu, key, stream, relates })?;
+                let state_before = Some(state_before);
+                self.notify(&PlacedEvent { room, pdu, key, stream, state_before, relates })?;
             }
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
