@@ -234,8 +234,9 @@ fn wants_in_timeline(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Timel
     !filter.wants_none() && filter.wants_room(view.room.room_id.as_str()) && filter.wants(&own.event.pdu)
 }
 
-/// The events of the timeline after a position, for clients that read their state from nowhere else; of a client that
-/// wants the user's own event not in the timeline, that one.
+/// The events of the timeline after a position, for clients that read their state from nowhere else; the user's own event
+/// for all, if it is not in the timeline because the client does not want it there, or because it came with the room's
+/// state and has no place in its history.
 fn memberships_after(
     context: &SyncContext<'_>,
     view: &RoomView<'_>,
@@ -243,12 +244,15 @@ fn memberships_after(
     own: &TimelineEvent,
     position: i64,
 ) -> Result<Vec<Json>> {
-    let after = |shown: &&TimelineEvent| shown.event.place.is_some_and(|place| place.stream > position);
+    let after = |shown: &&TimelineEvent| match shown.event.place {
+        Some(place) => place.stream > position,
+        None => position == 0,
+    };
     let filter = &context.request.filter.room.state;
     if filter.wants_none() || !filter.wants_room(view.room.room_id.as_str()) {
         return Ok(Vec::new());
     }
-    let apart = !wants_in_timeline(context, view, own);
+    let apart = own.event.place.is_none() || !wants_in_timeline(context, view, own);
     let told = page.events.iter().filter(|_| context.request.state_after).chain(apart.then_some(own));
     let told = told.filter(after).filter(|shown| filter.wants(&shown.event.pdu));
     told.map(|shown| client_format::full(view, &context.format, &shown.event, Some(shown.membership)))

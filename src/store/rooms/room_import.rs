@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::signatures::verify::Proof;
-use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
+use crate::protocol::{EventId, Pdu, RoomVersion, UserId, VerifiedPdu};
 use crate::store::rooms::snapshots::Delta;
 use crate::store::rooms::state::NewStateTuples;
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx, server_of};
@@ -354,6 +354,9 @@ impl Tx<'_> {
         for row in &state {
             let Some((user, membership)) = &row.member else { continue };
             let local = self.is_local(user);
+            if let (true, Ok(user)) = (local, UserId::parse(user)) {
+                self.wake_user(&user);
+            }
             insert.execute(params![room, user, membership.as_str(), row.event, at, local])?;
             match membership {
                 Membership::Join => {

@@ -109,3 +109,24 @@ fn aliases_and_profiles_of_other_servers_are_asked_of_them() {
     let none = format!("{V3}/directory/room/{}", segment(&format!("#none:{}", here.name())));
     assert_eq!(bob.request("GET", &none, None).0, 404);
 }
+
+#[test]
+fn who_was_banned_before_the_room_came_here_is_told_so_with_their_own_event_and_once() {
+    let (here, there) = TestServer::pair();
+    let (alice, carol, zed) = (here.user("alice"), here.user("carol"), there.user("zed"));
+    let room = zed.create_room_with(json!({ "preset": "public_chat" }));
+    zed.post(&room_path(&room, "ban"), json!({ "user_id": alice.id() }));
+    let own = alice.create_room_with(json!({ "preset": "public_chat" }));
+    let before = sync(&alice, "");
+    carol.join_via(&room, &[there.name()]);
+    carol.join(&own);
+    let answer = sync(&alice, &next(&before));
+    assert_eq!(members(&answer["rooms"]["join"][&own]["timeline"]), [carol.id()]);
+    let left = &answer["rooms"]["leave"][&room]["state"]["events"];
+    let told: Vec<_> = left.as_array().expect("events").iter().collect();
+    let [ban] = told[..] else { panic!("{answer}") };
+    assert_eq!((&ban["state_key"], &ban["content"]["membership"]), (&json!(alice.id()), &json!("ban")));
+    assert_eq!(rooms(&sync(&alice, &next(&answer)), "leave"), Vec::<String>::new());
+    let after = sync(&alice, &format!("{}&use_state_after=true", next(&before)));
+    assert_eq!(members(&after["rooms"]["leave"][&room]["state_after"]), [alice.id()]);
+}
