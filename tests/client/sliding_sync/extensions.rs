@@ -358,3 +358,50 @@ fn an_extension_is_about_the_lists_and_rooms_that_it_names() {
     assert_eq!(told(json!({ "lists": ["other"] })), [subscribed.as_str()]);
     assert_eq!(told(json!({ "lists": [], "rooms": [&listed] })), [listed.as_str()]);
 }
+
+#[test]
+fn receipts_at_the_events_of_a_timeline_that_goes_further_back_come_with_them() {
+    let server = TestServer::start();
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| server.user(name));
+    let room = alice.create_room();
+    bob.join(&room);
+    carol.join(&room);
+    let sent: Vec<String> = (0..10).map(|n| alice.send(&room, &n.to_string())).collect();
+    carol.post(&room_path(&room, &format!("receipt/m.read/{}", segment(&sent[7]))), json!({}));
+    let body = |limit: u64| {
+        let mut body = one_list(20, limit, &json!([]));
+        body["extensions"] = json!({ "receipts": { "enabled": true } });
+        body
+    };
+    let receipts = |answer: &Value| answer["extensions"]["receipts"]["rooms"][&room]["content"].clone();
+    let first = slide(&bob, None, &body(1));
+    assert_eq!(receipts(&first), Value::Null);
+    let expanded = slide(&bob, Some(&first), &body(20));
+    assert!(receipts(&expanded)[&sent[7]]["m.read"][carol.id()].is_object(), "{expanded}");
+    let after = slide(&bob, Some(&expanded), &body(20));
+    assert_eq!(receipts(&after), Value::Null);
+}
+
+#[test]
+fn who_comes_back_into_a_room_is_told_how_far_others_have_read_meanwhile() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+    bob.join(&room);
+    let read = |event: &str| {
+        alice.post(&room_path(&room, &format!("receipt/m.read/{}", segment(event))), json!({}));
+    };
+    let mut body = one_list(20, 2, &json!([]));
+    body["extensions"] = json!({ "receipts": { "enabled": true } });
+    read(&alice.send(&room, "one"));
+    let first = slide(&bob, None, &body);
+    bob.leave(&room);
+    let left = slide(&bob, Some(&first), &body);
+    let two = alice.send(&room, "two");
+    read(&two);
+    (0..4).for_each(|n| drop(alice.send(&room, &n.to_string())));
+    bob.join(&room);
+    let back = slide(&bob, Some(&left), &body);
+    let content = &back["extensions"]["receipts"]["rooms"][&room]["content"];
+    assert!(content[&two]["m.read"][alice.id()].is_object(), "{back}");
+}

@@ -210,7 +210,9 @@ impl RoomScope<'_> {
             (true, false) => told.receipts,
             _ => told.typing,
         };
-        if first.is_none() && known.is_some_and(|changed| changed <= told_upto) {
+        let further_back = room_answer.filter(|answer| answer.expanded_timeline);
+        let same = first.is_none() && (further_back.is_none() || !receipts);
+        if same && known.is_some_and(|changed| changed <= told_upto) {
             return Ok(());
         }
         let (changed, typing_changed) = context.db.ephemeral_change(key)?.unwrap_or((0, 0));
@@ -218,8 +220,8 @@ impl RoomScope<'_> {
         if typing && (newly_joined || first.is_none() && typing_changed > told.typing) {
             self.add_typing((context, key, newly_joined), told, answer)?;
         }
-        if receipts && changed > told.receipts {
-            self.add_receipts(context, key, first, told, answer)?;
+        if receipts && (changed > told.receipts || further_back.is_some()) {
+            self.add_receipts(context, key, first.or(further_back), told, answer)?;
         }
         if first.is_some() {
             // Who types is "never" told "on initial", but to who comes in: they may have a list of when they were there before.
@@ -272,32 +274,43 @@ impl RoomScope<'_> {
     }
 
     /// Receipts that are new. In a new room "receipts of the events in the timeline plus the user's own, private ones
-    /// too".
+    /// too", and those of the timeline as well where it goes further back than before. To who has come in all of them: they may
+    /// have some of when they were there before, and those who read meanwhile are not at these any more.
     fn add_receipts(
         &self,
         context: &SyncContext<'_>,
         key: RoomKey,
-        first: Option<&RoomAnswer>,
+        shown: Option<&RoomAnswer>,
         told: &mut Told,
         answer: &mut ExtensionsAnswer,
     ) -> Result<()> {
+        let first = shown.filter(|answer| answer.initial);
         let since = match (told.receipts, first) {
             (0, None) => self.since,
             (told, _) => told,
         };
-        let between = |since: i64| {
-            context.db.receipts_between(key, (since, context.position), context.user, RECEIPTS_MAX)
+        let between = |since: i64, upto: i64| {
+            context.db.receipts_between(key, (since, upto), context.user, RECEIPTS_MAX)
         };
-        let mut new = between(since)?;
-        if told.receipts == 0 {
-            let own = |receipt: &Receipt| receipt.user_id == context.user.as_str();
-            match first {
-                Some(first) => new.retain(|receipt| {
-                    own(receipt) || first.event_ids.iter().any(|id| id.as_str() == receipt.event_id)
-                }),
-                None => {
-                    new.retain(|receipt| !own(receipt));
-                    new.extend(between(0)?.into_iter().filter(own));
+        let own = |receipt: &Receipt| receipt.user_id == context.user.as_str();
+        let at = |receipt: &Receipt, answer: &RoomAnswer| {
+            answer.event_ids.iter().any(|id| id.as_str() == receipt.event_id)
+        };
+        let mut new = between(since, context.position)?;
+        match first {
+            Some(first) if told.receipts == 0 && !first.newly_joined => {
+                new.retain(|receipt| own(receipt) || at(receipt, first));
+            }
+            Some(_) => {}
+            None => {
+                let further_back = shown.filter(|answer| answer.expanded_timeline);
+                let first_own = told.receipts == 0;
+                if first_own || further_back.is_some() {
+                    let mut older = between(0, since)?;
+                    older.retain(|receipt| {
+                        (first_own && own(receipt)) || further_back.is_some_and(|shown| at(receipt, shown))
+                    });
+                    new.extend(older);
                 }
             }
         }
