@@ -183,3 +183,38 @@ fn subscriptions_are_for_rooms_that_the_user_is_in_and_are_told_out_of_any_list(
     let second = slide(&alice, Some(&first), &body);
     assert_eq!(bodies(&second["rooms"][&own]), ["m"]);
 }
+
+#[test]
+fn rule_8_members_that_were_not_wanted_for_a_while_are_told_anew_once_they_are_wanted_again() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat", "name": "n" }));
+    bob.join(&room);
+    let rename = |name: &str| {
+        bob.put(&format!("{V3}/profile/{}/displayname", segment(bob.id())), json!({ "displayname": name }));
+    };
+    let lazy = one_list(20, 5, &json!([["m.room.name", ""], ["m.room.member", "$LAZY"]]));
+    let without = one_list(20, 5, &json!([["m.room.name", ""]]));
+    let name = |answer: &Value| {
+        let state = events(&answer["rooms"][&room], "required_state");
+        let of_bob = state.iter().find(|event| event["state_key"] == bob.id());
+        of_bob.map_or(Value::Null, |event| event["content"]["displayname"].clone())
+    };
+    rename("old");
+    bob.send(&room, "hello");
+    let first = slide(&alice, None, &lazy);
+    assert_eq!(name(&first), "old");
+    let second = slide(&alice, Some(&first), &without);
+    rename("new");
+    let third = slide(&alice, Some(&second), &without);
+    // The client has what he said, and what it has of him is old.
+    let fourth = slide(&alice, Some(&third), &lazy);
+    assert_eq!(name(&fourth), "new", "{fourth}");
+    bob.send(&room, "it is me");
+    let fifth = slide(&alice, Some(&fourth), &lazy);
+    assert_eq!(name(&fifth), Value::Null, "it has that: {fifth}");
+    // Who asks for them only once the timeline is there gets those who speak in it.
+    let first = slide(&alice, None, &without);
+    let second = slide(&alice, Some(&first), &lazy);
+    assert_eq!(name(&second), "new", "{second}");
+}

@@ -42,12 +42,23 @@ pub struct StateWanted<'w> {
     pub end: i64,
 }
 
+impl StateWanted<'_> {
+    /// Whether the client knows the room, and wants members as it needs them only from now on.
+    pub fn begins_lazy_members(&self) -> bool {
+        self.told.is_some()
+            && self.required.lazy_members()
+            && self.before.is_none_or(|before| !before.lazy_members())
+    }
+}
+
 impl StateNews {
-    /// What is new of the state that is wanted.
+    /// What is new of the state that is wanted. `spoken`: the timeline of which the client needs the members; `page`: that
+    /// which is told now.
     pub fn of(
         context: &SyncContext<'_>,
         view: &RoomView<'_>,
         wanted: &StateWanted<'_>,
+        spoken: &Page,
         page: &Page,
     ) -> Result<Self> {
         let mut news = Self::default();
@@ -66,7 +77,7 @@ impl StateNews {
         }
         if wanted.required.lazy_members() {
             let known = wanted.told.filter(|_| !limited).map_or(&[][..], |told| &told.members);
-            news.add_needed_members(context, view, wanted.end, page, known)?;
+            news.add_needed_members(context, view, wanted.end, spoken, known)?;
         }
         Ok(news)
     }

@@ -180,7 +180,8 @@ impl RoomTeller<'_> {
             told: known,
             end: i64::MAX,
         };
-        let state = StateNews::of(context, &view, &wanted, &page)?;
+        let spoken = self.already_told(&view, &wanted, (config, expanded))?;
+        let state = StateNews::of(context, &view, &wanted, spoken.as_ref().unwrap_or(&page), &page)?;
         let mut answer = self.of_room(&view, &page, &state, known.is_none())?;
         answer.expanded_timeline = expanded;
         answer.is_dm = is_dm_news(selected, known);
@@ -206,7 +207,11 @@ impl RoomTeller<'_> {
                 (Some(_), _) => config.timeline_limit,
             },
             is_dm: selected.is_dm,
-            members: told_members(known, &page, &state),
+            members: match config.required_state.lazy_members() {
+                true => told_members(known, &page, &state),
+                // How they change is not told now.
+                false => Vec::new(),
+            },
             ..told.cloned().unwrap_or_default()
         };
         // What was looked at and is nothing to this client need not be looked at again.
@@ -217,6 +222,20 @@ impl RoomTeller<'_> {
                 context.unread.counts(context.db, context.user, room.key, context.position)?.in_all();
         }
         Ok(RoomNews { answer: (!silent).then_some(answer), told: Some(told_now) })
+    }
+
+    /// The timeline that the client has, if it needs the members of that as well: it has asked for none so far.
+    fn already_told(
+        &self,
+        view: &RoomView<'_>,
+        wanted: &StateWanted<'_>,
+        (config, expanded): (&RoomConfig, bool),
+    ) -> Result<Option<Page>> {
+        if expanded || !wanted.begins_lazy_members() {
+            return Ok(None);
+        }
+        let all = (Place::END, Place::START);
+        latest(view, &EventFilter::default(), all, config.timeline_limit).map(Some)
     }
 
     /// What joined rooms and rooms that the user was in have in common.
@@ -460,7 +479,7 @@ impl RoomTeller<'_> {
                     told: known,
                     end: at,
                 };
-                state = StateNews::of(context, &view, &wanted, &page)?;
+                state = StateNews::of(context, &view, &wanted, &page, &page)?;
                 end = Some(at);
             }
         }
