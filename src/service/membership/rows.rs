@@ -17,7 +17,7 @@ use crate::service::events::resolve::ResolutionBudget;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::membership::Memberships;
 use crate::store::rooms::pending_events::NewPendingEvent;
-use crate::store::{Db, Room, RoomKey, Status, Tx};
+use crate::store::{Db, Room, RoomKey, Status, StoredEvent, Tx};
 
 /// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN`, also for a knock or a join of
 /// who has no account any more, and others of [`Refusal`](crate::protocol::remote_membership::Refusal).
@@ -171,27 +171,33 @@ pub(in crate::service) fn remote_membership_or_state(
     if !matches!(db.membership(room.key, user)?, Some(Membership::Invite | Membership::Knock)) {
         return Ok(None);
     }
-    let Some(event) = db.state_event(room.key, "m.room.member", user.as_str())? else { return Ok(None) };
+    let Some(key) = db.state_event_key(room.key, "m.room.member", user.as_str())? else { return Ok(None) };
+    let event = db.event_by_key(key)?;
     let shown = stripped_state_for_client(db, room.key, &event, user)?;
-    Ok(RemoteMembership::left_behind(event, user, shown, db.resident_servers(room.key)?))
+    Ok(RemoteMembership::left_behind(event.pdu, user, shown, db.resident_servers(room.key)?))
 }
 
-/// What somebody who is invited to a room whose state this server has, or knocks on it, is shown of it. `own`: their
-/// member event.
+/// What somebody who is invited to a room whose state this server has, or knocks on it, is shown of it: what it was when
+/// they were invited or knocked, not what was said behind the door since; as far as that is known, which of a room that came
+/// here with its state it is not. `own`: their member event.
 pub(in crate::service) fn stripped_state_for_client(
     db: &Db<'_>,
     room: RoomKey,
-    own: &Pdu,
+    own: &StoredEvent,
     user: &UserId,
 ) -> Result<Vec<Box<RawValue>>> {
+    let state_event = |event_type: &str, state_key: &str| match own.state_before {
+        Some(state) => db.state_event_in(state, event_type, state_key),
+        None => db.state_event(room, event_type, state_key),
+    };
     let mut shown = Vec::new();
     for event_type in STRIPPED_TYPES {
-        shown.extend(db.state_event(room, event_type, "")?);
+        shown.extend(state_event(event_type, "")?);
     }
     // The inviter, so that the invitation can show a name and a face.
-    let inviter = Some(own.sender()).filter(|sender| *sender != user);
+    let inviter = Some(own.pdu.sender()).filter(|sender| *sender != user);
     if let Some(inviter) = inviter {
-        shown.extend(db.state_event(room, "m.room.member", inviter.as_str())?);
+        shown.extend(state_event("m.room.member", inviter.as_str())?);
     }
     Ok(stripped_state::shown(&shown, inviter))
 }

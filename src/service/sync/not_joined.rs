@@ -121,9 +121,8 @@ pub(super) fn stripped(context: &SyncContext<'_>, of_user: &RoomOfUser) -> Resul
     let room = context.db.room_by_key(of_user.room)?;
     let previous = context.view(&room)?.replaced(&stored)?;
     let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
-    let own = stored.pdu;
-    let mut events = stripped_state_for_client(context.db, of_user.room, &own, context.user)?;
-    events.push(own_event(&own, previous.as_ref())?);
+    let mut events = stripped_state_for_client(context.db, of_user.room, &stored, context.user)?;
+    events.push(own_event(&stored.pdu, previous.as_ref())?);
     Ok(events)
 }
 

@@ -237,3 +237,29 @@ fn the_filter_of_a_left_rooms_timeline_applies_to_the_leave_as_well() {
         }
     }
 }
+
+#[test]
+fn what_was_said_behind_the_door_after_an_invite_is_not_shown_to_who_was_invited() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "private_chat", "name": "then" }));
+    alice.invite(&room, bob.id());
+    alice.set_state(&room, "m.room.name", "", json!({ "name": "now" }));
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "what nobody outside is to know" }));
+    let names = |stripped: &Value| -> Vec<Value> {
+        let events = stripped.as_array().expect("events").iter();
+        events.filter(|e| e["type"] == "m.room.name").map(|e| e["content"]["name"].clone()).collect()
+    };
+    let invited = sync(&bob, "")["rooms"]["invite"][&room]["invite_state"].clone();
+    assert_eq!(names(&invited["events"]), ["then"]);
+    assert_eq!(members(&invited), [alice.id(), bob.id()]);
+    assert!(!types(&invited).contains(&"m.room.topic"));
+    let body = crate::common::client::one_list(20, 1, &json!([]));
+    let sliding = crate::common::client::slide(&bob, None, &body);
+    assert_eq!(names(&sliding["rooms"][&room]["invite_state"]), ["then"]);
+    // An invite anew shows what is there then.
+    bob.leave(&room);
+    alice.invite(&room, bob.id());
+    let invited = sync(&bob, "")["rooms"]["invite"][&room]["invite_state"].clone();
+    assert_eq!(names(&invited["events"]), ["now"]);
+}
