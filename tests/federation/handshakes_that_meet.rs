@@ -420,6 +420,7 @@ fn an_invite_that_follows_a_rejection_at_once_is_an_invite() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a peer that takes its time is what is tried here")]
 fn an_invite_that_rests_on_a_kick_is_offered_once_the_kick_was_heard_of() {
     let (server, peer) = (TestServer::start(), Arc::new(Peer::start()));
     let alice = server.user("alice");

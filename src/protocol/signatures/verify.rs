@@ -155,15 +155,15 @@ impl fmt::Display for SignatureError {
 
 impl std::error::Error for SignatureError {}
 
-/// As the make/send endpoints want it: 400 `M_INVALID_PARAM` for what is no proper event, which "is invalid in some way"; else
-/// 403 `M_FORBIDDEN`, since nobody may hand in what others have not signed. Synapse says so too.
+/// As the make/send endpoints want it: 400 `M_INVALID_PARAM` for what is no proper event, which "is invalid in some way"; 403
+/// `M_FORBIDDEN` for what others have not signed, which nobody may hand in. Synapse says so too. That a key could not be had
+/// just now is no such verdict, by which a peer would take what it hands in as refused for good.
 impl From<SignatureError> for Error {
     fn from(e: SignatureError) -> Self {
         match e {
             SignatureError::Malformed(why) => Self::invalid_param(why),
-            SignatureError::Unsigned(_) | SignatureError::NoKey(_) | SignatureError::Wrong(..) => {
-                Self::forbidden(e.to_string())
-            }
+            SignatureError::NoKey(_) => Self::invalid_param(e.to_string()),
+            SignatureError::Unsigned(_) | SignatureError::Wrong(..) => Self::forbidden(e.to_string()),
         }
     }
 }
