@@ -264,7 +264,9 @@ fn a_password_that_was_refused_on_the_way_may_be_another_and_one_that_was_proved
     let path = format!("{V3}/account/password");
     let change = |new: &str, id: Option<&str>| {
         let mut body = json!({ "new_password": new });
-        id.map(|id| body["auth"] = json!({ "session": id }));
+        if let Some(id) = id {
+            body["auth"] = json!({ "session": id });
+        }
         nobody(&server).request("POST", &path, Some(body))
     };
     let proved = |new: &str| {

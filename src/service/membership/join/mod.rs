@@ -5,8 +5,9 @@
 //! - `check`: whether it is a room that the join may enter.
 //! - `import`: becoming resident in it.
 //!
-//! `attempts`: what comes of asking one server after the other.
+//! `attempts`: what comes of asking one server after the other. `answer`: what the server of who joins here is shown.
 
+mod answer;
 mod attempts;
 pub(super) mod check;
 pub mod import;
@@ -15,7 +16,7 @@ pub(super) mod receive;
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use self::attempts::{JoinAttempts, Waiter, host_of};
 use super::candidates::{HandshakeAnswers, JoinTarget};
@@ -39,9 +40,7 @@ use crate::protocol::{
     EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
 use crate::service::events::entry::check_not_closed;
-use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
-use crate::service::events::serve::state_for_join;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::membership::Memberships;
@@ -49,8 +48,6 @@ use crate::service::membership::join::import::{ImportOutcome, RoomImport};
 use crate::service::membership::locks::LOCK_TIMEOUT;
 use crate::store::{Room, Tx};
 
-/// A room of up to so many joined members is given whole to whoever would do without them.
-const WHOLE_ANSWER_MEMBERS_MAX: u64 = 100;
 /// When it is looked again whether what there is of a room from before has gone, for a join that is taken up again.
 const PURGE_PAUSE_MS: Millis = 2_000;
 
@@ -586,39 +583,5 @@ impl Memberships<'_> {
             self.authoriser(room, join.sender())?;
         }
         Ok(())
-    }
-
-    /// The answer to `send_join`. If members may be omitted, what is in `state` is not repeated in `auth_chain` ("any
-    /// events that are returned in `state` may be omitted from `auth_chain`"), and of a large room the members are left
-    /// out: a smaller one is worth more whole.
-    fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<LargeAnswer> {
-        let joiner = join.sender().server();
-        let mut answer = LargeAnswer::default();
-        self.store.read(|db| {
-            let omit_members = may_omit && db.room_by_key(room.key)?.joined > WHOLE_ANSWER_MEMBERS_MAX;
-            let mut before = state_for_join(db, room, join, omit_members)?;
-            if may_omit {
-                let mut in_state = before.state.clone();
-                in_state.sort_unstable();
-                before.auth_chain.retain(|event| in_state.binary_search(event).is_err());
-            }
-            let servers: Vec<_> = before.servers.iter().filter(|server| **server != joiner).collect();
-            let head = format!(
-                ",\"members_omitted\":{omit_members},\"origin\":{},\"servers_in_room\":{},\"event\":",
-                json!(self.server_name()),
-                json!(servers)
-            );
-            let erasure = Erasure::for_server(db, room.key, &joiner);
-            answer.text("{\"auth_chain\":");
-            let redacted = erasure.redacted_among(&before.auth_chain)?;
-            answer.events(db, &before.auth_chain, redacted)?;
-            answer.text(head);
-            answer.text(join.json());
-            answer.text(",\"state\":");
-            let redacted = erasure.redacted_among(&before.state)?;
-            answer.events_at_hand(db, (&before.state, &before.state_events), redacted)
-        })?;
-        answer.text("}");
-        Ok(answer)
     }
 }
