@@ -117,7 +117,7 @@ impl UserId {
     }
     /// The server name behind the first `:`.
     pub fn server_name(&self) -> &str {
-        self.0.split_once(':').map_or("", |(_, s)| s)
+        server_of(&self.0)
     }
     /// The server name behind the first `:` as a [`ServerName`].
     pub fn server(&self) -> ServerName {
@@ -135,6 +135,11 @@ impl UserId {
         let localpart = self.localpart();
         !localpart.is_empty() && localpart.bytes().all(|b| (0x21..=0x7e).contains(&b))
     }
+}
+
+/// The server name in the text of a user id.
+pub fn server_of(user: &str) -> &str {
+    user.split_once(':').map_or("", |(_, server)| server)
 }
 
 impl RoomId {

@@ -46,6 +46,7 @@ use crate::clock::Millis;
 use crate::error::Result;
 use crate::metrics::WriterCounts;
 use crate::protocol::event_auth::AuthChecker;
+use crate::protocol::ids::server_of;
 use crate::protocol::push_rules::{RuleSet, UserRules};
 use crate::protocol::{RoomVersion, ServerName, UserId};
 use crate::store::accounts::TokenHash;
@@ -327,11 +328,6 @@ impl<'c> Db<'c> {
     pub fn is_local(&self, user: &str) -> bool {
         server_of(user) == self.server_name().as_str()
     }
-}
-
-/// The server of a user's id.
-fn server_of(user: &str) -> &str {
-    user.split_once(':').map_or("", |(_, server)| server)
 }
 
 /// A transaction that is being written: everything a `Db` reads, and the methods that write.

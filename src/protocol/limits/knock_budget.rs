@@ -7,6 +7,7 @@
 
 use super::fair_share::{ServerStanding, has_place};
 use crate::protocol::UserId;
+use crate::protocol::ids::server_of;
 
 /// For how long a knock counts, in milliseconds.
 pub const HOUR_MS: i64 = 3_600_000;
@@ -101,10 +102,6 @@ pub fn over(times: impl Iterator<Item = i64>, most: usize, now: i64) -> Option<i
     let times: Vec<i64> = times.collect();
     let first_to_go = times.get(times.len().checked_sub(most)?)?;
     Some((first_to_go + HOUR_MS - now).max(1))
-}
-
-fn server_of(user: &str) -> &str {
-    user.split_once(':').map_or("", |(_, server)| server)
 }
 
 #[cfg(test)]

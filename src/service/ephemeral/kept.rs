@@ -1,5 +1,6 @@
-//! Typing and receipts of a room into which a user of ours is coming right now, and the presence of those who may be in it. Nothing can be made of them before we are in, and
-//! nobody says them again: so they wait until then, in memory, for the little that they are worth.
+//! Typing and receipts of a room into which a user of ours is coming right now, and the presence of those who may be in it.
+//! Nothing can be made of them before we are in, and nobody says them again: so they wait until then, in memory, for the
+//! little that they are worth.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;

@@ -144,8 +144,8 @@ impl Outgoing {
     }
 
     /// The ephemeral part of a transaction: what was read for it now (device lists, presence, and receipts up to some
-    /// position), as many of the durable messages as fit, and of those that wait in memory. After a restart nothing is known of the latter
-    /// two parts of what failed: the repeat goes without. Also whether there are more.
+    /// position), as many of the durable messages as fit, and of those that wait in memory. After a restart nothing is known
+    /// of the latter two parts of what failed: the repeat goes without. Also whether there are more.
     fn gather_edus(
         &self,
         server: &ServerName,

@@ -10,7 +10,7 @@ use crate::store::push::evaluate::PlacedEvent;
 use crate::store::rooms::events::{CachedEvent, ForwardExtremity, NewEvent, Place, Status};
 use crate::store::rooms::snapshots::Delta;
 use crate::store::rooms::state::StateRef;
-use crate::store::{EventKey, SnapshotId, Tx, server_of};
+use crate::store::{EventKey, SnapshotId, Tx};
 
 /// The type of events that only merge the forks of a room. Nobody is shown them. (The specification does not know it;
 /// it is what servers use.)
@@ -154,7 +154,7 @@ impl Tx<'_> {
             }
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
-                self.owes(room.key, server_of(pdu.sender().as_str()))?;
+                self.owes(room.key, pdu.sender().server_name())?;
             }
             if event.history.is_none() {
                 if visible || current.is_some_and(|current| room.state != Some(current)) {

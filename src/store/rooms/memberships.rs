@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use rusqlite::{OptionalExtension, Row, params};
 
 use crate::error::{Error, Result};
+use crate::protocol::ids::server_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::rooms::events::EventRow;
-use crate::store::{Db, EventKey, RoomKey, StateTupleId, Tx, server_of};
+use crate::store::{Db, EventKey, RoomKey, StateTupleId, Tx};
 
 /// One user's membership in one room.
 #[derive(Debug, Clone)]

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
+use crate::protocol::ids::server_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::signatures::verify::Proof;
 use crate::protocol::{EventId, Pdu, RoomVersion, UserId, VerifiedPdu};
 use crate::store::rooms::snapshots::Delta;
 use crate::store::rooms::state::NewStateTuples;
-use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx, server_of};
+use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx};
 
 /// The numbers of an import's events begin with its own, before so many bits.
 const EVENT_BITS: u32 = 24;

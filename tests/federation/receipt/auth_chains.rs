@@ -118,20 +118,25 @@ fn an_auth_chain_is_had_in_every_way_that_somebody_gives_it() {
     }
 }
 
+/// Power levels that each rest on those before, so many, which nobody has been sent.
+fn chain_of_levels(scene: &mut Scene, count: usize) -> Vec<Pdu> {
+    let (mut end, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let next = |n| {
+        let content = json!({ "users": { creator.as_str(): 100 }, "n": n });
+        let levels = scene.event(&[&end], &creator, ("m.room.power_levels", Some("")), content);
+        scene.room.state.insert(("m.room.power_levels".into(), String::new()), levels.clone());
+        end = levels.event_id().clone();
+        levels
+    };
+    (0..count).map(next).collect()
+}
+
 #[test]
 fn an_auth_chain_without_an_end_is_not_followed_for_ever() {
     let mut scene = Scene::new("10");
     let bystander = resident(&mut scene, "bystander");
     let (before, creator) = (scene.last.clone(), scene.room.creator.clone());
-    let mut end = before.clone();
-    let mut chain = Vec::new();
-    for n in 0..700 {
-        let content = json!({ "users": { creator.as_str(): 100 }, "n": n });
-        let levels = scene.event(&[&end], &creator, ("m.room.power_levels", Some("")), content);
-        scene.room.state.insert(("m.room.power_levels".into(), String::new()), levels.clone());
-        end = levels.event_id().clone();
-        chain.push(levels);
-    }
+    let chain = chain_of_levels(&mut scene, 700);
     let message = scene.message_after(&[&before], &creator, "hello");
     give_events(&scene.peer, &chain[100..]);
     scene.send("1", &[&message]);
@@ -150,15 +155,7 @@ fn an_auth_chain_without_an_end_is_not_followed_for_ever() {
 fn what_an_attempt_has_fetched_of_an_auth_chain_is_not_fetched_again_by_the_next() {
     let mut scene = Scene::new("10");
     let (before, creator) = (scene.last.clone(), scene.room.creator.clone());
-    let mut end = before.clone();
-    let mut chain = Vec::new();
-    for n in 0..45 {
-        let content = json!({ "users": { creator.as_str(): 100 }, "n": n });
-        let levels = scene.event(&[&end], &creator, ("m.room.power_levels", Some("")), content);
-        scene.room.state.insert(("m.room.power_levels".into(), String::new()), levels.clone());
-        end = levels.event_id().clone();
-        chain.push(levels);
-    }
+    let chain = chain_of_levels(&mut scene, 45);
     let message = scene.message_after(&[&before], &creator, "hello");
     give_events(&scene.peer, &chain[20..]);
     assert_eq!(scene.send("1", &[&message])[message.event_id().as_str()], json!({}));
