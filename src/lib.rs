@@ -176,7 +176,7 @@ pub mod internals {
     pub use crate::service::admin::room_deletion::DeletionOrder;
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;
-    pub use crate::service::events::build::Draft;
+    pub use crate::service::events::draft::Draft;
     pub use crate::service::media::thumbnail;
     pub use crate::service::media::url_preview::read_page;
     pub use crate::service::membership::join::import::ImportedRoom;

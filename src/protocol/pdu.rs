@@ -58,6 +58,11 @@ impl Membership {
         }
     }
 
+    /// The content of a member event that says nothing else.
+    pub fn content(self) -> Map<String, Value> {
+        json::object_of([("membership", self.as_str().into())])
+    }
+
     /// The membership with this word.
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Ban, Self::Invite, Self::Join, Self::Knock, Self::Leave]

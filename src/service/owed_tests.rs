@@ -143,7 +143,7 @@ fn rooms_that_could_not_be_told_of_a_new_name_are_told_later_unless_the_user_cal
     assert_eq!(server.called(&alice, "Alice", &rooms), 4);
     let told = rooms.iter().find(|room| server.called(&alice, "Alice", std::slice::from_ref(room)) == 1);
     let (told, content) = (told.expect("one"), json!({ "membership": "join", "displayname": "Al" }));
-    let draft = crate::service::events::build::Draft {
+    let draft = crate::service::events::draft::Draft {
         room: told.clone(),
         sender: alice.clone(),
         event_type: "m.room.member".into(),

@@ -61,6 +61,7 @@ use crate::store::cache::sessions::SessionCache;
 use crate::store::cache::tuple_ids::TupleIds;
 use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
+use crate::store::ephemeral::presence::Presence;
 use crate::store::rooms::OtherServers;
 use crate::store::rooms::state::ForeseenState;
 
@@ -437,7 +438,12 @@ impl Tx<'_> {
 
     /// Somebody's presence changed at this position. These, who may see it, are woken soon after the commit; who else may is
     /// told with whatever comes next.
-    pub(crate) fn presence_changed(&mut self, change: PresenceChange, woken: Vec<UserId>) {
+    pub(crate) fn presence_changed(
+        &mut self,
+        (stream, user, presence): (i64, &UserId, &Presence),
+        woken: Vec<UserId>,
+    ) {
+        let change = PresenceChange::new(stream, user.clone(), presence.clone());
         self.changes.presences.push(Arc::new(change));
         self.changes.woken_soon.extend(woken);
     }

@@ -14,7 +14,7 @@ use crate::protocol::remote_membership::{ATTEMPTS_MAX, backoff_ms};
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::accounts::Accounts;
 use crate::service::events::accept::Sent;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::store::{Db, EventKey};
 
 /// So many rooms are told of a new name or avatar at the same time.

@@ -21,7 +21,7 @@ use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, json};
 use crate::random;
 use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::Admin;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::create::CreateRoom;
 use crate::store::rooms::OtherServers;

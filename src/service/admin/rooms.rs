@@ -15,7 +15,7 @@ use crate::protocol::search_text::fold;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::accounts::moderation::{Administrator, check_still_admin};
 use crate::service::admin::{Admin, next_place, number};
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::client_format::{Json, for_operator};

@@ -2,12 +2,19 @@
 
 use std::collections::HashMap;
 
-use super::kept::EduKind;
 use crate::error::Result;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::events::server_acl::RoomAcl;
 use crate::store::RoomKey;
+
+/// Which EDU it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EduKind {
+    Typing,
+    Receipt,
+    Presence,
+}
 
 /// The server that sent the EDUs of one transaction.
 pub(in crate::service) struct EduOrigin<'o> {

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
 use super::Ephemeral;
-use super::incoming::EduOrigin;
+use super::incoming::{EduKind, EduOrigin};
 use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Millis, Steady};
 use crate::error::Result;
@@ -28,14 +28,6 @@ const TYPING_KEPT_MS: Millis = 30_000;
 /// What waits for joins.
 #[derive(Default)]
 pub struct KeptEdus(Mutex<BoundedMap<RoomId, VecDeque<KeptEdu>, ROOMS_MAX>>);
-
-/// Which EDU it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum EduKind {
-    Typing,
-    Receipt,
-    Presence,
-}
 
 /// One that waits.
 #[derive(Debug)]

@@ -3,8 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::Ephemeral;
-use super::incoming::EduOrigin;
-use super::kept::EduKind;
+use super::incoming::{EduKind, EduOrigin};
 use crate::error::Result;
 
 /// Rooms that are being joined for which what is said of strangers is kept.

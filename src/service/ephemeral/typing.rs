@@ -11,8 +11,7 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::ephemeral::Ephemeral;
-use crate::service::ephemeral::incoming::EduOrigin;
-use crate::service::ephemeral::kept::EduKind;
+use crate::service::ephemeral::incoming::{EduKind, EduOrigin};
 use crate::store::RoomKey;
 
 /// How long somebody types who does not say for how long, and the longest.

@@ -344,7 +344,10 @@ pub(in crate::service) fn store_decision(
         // Nobody refers to it who has a say in the room. Kept it would only let anybody fill the disk.
         return Ok(Received::Stored { status, already: false, reason });
     }
-    let newcomer = newcomer_of(tx, &room, pdu, source)?;
+    let newcomer = match source {
+        EventSource::Handshake => newcomer_of(tx, &room, pdu)?,
+        EventSource::Transaction | EventSource::Backfill(_) => None,
+    };
     tx.append(&Append {
         room: &room,
         pdu,

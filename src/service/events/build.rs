@@ -20,13 +20,12 @@ use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::rooms::server_acl::ServerAcl;
 use crate::protocol::signatures::sign::SigningKey;
-use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, json as matrix_json,
-};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, VerifiedPdu, json as matrix_json};
 use crate::random;
 use crate::service::events::Events;
 use crate::service::events::accept::Sent;
 use crate::service::events::authorise::{AuthContext, RoomExtremities};
+use crate::service::events::draft::Draft;
 use crate::service::events::entry::{check_entry, check_puts_nobody_out};
 use crate::service::events::extremities::may_be_late;
 use crate::service::events::resolve::{ResolutionBudget, StateSet};
@@ -37,23 +36,6 @@ use crate::store::rooms::events::ForwardExtremity;
 use crate::store::rooms::not_resident;
 use crate::store::rooms::state::StateRef;
 use crate::store::{Db, EventKey, Room, Status, Tx};
-
-/// An event that somebody wants to send. What is missing, the room decides: its place in the graph and its auth events.
-#[derive(Debug, Clone)]
-pub struct Draft {
-    /// The room.
-    pub room: RoomId,
-    /// Who sends it.
-    pub sender: UserId,
-    /// `type`.
-    pub event_type: String,
-    /// `state_key`, for state events.
-    pub state_key: Option<String>,
-    /// `content`; that of a redaction without `redacts`.
-    pub content: Map<String, Value>,
-    /// What a redaction redacts; it is put where the room version has it.
-    pub redacts: Option<EventId>,
-}
 
 /// What it takes to make an event of this server.
 #[derive(Clone)]

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::build::Draft;
+use super::draft::Draft;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{Pdu, UserId};

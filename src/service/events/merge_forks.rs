@@ -10,7 +10,7 @@
 use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::events::Events;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::store::rooms::append::{DUMMY_EVENT, EXTREMITIES_WANTED_MAX};
 use crate::store::{Room, RoomKey};
 

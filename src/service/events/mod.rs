@@ -48,7 +48,7 @@
 //!
 //! # The files
 //!
-//! - `build.rs`: an event of a local user, from a draft to a signed event in its room. `merge_forks.rs`: one that
+//! - `build.rs`: an event of a local user, from a draft (`draft.rs`) to a signed event in its room. `merge_forks.rs`: one that
 //!   nobody sees. `entry.rs`: who comes into no room at all.
 //! - `accept.rs`: events of other servers, and events that were signed before, into their room.
 //! - `authorise.rs`, with `state_view.rs`, `extremities.rs`, `resolve.rs`: the decision on an event; they write
@@ -63,6 +63,7 @@
 pub mod accept;
 pub(super) mod authorise;
 pub mod build;
+pub mod draft;
 pub mod entry;
 pub(super) mod erasure;
 pub(super) mod extremities;

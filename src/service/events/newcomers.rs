@@ -2,7 +2,6 @@
 //! join does not follow it, since it is made after a template that knew nothing of it, and no other server owes it to one that
 //! was not there. What the room says next rests on it; and whoever is put out by that very event could not ask for it any more.
 
-use super::accept::EventSource;
 use super::serve::may_be_shown_to;
 use crate::error::Result;
 use crate::protocol::pdu::Membership;
@@ -13,14 +12,9 @@ use crate::store::{Place, Room, Status, Tx};
 /// Of more that was said beside a join only the last events are owed: they lead to the others.
 const BESIDE_A_JOIN_MAX: usize = 50;
 
-/// The server that a join brings into a room by a handshake with us, if it is not there yet.
-pub(super) fn newcomer_of(
-    tx: &Tx<'_>,
-    room: &Room,
-    join: &Pdu,
-    source: EventSource,
-) -> Result<Option<ServerName>> {
-    if source != EventSource::Handshake || join.membership() != Some(Membership::Join) {
+/// The server that an event brings into a room which was handed in to us, if it is a join and the server is not there yet.
+pub(super) fn newcomer_of(tx: &Tx<'_>, room: &Room, join: &Pdu) -> Result<Option<ServerName>> {
+    if join.membership() != Some(Membership::Join) {
         return Ok(None);
     }
     let server = join.sender().server();

@@ -19,8 +19,10 @@ use crate::service::keys::Keys;
 use crate::service::keys::attempts::{DOUBT_PAUSE_MS, KeyPurpose, KeyQuestion};
 use crate::service::keys::fetch::{FoundKeys, MissingKeys, WantedKey};
 use crate::service::keys::ring::KnownKey;
-use crate::service::keys::verify::CLOCK_SKEW_MS;
 use crate::service::limits::silent_servers::AskedFor;
+
+/// Clocks differ by so much: keys are asked for that are valid so much later than now, and none is doubted for less.
+pub(super) const CLOCK_SKEW_MS: Millis = 10 * 60_000;
 
 /// Wrong signatures: whose, with which key, and when the last of what has one was made.
 #[derive(Default)]

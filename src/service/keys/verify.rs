@@ -16,7 +16,7 @@ use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::{Pdu, ServerName, VerifiedPdu};
 use crate::service::keys::Keys;
 use crate::service::keys::attempts::KeyPurpose;
-use crate::service::keys::doubts::Doubts;
+use crate::service::keys::doubts::{CLOCK_SKEW_MS, Doubts};
 use crate::service::keys::fetch::{FoundKeys, WantedKey, too_many_asked};
 use crate::service::keys::ring::KnownKey;
 use crate::service::limits::request_permits::Asker;
@@ -26,8 +26,6 @@ const REQUEST_KEY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time to find the keys of a few events, and of a whole room's.
 const EVENT_KEYS_TIMEOUT: Duration = Duration::from_secs(30);
 const ROOM_KEYS_TIMEOUT: Duration = Duration::from_secs(90);
-/// Clocks differ: keys are asked for that are valid so much later than now.
-pub(super) const CLOCK_SKEW_MS: Millis = 10 * 60_000;
 /// More events than this are a whole room.
 const FEW_EVENTS_MAX: usize = 100;
 /// So many events are read before the keys that they want are summed up.

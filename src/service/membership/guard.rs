@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::knock::stripped_events;
+use super::shown_state::stripped_events;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::{Membership, ParsedPdu};
 use crate::protocol::rooms::policy_server::{POLICY_EVENT_TYPE, PolicyServer};

@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 
 use super::guard::{HandshakeRequest, check_open};
 use super::invite_place::{await_invite, check_place};
-use super::knock::stripped_state_for_servers;
 use super::open_door::{answers_beside, invite_in_place_of};
 use super::rows::{check_version, last_leave, note, remote_membership_or_state};
+use super::shown_state::stripped_state_for_servers;
 use super::template::member_draft;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};

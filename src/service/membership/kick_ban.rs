@@ -121,7 +121,7 @@ impl Memberships<'_> {
         (membership, may): (Membership, MayChange),
         reason: Option<&str>,
     ) -> Result<()> {
-        let mut content = super::knock::bare(membership);
+        let mut content = membership.content();
         if let Some(reason) = reason {
             content.insert("reason".to_owned(), reason.into());
         }

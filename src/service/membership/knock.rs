@@ -4,23 +4,22 @@
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open, check_still_holds};
 use super::rows::{check_not_resident, note, remote_membership_or_state};
+use super::shown_state::stripped_events;
 use super::template::{INVITE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
-use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, Prepared, PriorMembership, RemoteMembership, RemoteState};
 use crate::protocol::rooms::stripped_state;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
 use crate::service::limits::knock_budget::KnockPermit;
 use crate::service::membership::Memberships;
-use crate::store::{Db, Room};
+use crate::store::Room;
 
 /// Time to find the keys of what the answer to a knock shows of the room: the knocker waits for it.
 const KEYS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -250,31 +249,4 @@ impl Memberships<'_> {
             None => Ok(room_state),
         }
     }
-}
-
-/// The state that somebody who is not in the room is shown to recognise it by, as federation wants it; with an
-/// inviter's member event if there is one.
-pub(in crate::service) fn stripped_state_for_servers(
-    db: &Db<'_>,
-    room: &Room,
-    inviter: Option<&UserId>,
-) -> Result<Vec<Box<RawValue>>> {
-    Ok(stripped_state::for_federation(&stripped_events(db, room, inviter)?))
-}
-
-/// [`stripped_state_for_servers`] as it stands in the room.
-pub(super) fn stripped_events(db: &Db<'_>, room: &Room, inviter: Option<&UserId>) -> Result<Vec<Pdu>> {
-    let mut events = Vec::new();
-    for event_type in stripped_state::STRIPPED_TYPES {
-        events.extend(db.state_event(room.key, event_type, "")?);
-    }
-    if let Some(inviter) = inviter {
-        events.extend(db.state_event(room.key, "m.room.member", inviter.as_str())?);
-    }
-    Ok(events)
-}
-
-/// The content of a member event that says nothing but the membership.
-pub(super) fn bare(membership: Membership) -> Map<String, Value> {
-    object_of([("membership", membership.as_str().into())])
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::guard::{HandshakeRequest, admit};
-use super::knock::bare;
 use super::restricted_join::{AUTHORISER, authoriser};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, Template};
@@ -15,7 +14,8 @@ use crate::protocol::json::object_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, room_version};
 use crate::service::accounts::profile::check_text;
-use crate::service::events::build::{Draft, UnsignedEvent, build_unsigned};
+use crate::service::events::build::{UnsignedEvent, build_unsigned};
+use crate::service::events::draft::Draft;
 use crate::service::events::resolve::ResolutionBudget;
 use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
@@ -107,7 +107,7 @@ impl Memberships<'_> {
 
 /// What a template is to be made of.
 fn template_draft(db: &Db<'_>, room: &Room, user: &UserId, membership: Membership) -> Result<Draft> {
-    let mut content = bare(membership);
+    let mut content = membership.content();
     if membership == Membership::Join
         && let Some(authoriser) = authoriser(db, room, user)?
     {

@@ -17,7 +17,7 @@ use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::membership::Memberships;
@@ -299,7 +299,7 @@ impl Memberships<'_> {
             issued.ok_or_else(|| Error::forbidden("The room has no such third-party invite"))?.content();
         self.check_not_revoked(&signed, &issued)?;
         let name = issued.get("display_name").and_then(Value::as_str).unwrap_or_default();
-        let mut content = crate::service::membership::knock::bare(Membership::Invite);
+        let mut content = Membership::Invite.content();
         content.insert("third_party_invite".into(), json!({ "display_name": name, "signed": signed }));
         self.invite_with(room, sender, target, content).map(drop)
     }

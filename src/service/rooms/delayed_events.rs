@@ -14,7 +14,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, UserId};
 use crate::random;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::send::not_there_as_forbidden;
 use crate::service::rooms::view::readable_room;

@@ -12,7 +12,7 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::search_text::fold;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::events::power_levels::may_send_state;
 use crate::service::limits::request_permits::Asker;
 use crate::service::limits::silent_servers::AskedFor;

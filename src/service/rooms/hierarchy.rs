@@ -19,7 +19,8 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::membership::JoinTarget;
 use crate::service::rooms::Rooms;
-use crate::service::rooms::summary::{SpaceRoom, Visitor, may_know, servers_are_silent, space_room};
+use crate::service::rooms::space_room::SpaceRoom;
+use crate::service::rooms::summary::{Visitor, may_know, servers_are_silent, space_room};
 
 /// Rooms of a page if the client names no limit.
 const PAGE_DEFAULT: u64 = 50;

@@ -14,8 +14,8 @@
 //! - `user_directory`: users by name, and the rooms that two have in common. `delayed_events`: what is sent later.
 //! - `preview`: a room in one answer, for who looks in.
 //! - `reports`: what users find inappropriate.
-//! - `directory`: aliases and published rooms. `summary`: one room as others see it. `hierarchy`: spaces, with `space_walks`, which
-//!   go on page by page, and `space_cache`: what other servers say of rooms.
+//! - `directory`: aliases and published rooms. `space_room` and `summary`: one room as others see it.
+//!   `hierarchy`: spaces, with `space_walks`, which go on page by page, and `space_cache`: what other servers say of rooms.
 
 pub mod bundles;
 pub mod client_drafts;
@@ -38,6 +38,7 @@ mod search_token;
 mod searched_rooms;
 pub mod send;
 pub mod space_cache;
+pub mod space_room;
 pub mod space_walks;
 pub mod summary;
 pub mod thread_subscriptions;

@@ -6,7 +6,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::events::accept::Sent;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::membership::{AUTHORISER, JoinTarget, follow_tombstone};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::client_drafts::{check_relation, membership_in};

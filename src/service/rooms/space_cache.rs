@@ -17,8 +17,7 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::limits::request_permits::{Asker, AskerId, RequestPermit};
 use crate::service::limits::silent_servers::{AskedFor, PROBE_TIMEOUT, SILENT_AFTER, took_all_of};
 use crate::service::rooms::Rooms;
-use crate::service::rooms::space_walks::NAME_BYTES;
-use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom};
+use crate::service::rooms::space_room::{CHILDREN_MAX, SpaceRoom};
 
 /// How many servers are heard about one room.
 const SERVERS_HEARD_MAX: usize = 3;
@@ -34,6 +33,9 @@ const IN_VAIN_FOR_MS: Millis = 60_000;
 const CACHED_MAX: usize = 1024;
 const CACHED_BYTES_MAX: usize = 512 << 10;
 const ALL_CACHED_BYTES_MAX: usize = 8 << 20;
+
+/// What a name that is kept takes, beside its letters.
+pub(super) const NAME_BYTES: usize = 60;
 
 /// What another server said of a room and its children.
 pub(in crate::service) struct SpaceAnswer {

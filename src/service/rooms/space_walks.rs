@@ -5,8 +5,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use super::space_cache::{RoomKnowledge, SpaceAnswer};
-use super::summary::SpaceRoom;
+use super::space_cache::{NAME_BYTES, RoomKnowledge, SpaceAnswer};
+use super::space_room::SpaceRoom;
 use crate::clock::{Millis, Steady};
 use crate::locks::lock;
 use crate::protocol::{RoomId, ServerName, UserId};
@@ -17,9 +17,8 @@ const KEPT_FOR_MS: Millis = 15 * 60_000;
 pub(super) const USER_BYTES_MAX: usize = 4 << 20;
 const ALL_BYTES_MAX: usize = 16 << 20;
 const WALKS_PER_USER_MAX: usize = 8;
-/// What a walk takes at least, and each of the names that it holds.
+/// What a walk takes at least.
 const WALK_BYTES: usize = 500;
-pub(super) const NAME_BYTES: usize = 60;
 
 /// A room to look at.
 #[derive(Clone)]

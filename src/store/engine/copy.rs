@@ -14,23 +14,20 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, sync_channel};
 
-use rusqlite::backup::{Backup, StepResult};
+use rusqlite::backup::StepResult;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::durable::{SyncPace, forget_cached, leave_to_others};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::engine::connection::configure;
+use crate::store::engine::copy_steps::{CopiedPages, CopyOrder, CopyProgress, CopyStep};
 use crate::store::engine::restored::blobs_after;
 use crate::store::engine::writer::Writer;
 use crate::store::media::BlobHash;
 
-/// So many pages are copied at once, and again until this much time has passed: that is how long a commit waits for it.
-const PAGES_AT_ONCE: i32 = 16;
-const SLICE: Duration = Duration::from_millis(2);
 /// While others write, the writer is left to them for so many times what a portion took.
 const SHARE_OF_OTHERS: u32 = 3;
 /// So far ahead of the copy the database is read, and so much at once.
@@ -40,101 +37,8 @@ const READ_AT_ONCE_BYTES: usize = 1 << 20;
 const ASKED_EVERY_BYTES: u64 = 4 << 20;
 /// The page cache of the copy.
 const CACHE_KIB: i64 = 1000;
-/// A page of ours.
-const PAGE_BYTES: u64 = 4096;
 /// So often in a row SQLite may say that it cannot copy now.
 const BUSY_MAX: u32 = 100;
-
-/// How far a copy is, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CopyProgress {
-    /// How much is copied.
-    pub done: u64,
-    /// How large it will be, if the database does not grow meanwhile.
-    pub of: u64,
-}
-
-/// To begin a copy, for the writer.
-pub(in crate::store) struct CopyOrder {
-    to: Connection,
-    begun: SyncSender<Result<()>>,
-    /// Where the copy's connection goes when it is over: closing it is not the writer's business.
-    ended: SyncSender<Connection>,
-}
-
-impl CopyOrder {
-    /// Begins it, calls `serve` with it, and ends it.
-    pub(in crate::store) fn carry_out(self, from: &Connection, serve: impl FnOnce(&Backup<'_, '_>)) {
-        let Self { mut to, begun, ended } = self;
-        // Nobody else has ever changed the copy, and whoever waits is there until it ends: a send that fails is no loss.
-        match Backup::new(from, &mut to) {
-            Ok(copy) => {
-                let _ = begun.send(Ok(()));
-                serve(&copy);
-            }
-            Err(e) => drop(begun.send(Err(e.into()))),
-        }
-        let _ = ended.send(to);
-    }
-
-    /// There is one being made.
-    pub(in crate::store) fn refuse(self) {
-        let _ = self.begun.send(Err(Error::internal("two copies of the database at once")));
-    }
-}
-
-/// Some pages that were copied.
-struct CopiedPages {
-    result: StepResult,
-    progress: CopyProgress,
-    /// How long the writer was at it.
-    took: Duration,
-    /// Whether others have written since those before.
-    others_wrote: bool,
-}
-
-/// To copy some pages more, or to end.
-pub(in crate::store) struct CopyStep {
-    /// None: it is over.
-    answer: Option<SyncSender<Result<CopiedPages>>>,
-}
-
-impl CopyStep {
-    /// Whether the copy is over with this.
-    pub(in crate::store) fn is_last(&self) -> bool {
-        self.answer.is_none()
-    }
-
-    /// Copies for a moment.
-    pub(in crate::store) fn take(self, copy: &Backup<'_, '_>, others_wrote: bool) {
-        let begun = Instant::now();
-        let outcome = loop {
-            match copy.step(PAGES_AT_ONCE) {
-                Ok(StepResult::More) if begun.elapsed() < SLICE => {}
-                Ok(result) => {
-                    let progress = copy.progress();
-                    let [of, left] =
-                        [progress.pagecount, progress.remaining].map(|pages| pages.unsigned_abs().into());
-                    let [of, left]: [u64; 2] = [of, left];
-                    let done = of.saturating_sub(left) * PAGE_BYTES;
-                    let progress = CopyProgress { done, of: of * PAGE_BYTES };
-                    break Ok(CopiedPages { result, progress, took: begun.elapsed(), others_wrote });
-                }
-                Err(e) => break Err(e.into()),
-            }
-        };
-        if let Some(answer) = self.answer {
-            let _ = answer.send(outcome);
-        }
-    }
-
-    /// There is none to go on with.
-    pub(in crate::store) fn refuse(self) {
-        if let Some(answer) = self.answer {
-            let _ = answer.send(Err(Error::internal("no copy of the database was begun")));
-        }
-    }
-}
 
 /// A copy that the writer makes. Dropped, it is over.
 struct Copying<'w> {

@@ -10,7 +10,8 @@
 //! - `inspect`: a database that is looked at and not opened;
 //! - `restoring`: an empty folder that a server is restored into; `restored`: what becomes of a database that comes from a
 //!   backup;
-//! - `checkpoint`: the write-ahead log is folded into the database; `copy`: a copy of it is made while it is written;
+//! - `checkpoint`: the write-ahead log is folded into the database; `copy`, by `copy_steps`: a copy of it is made while
+//!   it is written;
 //! - `set_clock`: every time that is kept, and what becomes of it when a clock that was ahead is set right;
 //! - `space`: what each table takes, and a database that is written anew;
 //! - `template`: the schema, compiled once for all databases that are worth nothing;
@@ -21,6 +22,7 @@ pub(super) mod checkpoint;
 pub(super) mod commit_feed;
 pub(super) mod connection;
 pub(super) mod copy;
+pub(super) mod copy_steps;
 mod due_rows;
 pub(super) mod folder;
 pub(super) mod gate;

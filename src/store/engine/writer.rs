@@ -15,7 +15,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::store::cache::WriterCache;
 use crate::store::engine::checkpoint::Checkpointer;
 use crate::store::engine::commit_feed::{Changes, CommitFeed, OnCommit};
-use crate::store::engine::copy::{CopyOrder, CopyStep};
+use crate::store::engine::copy_steps::{CopyOrder, CopyStep};
 use crate::store::engine::due_rows::FirstDue;
 use crate::store::{Db, StoreState, Tx};
 

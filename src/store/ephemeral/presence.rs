@@ -5,7 +5,6 @@ use rusqlite::{Row, params};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::{ServerName, UserId};
-use crate::store::cache::presences::PresenceChange;
 use crate::store::{Db, RoomKey, Tx};
 
 /// Whether somebody is there.
@@ -174,7 +173,7 @@ impl Tx<'_> {
             audience.clear();
         }
         audience.retain(|sharer| sharer != user);
-        self.presence_changed(PresenceChange::new(stream, user.clone(), presence.clone()), audience);
+        self.presence_changed((stream, user, presence), audience);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::http::client_server::{client_format, reply_by_size};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::rooms::client_drafts::check_sent_by_guest;
 use crate::service::rooms::create::CreateRoom;
 use crate::service::rooms::upgrade::UpgradeRoom;

@@ -26,7 +26,7 @@ use crate::protocol::signatures::hash;
 use crate::protocol::signatures::sign::SigningKey;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::service::Homeserver;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::rooms::create::CreateRoom;
 use crate::store::{EventKey, Status, StoredEvent};
 

@@ -13,7 +13,7 @@ use crate::protocol::event_auth::{PowerLevelKey, PowerLevels};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::events::accept::Sent;
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::events::power_levels::{mightiest_local_member, power_levels};
 use crate::service::rooms::Rooms;
 use crate::store::accounts::Account;

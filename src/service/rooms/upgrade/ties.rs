@@ -8,7 +8,7 @@ use super::plan::TIES;
 use crate::error::Result;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
-use crate::service::events::build::Draft;
+use crate::service::events::draft::Draft;
 use crate::service::events::power_levels::may_send_state;
 use crate::store::Db;
 
