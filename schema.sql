@@ -687,6 +687,7 @@ CREATE INDEX transactions_of_strangers ON transactions (stranger) WHERE stranger
 -- administrator has done to the account, both to be undone. `guest`: it was made without a name or a password, and its user
 -- may do little; a bounded number of such accounts are kept, and those that end are deleted. `requests_per_second` and
 -- `requests_burst`: how often they may ask, where an administrator has said so; 0 a second: as often as they like.
+-- `appservice`: the id of the application service that made the account, whose user it is.
 CREATE TABLE users (
   user_id TEXT PRIMARY KEY,
   password TEXT,
@@ -696,6 +697,7 @@ CREATE TABLE users (
   locked INTEGER NOT NULL DEFAULT 0,
   suspended INTEGER NOT NULL DEFAULT 0,
   guest INTEGER NOT NULL DEFAULT 0,
+  appservice TEXT,
   requests_per_second INTEGER,
   requests_burst INTEGER,
   erased_at INTEGER,

@@ -2,9 +2,10 @@
 //! `doorstep serve`, keys of the configuration file), and `Config` is what that means after it was checked.
 //!
 //! Here: what is in force; `table`: the rows; `checks`: what their values have to be; `amounts`: sizes and times as people
-//! write them; `secret_file`: secrets in files; `settings`: flags, file and the help, made of the rows.
+//! write them; `appservices`: registrations of application services; `secret_file`: secrets in files; `settings`: flags, file and the help, made of the rows.
 
 mod amounts;
+mod appservices;
 mod checks;
 mod secret_file;
 mod settings;
@@ -18,6 +19,7 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::Names;
 use crate::order;
+use crate::protocol::appservice;
 use crate::protocol::certificates::acme::is_certifiable;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::rooms::server_acl::ServerAcl;
@@ -120,6 +122,8 @@ pub struct Config {
     pub default_room_version: RoomVersion,
     /// What clients are told in `/.well-known/matrix/client`; without trailing slash.
     pub public_url: String,
+    /// The application services, none of which has the id or the `as_token` of another.
+    pub appservices: Vec<appservice::Registration>,
     /// Servers to ask for others' keys.
     pub notaries: Vec<ServerName>,
     /// Which servers we talk to. What others relay of the rest is taken in like anything else, and their published keys
@@ -242,6 +246,14 @@ impl Config {
             self.public_url = url.unwrap_or_else(|| format!("https://{}", self.server_name));
         }
         self.complete_acme()?;
+        for service in &self.appservices {
+            appservice::Appservice::new(service.clone(), &self.server_name).map_err(|_| {
+                let (name, id) = (&service.sender_localpart, &service.id);
+                Error::invalid_param(format!(
+                    "--appservice: {id:?}: sender_localpart: {name:?} is too long for a name of this server"
+                ))
+            })?;
+        }
         if self.turn_uris.is_empty() != self.turn_secret.is_none() {
             return Err(Error::invalid_param("--turn-uri and --turn-secret need each other"));
         }
@@ -506,7 +518,7 @@ mod tests {
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
             allow_private_addresses = true\ntrust_proxy = \"10.0.0.1\"\nsupport_contact = [\"a@b.example\"]\n\
             support_page = \"https://s.example/\"\n\
-            acme = false\nacme_name = [\"A.example\"]\nacme_contact = \"a@b.example\"\nacme_eab = \"kid:f\"\n\
+            appservice = []\nacme = false\nacme_name = [\"A.example\"]\nacme_contact = \"a@b.example\"\nacme_eab = \"kid:f\"\n\
             acme_directory = \"https://d.example/dir\"\nacme_ca = [\"r\"]\n\
             guests = true\nmetrics = \"[::1]:9\"\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
@@ -515,6 +527,8 @@ mod tests {
             assert!(elsewhere || text.contains(&format!("{setting} = ")), "{setting}");
         }
         let e = from_file("registration_secret_file = \"/nowhere/at/all\"\n", &[]).err().unwrap();
+        assert!(e.message().contains("/nowhere/at/all") && e.message().contains("cannot be read"), "{e}");
+        let e = from_file("appservice = [\"/nowhere/at/all\"]\n", &[]).err().unwrap();
         assert!(e.message().contains("/nowhere/at/all") && e.message().contains("cannot be read"), "{e}");
         let config = from_file(text, &[]).unwrap();
         assert_eq!((config.server_name.as_str(), config.data), ("a.example", Data::Memory));

@@ -3,6 +3,7 @@
 //! fills.
 
 use super::amounts::{bytes, time_ms};
+use super::appservices::appservice;
 use super::checks::{
     acme_contact, acme_directory, acme_eab, acme_name, addresses, cache_size, data, default_room_version,
     livekit_service_url, notary, path, pattern, public_url, registration, registration_secret, server_name,
@@ -188,6 +189,13 @@ pub const SETTINGS: &[Setting] = &[
         usual: Usual::Nothing,
         help: "file that holds that secret, where other users of the machine do not see it; read at the start",
         kind: Kind::One(secret_file::registration_secret_file),
+    },
+    Setting {
+        flag: "appservice",
+        value: "path",
+        usual: Usual::Nothing,
+        help: "registration of an application service (a bridge or a bot), YAML, or a folder of them; repeatable",
+        kind: Kind::Many(appservice),
     },
     Setting {
         flag: "turn-uri",

@@ -10,9 +10,11 @@
 //!   `push_rules/` (what notifies whom), `glob` (patterns), `ignored_users`.
 //! - `keys/`: end-to-end keys, of devices and users, as other servers tell them, and kept for rooms.
 //! - `media/`: mxc:// URIs, the headers and bodies that media come and go with, addresses of pages that are previewed.
+//! - `appservice/`: how bridges and bots are registered, and whom they speak for.
 //! - `certificates/`: what is read of one, and how an authority is asked for one.
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
+pub mod appservice;
 pub mod certificates;
 pub mod content;
 pub mod edu;

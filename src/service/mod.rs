@@ -3,6 +3,7 @@
 //!
 //! - `rooms/`, `membership/`, `events/`: what clients do in rooms; who is in them; what happens to each event.
 //! - `incoming/`, `outgoing/`, `keys/`: `PUT /send`, both ends; signing keys and signatures.
+//! - `appservices/`: bridges and bots, and the users that they speak for.
 //! - `accounts/`, `devices/`, `ephemeral/`, `sync/`, `push/`: users, and what their clients see. `deactivation`: an account ends; `guests`: accounts
 //!   that anybody gets.
 //! - `media/`: files that users upload, and those of other servers.
@@ -15,6 +16,7 @@
 pub mod accounts;
 pub mod acme;
 pub mod admin;
+pub mod appservices;
 pub mod background;
 mod deactivation;
 pub mod devices;
@@ -57,6 +59,8 @@ use crate::store::{Location, Options, Store};
 pub struct Homeserver {
     /// Checked settings.
     pub config: Config,
+    /// Bridges and bots.
+    pub appservices: appservices::Appservices,
     /// The one clock.
     pub clock: Clock,
     /// What is counted, if anybody wants to know.
@@ -268,8 +272,10 @@ impl Homeserver {
         if metrics.is_some() {
             store.count_writes();
         }
-        Ok(Arc::new(Self {
+        let appservices = appservices::Appservices::new(&config.appservices, &config.server_name)?;
+        let homeserver = Arc::new(Self {
             metrics,
+            appservices,
             config,
             clock,
             notifier,
@@ -320,7 +326,9 @@ impl Homeserver {
             join_locks: KeyedLock::default(),
             import_leftovers: membership::join::import::ImportLeftovers::default(),
             acme: acme::Acme::default(),
-        }))
+        });
+        homeserver.make_senders()?;
+        Ok(homeserver)
     }
 
     /// Starts the threads that work without being asked: delivery to other servers and the scheduler.

@@ -269,7 +269,7 @@ const SERVICE_FLOORS: [&[&str]; 8] = [
     &["events"],
     &["membership", "accounts", "devices", "ephemeral", "push", "media"],
     &["rooms"],
-    &["sync", "incoming"],
+    &["sync", "incoming", "appservices"],
     &["admin"],
     &["background"],
 ];

@@ -155,9 +155,12 @@ impl Db<'_> {
         Ok(all)
     }
 
-    /// Whether there is any account yet, but for guests.
+    /// Whether there is any account yet, but for guests and the users of application services.
     pub fn has_accounts(&self) -> Result<bool> {
-        Ok(self.conn().prepare_cached("SELECT 1 FROM users WHERE guest = 0 LIMIT 1")?.exists([])?)
+        Ok(self
+            .conn()
+            .prepare_cached("SELECT 1 FROM users WHERE guest = 0 AND appservice IS NULL LIMIT 1")?
+            .exists([])?)
     }
 
     /// Whether this user is an administrator, and the only one who can do anything.
@@ -231,6 +234,19 @@ impl Tx<'_> {
             "INSERT INTO users (user_id, password, admin, created_ms) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO NOTHING",
             params![user.as_str(), password, admin, now],
+        )?;
+        Ok(made == 1)
+    }
+
+    /// Makes an account of a user that an application service speaks for: it is no administrator's, were it the first of all. False:
+    /// the name is taken, or was a guest's for all that is known.
+    pub fn create_service_user(&mut self, user: &UserId, service: &str, now: Millis) -> Result<bool> {
+        if guests::is_guest_name(user.as_str()) {
+            return Ok(false);
+        }
+        let made = self.execute(
+            "INSERT INTO users (user_id, appservice, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![user.as_str(), service, now],
         )?;
         Ok(made == 1)
     }
