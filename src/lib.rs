@@ -152,6 +152,7 @@ pub(crate) mod served_certificate;
 pub(crate) mod service;
 pub(crate) mod store;
 pub mod testing;
+pub(crate) mod yaml;
 
 /// What the tests, the benchmark and the binary of this house name beside what is public. No promise to anybody else.
 #[doc(hidden)]
@@ -187,6 +188,7 @@ pub mod internals {
     pub use crate::store::rooms::room_import::StagedEvents;
     pub use crate::store::servers::server_keys::{StatementSource, StoredKey};
     pub use crate::store::{Db, Place, Status, Store, StoredEvent};
+    pub use crate::yaml::parse as parse_yaml;
 }
 
 pub use error::{ErrCode, Error, Result};

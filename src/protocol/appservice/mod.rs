@@ -1,10 +1,9 @@
 //! Application services as they are registered: the file that a bridge or a bot writes, and what its namespaces say
 //! (application service API, "Registration").
 //!
-//! Here: a service, and whom it speaks for; `registration`: its file; `yaml`: what of YAML is in one.
+//! Here: a service, and whom it speaks for; `registration`: its file.
 
 mod registration;
-mod yaml;
 
 use std::fmt;
 use std::ops::Deref;

@@ -3,10 +3,10 @@
 
 use regex_lite::Regex;
 
-use super::yaml::{self, Node, Value};
 use super::{Namespace, Registration, Secret};
 use crate::protocol::UserId;
 use crate::protocol::media::web_url::WebUrl;
+use crate::yaml::{self, Node, Value};
 
 /// Namespaces of one kind, at most: each is matched with every user and room that something happens to.
 const NAMESPACES_MAX: usize = 1000;
