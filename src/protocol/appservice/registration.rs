@@ -20,6 +20,9 @@ impl Registration {
     /// Reads a file.
     pub fn parse(text: &str) -> Result<Self, String> {
         let root = yaml::parse(text)?;
+        if root.is_null() {
+            return Err("has nothing in it".into());
+        }
         if !matches!(root.value, Value::Map(_)) {
             return Err("is no registration: it should have keys, such as id, url and as_token".into());
         }
@@ -283,7 +286,7 @@ mod tests {
                 "line 5: sender_localpart: should be the name",
             ),
             (SHORTEST.replace(": bot", ": 'a bot'"), "line 5: sender_localpart: should be the name"),
-            (format!("{SHORTEST}id: c\n"), "line 6: id: is there twice"),
+            (format!("{SHORTEST}id: c\n"), "line 6: id is there twice"),
             (format!("{SHORTEST}rate_limited: 'true'\n"), "line 6: rate_limited: should be true or false"),
             (format!("{SHORTEST}protocols: irc\n"), "line 6: protocols: should be a list"),
             (format!("{SHORTEST}namespaces: []\n"), "line 6: namespaces: should have the lists"),
@@ -310,12 +313,12 @@ mod tests {
                 users("{regex: '(?x)@a #', exclusive: true}"),
                 "line 8: namespaces.users.regex: is no regular expression",
             ),
-            (users("{regex: \"\\.\", exclusive: true}"), "line 8: is not YAML"),
+            (users("{regex: \"\\.\", exclusive: true}"), "line 8: an escape that is none"),
             (format!("{SHORTEST}---\nid: c\n"), "line 6: a second document"),
-            (format!("a: &x 1\nb: *x\n{SHORTEST}"), "line 2: *x stands for something else"),
-            (format!("{SHORTEST}\tx: 1\n"), "line 6: is not YAML"),
+            (format!("a: &x 1\nb: *x\n{SHORTEST}"), "line 1: this kind of value is not understood"),
+            (format!("{SHORTEST}\tx: 1\n"), "line 6: a tab where spaces should be"),
             (format!("{SHORTEST}x: {}\n", "[".repeat(100)), "line 6: nested too deeply"),
-            (format!("{SHORTEST}? [a]\n: b\n"), "line 6: a key has to be text"),
+            (format!("{SHORTEST}? [a]\n: b\n"), "line 6: a key is missing"),
         ];
         for (text, told) in cases {
             let error = Registration::parse(&text).expect_err(&text);
