@@ -522,6 +522,15 @@ CREATE TABLE published_rooms (
   room_id TEXT NOT NULL PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
 
+-- The rooms that application services publish for the networks that they bridge, each in a directory of its own.
+CREATE TABLE network_rooms (
+  appservice TEXT NOT NULL,
+  network TEXT NOT NULL,
+  room_id TEXT NOT NULL,
+  PRIMARY KEY (appservice, network, room_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX network_rooms_by_room ON network_rooms (room_id);
+
 -- Rooms into which nobody of this server is to come: they are neither joined nor knocked upon, nor is anybody invited, from
 -- here or from elsewhere. `blocked_by`: the administrator who said so; '' is who runs the server.
 CREATE TABLE blocked_rooms (

@@ -1,8 +1,11 @@
 //! Who asks: an access token becomes a `Requester`, an X-Matrix signature becomes an `Origin`.
 
+use std::sync::Arc;
+
 use crate::error::{ErrCode, Error, Result};
-use crate::http::rate_limit::Counted;
+use crate::http::rate_limit::{Counted, Rate};
 use crate::http::transport::request::Request;
+use crate::protocol::appservice::Appservice;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::moderation::locked;
@@ -14,7 +17,7 @@ use crate::store::accounts::{OwnRate, Standing};
 pub struct Requester {
     /// Whose token it is.
     pub user_id: UserId,
-    /// The device that the token belongs to; none for tokens without a device (application services).
+    /// The device that the token belongs to; none for an application service that names none.
     pub device_id: Option<String>,
     /// Whether the user is an administrator of this server.
     pub admin: bool,
@@ -25,17 +28,31 @@ pub struct Requester {
     /// Whether the token has ended with something that was done lately and asked for proof: then only the answer to
     /// that can be had once more, where `http/client_server/accounts/interactive.rs` gives it.
     pub ended: bool,
+    /// The application service that asks, as this user. It is no administrator, whoever the user is.
+    pub appservice: Option<Arc<Appservice>>,
 }
 
 impl Requester {
     /// Who is counted with their requests.
     pub(super) fn counted(&self) -> Counted {
-        Counted { user: self.user_id.clone(), own_rate: self.own_rate }
+        // "Whether requests from masqueraded users are rate-limited. The sender is excluded."
+        let unlimited = |service: &Arc<Appservice>| !service.rate_limited || service.sender == self.user_id;
+        Counted {
+            user: self.user_id.clone(),
+            own_rate: self.own_rate,
+            is_unlimited: self.appservice.as_ref().is_some_and(unlimited),
+        }
     }
 
-    /// The device of the token. Errors: 403 `M_FORBIDDEN` for a token without one.
+    /// The device of the token. Errors: 400 `M_MISSING_PARAM` for an application service that has named none.
     pub fn device_id(&self) -> Result<&str> {
-        self.device_id.as_deref().ok_or_else(|| Error::forbidden("This access token belongs to no device"))
+        let none = "This takes a device: name one of the user's as device_id in the query";
+        self.device_id.as_deref().ok_or_else(|| Error::missing_param(none))
+    }
+
+    /// Whether an application service asks, which need not prove what its users would have to.
+    pub fn is_service(&self) -> bool {
+        self.appservice.is_some()
     }
 
     /// Errors unless this is the user that the path speaks of: 403 `M_FORBIDDEN`.
@@ -62,7 +79,46 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
 
 /// [`requester`] for what also who is locked may do: log out.
 pub(super) fn requester_even_locked(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
-    request.token().map(|token| requester_of_token(hs, request, token)).transpose()
+    let Some(token) = request.token() else { return Ok(None) };
+    match hs.appservices.by_token(token) {
+        Some(service) => masquerading(hs, request, service).map(Some),
+        None => requester_of_token(hs, request, token).map(Some),
+    }
+}
+
+/// The application service whose token the request has. Errors: 401 `M_MISSING_TOKEN`, 401 `M_UNKNOWN_TOKEN`.
+pub(super) fn appservice<'h>(hs: &'h Homeserver, request: &Request) -> Result<&'h Arc<Appservice>> {
+    let missing = || Error::new(ErrCode::MissingToken, "Missing access token");
+    let unknown = || Error::new(ErrCode::UnknownToken, "This is the token of no application service");
+    hs.appservices.by_token(request.token().ok_or_else(missing)?).ok_or_else(unknown)
+}
+
+/// The application service behind a request without a user that is not limited in rate: the users that it makes are as many as
+/// there are elsewhere, and how often it logs them in is for its registration to say.
+pub(super) fn unlimited_service(hs: &Homeserver, request: &Request, rate: Rate) -> Option<Counted> {
+    let service = match rate {
+        Rate::Register => appservice(hs, request).ok(),
+        Rate::Login => appservice(hs, request).ok().filter(|service| !service.rate_limited),
+        _ => None,
+    };
+    service.map(|service| Counted { user: service.sender.clone(), own_rate: None, is_unlimited: true })
+}
+
+/// An application service, as the user and on the device that it names in the query. Errors: those of
+/// [`Homeserver::masquerade`].
+fn masquerading(hs: &Homeserver, request: &Request, service: &Arc<Appservice>) -> Result<Requester> {
+    // Of both names of the device the stable one counts.
+    let device = request.query("device_id").or_else(|| request.query("org.matrix.msc3202.device_id"));
+    let masquerade = hs.masquerade(service, request.query("user_id"), device)?;
+    Ok(Requester {
+        user_id: masquerade.user_id,
+        device_id: masquerade.device_id,
+        admin: false,
+        standing: masquerade.standing,
+        own_rate: masquerade.own_rate,
+        ended: false,
+        appservice: Some(Arc::clone(service)),
+    })
 }
 
 /// Whose access token this is, locked or not. Errors: 401 `M_UNKNOWN_TOKEN`.
@@ -75,6 +131,7 @@ pub(super) fn requester_of_token(hs: &Homeserver, request: &Request, token: &str
         standing: session.standing,
         own_rate: session.own_rate,
         ended: false,
+        appservice: None,
     })
 }
 
@@ -88,7 +145,16 @@ pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<O
     let ended = request.token().and_then(|token| hs.uia_sessions.ended_token(token, hs.clock.steady()));
     let user_id = ended.ok_or(unknown)?;
     let standing = Standing::default();
-    Ok(Some(Requester { user_id, device_id: None, admin: false, standing, own_rate: None, ended: true }))
+    let (own_rate, appservice) = (None, None);
+    Ok(Some(Requester {
+        user_id,
+        device_id: None,
+        admin: false,
+        standing,
+        own_rate,
+        ended: true,
+        appservice,
+    }))
 }
 
 /// On whose behalf a request is made, and a way to find out whether they still wait for the answer.

@@ -38,6 +38,8 @@ pub(super) struct Counted {
     pub(super) user: UserId,
     /// How often they may ask, if that is not as for everybody.
     pub(super) own_rate: Option<OwnRate>,
+    /// Whether they may ask as often as they like.
+    pub(super) is_unlimited: bool,
 }
 
 /// A bucket that holds `burst` requests and is filled with `per_second`.
@@ -104,6 +106,9 @@ impl RateLimiter {
 
     /// Counts one request. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(super) fn count(&self, rate: Rate, user: Option<&Counted>, ip: IpAddr, now: Instant) -> Result<()> {
+        if user.is_some_and(|counted| counted.is_unlimited) {
+            return Ok(());
+        }
         let who = match user {
             Some(counted) => RateKey::User(counted.user.clone()),
             None => RateKey::Address(group(ip)),
@@ -170,7 +175,9 @@ mod tests {
         let now = Instant::now();
         let alice = UserId::parse("@alice:example.org").unwrap();
         while limiter.count(Rate::Login, None, IP, now).is_ok() {}
-        limiter.count(Rate::Login, Some(&Counted { user: alice, own_rate: None }), IP, now).unwrap();
+        limiter
+            .count(Rate::Login, Some(&Counted { user: alice, own_rate: None, is_unlimited: false }), IP, now)
+            .unwrap();
         limiter.count(Rate::Read, None, IP, now).unwrap();
         limiter.count(Rate::Login, None, "192.0.2.2".parse().unwrap(), now).unwrap();
     }
@@ -179,12 +186,15 @@ mod tests {
     fn who_has_a_rate_of_their_own_is_counted_by_that_from_when_on_they_have_it() {
         let (limiter, start) = (RateLimiter::new(), Instant::now());
         let user = UserId::parse("@bot:example.org").unwrap();
-        let as_bot =
-            |per_second, burst| Counted { user: user.clone(), own_rate: Some(OwnRate { per_second, burst }) };
+        let as_bot = |per_second, burst| Counted {
+            user: user.clone(),
+            own_rate: Some(OwnRate { per_second, burst }),
+            is_unlimited: false,
+        };
         let sent = |who: &Counted, at: Instant| {
             (0..1000).take_while(|_| limiter.count(Rate::Write, Some(who), IP, at).is_ok()).count()
         };
-        let usual = Counted { user: user.clone(), own_rate: None };
+        let usual = Counted { user: user.clone(), own_rate: None, is_unlimited: false };
         assert_eq!(sent(&usual, start), 100);
         assert_eq!(sent(&as_bot(0, 0), start), 1000, "as often as they like");
         let later = start + Duration::from_secs(10);

@@ -248,7 +248,10 @@ impl Router {
     fn call_for(&self, route: &'static Route, head: &Request) -> Result<(RouteCall, Option<Counted>)> {
         let hs = self.hs.clone();
         Ok(match route.handler {
-            Handler::Anyone(handler) => (at_once(move |request| handler(&hs, request)), None),
+            Handler::Anyone(handler) => {
+                let by = auth::unlimited_service(&hs, head, route.rate);
+                (at_once(move |request| handler(&hs, request)), by)
+            }
             Handler::MaybeUser(handler) => {
                 let requester = route.requester(&hs, head)?;
                 let user = requester.as_ref().map(Requester::counted);

@@ -368,6 +368,10 @@ pub const ROUTES: &[Route] = &[
     delete("/_matrix/client/v3/directory/room/{roomAlias}", User(rooms::directory::delete_alias)),
     get("/_matrix/client/v3/directory/list/room/{roomId}", MaybeUser(rooms::directory::visibility)),
     put("/_matrix/client/v3/directory/list/room/{roomId}", User(rooms::directory::set_visibility)),
+    put(
+        "/_matrix/client/v3/directory/list/appservice/{networkId}/{roomId}",
+        User(rooms::directory::set_network_visibility),
+    ),
     get("/_matrix/client/v3/publicRooms", MaybeUser(rooms::directory::public_rooms)),
     post("/_matrix/client/v3/publicRooms", User(rooms::directory::search_public_rooms)).even_suspended(),
     post("/_matrix/client/v3/user_directory/search", User(rooms::user_directory::search)).even_suspended(),

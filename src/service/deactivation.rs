@@ -4,8 +4,9 @@
 
 use super::Homeserver;
 use crate::clock::Millis;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::UserId;
+use crate::protocol::appservice::Appservice;
 use crate::protocol::pdu::Membership;
 use crate::service::accounts::check_not_last_admin;
 use crate::service::accounts::moderation::{Administrator, check_still_admin};
@@ -34,6 +35,19 @@ impl Homeserver {
         }
         let proved = proof.clone();
         self.accounts().close(user, erase, move |db, _| proved.check(db))?;
+        self.leave_all_rooms(user);
+        Ok(())
+    }
+
+    /// The same for an application service, which need not prove anything of its users. Errors: 403 `M_FORBIDDEN` for the user that it
+    /// speaks with itself, which nobody could bring back, and for the only administrator there is.
+    pub fn deactivate_by_service(&self, service: &Appservice, user: &UserId, erase: bool) -> Result<()> {
+        if service.sender == *user {
+            let own = "The application service cannot do without its own user: name another as user_id in the query";
+            return Err(Error::forbidden(own));
+        }
+        self.accounts().close(user, erase, check_not_last_admin)?;
+        log::info!("the application service {:?} has closed the account {user}", service.id);
         self.leave_all_rooms(user);
         Ok(())
     }

@@ -38,6 +38,7 @@ impl Homeserver {
         }
         let name = format!("{NAME_BEGINS}{}", random::letters(NAME_LETTERS).to_ascii_lowercase());
         let user = UserId::parse(&format!("@{name}:{}", self.server_name()))?;
+        self.appservices.check_new_user(None, &user)?;
         let now = self.clock.now_ms();
         let prepared = login.prepared(now)?;
         let (made, session) = (user.clone(), prepared.clone());

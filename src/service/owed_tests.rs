@@ -150,6 +150,7 @@ fn rooms_that_could_not_be_told_of_a_new_name_are_told_later_unless_the_user_cal
         state_key: Some(alice.to_string()),
         content: content.as_object().expect("an object").clone(),
         redacts: None,
+        origin_server_ts: None,
     };
     server.hs.events().send(draft).expect("sent");
     server.take_everything_again();

@@ -245,6 +245,11 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
     table("published_rooms", &[users("one for each room", "")], "whoever may take them out"),
+    table(
+        "network_rooms",
+        &[itself("one for each room and network of a service that the operator has registered")],
+        "the service that has put them in",
+    ),
     table("blocked_rooms", &[itself("who runs the server blocks them")], "whoever blocks them no more"),
     table(
         "room_deletions",

@@ -10,7 +10,8 @@
 //! - `devices`: messages to devices, device lists, key backups;
 //! - `ephemeral`: typing, receipts, presence;
 //! - `media`: what each mxc:// URI stands for, and which files there are;
-//! - `push`: of what users are notified, and what is unread.
+//! - `push`: of what users are notified, and what is unread;
+//! - `appservices`: what bridges and bots keep here.
 //!
 //! `sizes` says what rooms and users take. `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; `bounds` says
 //! of each table who fills it and what keeps it short, and a test holds it against the schema. Nothing here knows HTTP, the
@@ -21,6 +22,7 @@
 //! copy comes, so no caller can have asked before.
 
 pub(crate) mod accounts;
+pub(crate) mod appservices;
 #[cfg(test)]
 mod bounds;
 pub(crate) mod cache;

@@ -69,6 +69,7 @@ impl WideRoom {
             state_key: None,
             content: object(content)?,
             redacts: None,
+            origin_server_ts: None,
         })?;
         Ok(())
     }

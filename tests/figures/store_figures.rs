@@ -51,6 +51,7 @@ fn message(room: &RoomId, number: usize) -> Draft {
             json!({ "msgtype": "m.text", "body": format!("a message of ordinary length, number {number}") }),
         ),
         redacts: None,
+        origin_server_ts: None,
     }
 }
 

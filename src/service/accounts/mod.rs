@@ -35,6 +35,7 @@ use super::Homeserver;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
+use crate::protocol::appservice::Appservice;
 use crate::random;
 use crate::service::accounts::page_sessions::no_first_token;
 use crate::service::accounts::passwords::PasswordProof;
@@ -75,6 +76,8 @@ pub struct NewAccount<'a> {
     pub admin: bool,
     /// The registration token that is used up with it.
     pub token: Option<&'a str>,
+    /// The application service whose user it is to be.
+    pub service: Option<&'a Appservice>,
     /// The one-time token of the first account, which is used up with it.
     pub first_token: Option<&'a str>,
     /// The display name to begin with, an empty one for none. Not said: the localpart that was asked for, since clients show
@@ -91,9 +94,22 @@ pub(in crate::service) type Also = Box<dyn FnOnce(&mut Tx<'_>, &UserId) -> Resul
 
 impl Accounts<'_> {
     /// The user id that somebody who asks for this localpart would get: in lower case, since there are no others.
-    /// Errors: 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
+    /// Errors: 400 `M_INVALID_USERNAME`, 400 `M_EXCLUSIVE`, 400 `M_USER_IN_USE`.
     pub fn available_user_id(&self, localpart: &str) -> Result<UserId> {
-        let user = new_user_id(localpart, self.server_name().as_str())?;
+        self.available_to(localpart, None)
+    }
+
+    /// The same for a service, whose users are called what it likes within its namespaces.
+    fn available_to(&self, localpart: &str, service: Option<&Appservice>) -> Result<UserId> {
+        let user = match service {
+            Some(_) => service_user_id(localpart, self.server_name().as_str())?,
+            None => new_user_id(localpart, self.server_name().as_str())?,
+        };
+        self.appservices.check_new_user(service, &user)?;
+        if service.is_none() && user.localpart().starts_with('_') {
+            let reserved = "User names that begin with _ are reserved for application services";
+            return Err(Error::new(ErrCode::InvalidUsername, reserved));
+        }
         match self.store.read(|db| Ok(db.account(&user)?.is_some() || db.is_closed_user(user.as_str())?))? {
             true => Err(in_use()),
             false => Ok(user),
@@ -119,7 +135,7 @@ impl Accounts<'_> {
         also: Also,
     ) -> Result<(UserId, Option<Login>)> {
         let localpart = new.localpart.map_or_else(|| random::letters(12).to_ascii_lowercase(), str::to_owned);
-        let user = self.available_user_id(&localpart)?;
+        let user = self.available_to(&localpart, new.service)?;
         let now = self.clock.now_ms();
         // A localpart that nobody chose is no name.
         let display_name = new.display_name.or_else(|| new.localpart.map(|_| user.localpart()));
@@ -129,7 +145,7 @@ impl Accounts<'_> {
         let password = new.password.map(|password| self.hash_password(password, new.from)).transpose()?;
         let token = new.token.map(token_hash);
         let first_token = new.first_token.map(token_hash);
-        let admin = new.admin;
+        let (admin, service) = (new.admin, new.service.map(|service| service.id.clone()));
         let (created, session) = (user.clone(), login.clone());
         self.store.write(move |tx| {
             if let Some(token) = &token
@@ -145,7 +161,11 @@ impl Accounts<'_> {
             {
                 return Err(no_first_token());
             }
-            if !tx.create_account(&created, password.as_deref(), admin, now)? {
+            let made = match &service {
+                Some(service) => tx.create_service_user(&created, service, now)?,
+                None => tx.create_account(&created, password.as_deref(), admin, now)?,
+            };
+            if !made {
                 return Err(in_use());
             }
             if let Some(name) = &display_name {
@@ -284,10 +304,15 @@ fn new_user_id(localpart: &str, server: &str) -> Result<UserId> {
     if !UserId::is_allocatable_localpart(&localpart) {
         return Err(wrong("A user name has the letters a to z, digits, and . _ = - / + only"));
     }
-    if localpart.starts_with('_') {
-        return Err(wrong("User names that begin with _ are reserved for application services"));
-    }
     UserId::parse(&format!("@{localpart}:{server}")).map_err(|_| wrong("This user name is too long"))
+}
+
+/// The user id of a service's new user, as the service writes it: bridges name users by names from elsewhere, and have always
+/// been let by Synapse to use whatever the historical grammar has, capitals included.
+fn service_user_id(localpart: &str, server: &str) -> Result<UserId> {
+    let user = UserId::parse(&format!("@{localpart}:{server}")).ok();
+    let user = user.filter(|user| user.localpart() == localpart && user.is_compliant());
+    user.ok_or_else(|| Error::new(ErrCode::InvalidUsername, "This is not the first part of a user id"))
 }
 
 /// The SHA-256 of a token, which is what is stored: tokens are random, so that nothing slower is needed.

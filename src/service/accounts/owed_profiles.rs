@@ -113,6 +113,7 @@ impl Accounts<'_> {
             state_key: Some(user.to_string()),
             content,
             redacts: None,
+            origin_server_ts: None,
         };
         let (user, said) = (user.clone(), said.event_id().clone());
         let sent =

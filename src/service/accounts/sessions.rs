@@ -267,6 +267,25 @@ impl Accounts<'_> {
         self.store.write(move |tx| log_out_devices(tx, &user, None).map(drop))
     }
 
+    /// Makes a device without a session, on which an application service acts by its own token. False: the user has it already.
+    /// Errors: 400 `M_INVALID_PARAM` for an id or a name that cannot be, 403 `M_FORBIDDEN` for too many devices, and for the name
+    /// of a cross-signing key.
+    pub fn add_device(&self, user: &UserId, device: &str, name: Option<&str>) -> Result<bool> {
+        let (user, device) = (user.clone(), checked_device_id(device)?.to_owned());
+        let name = name.map(checked_device_name).transpose()?;
+        self.store.write(move |tx| {
+            if tx.device(&user, &device)?.is_some() {
+                return Ok(false);
+            }
+            if !tx.is_active_user(&user)? {
+                return Err(Error::forbidden("There is no such account any more"));
+            }
+            check_new_device(tx, &user, &device)?;
+            tx.add_device(&user, &device, name.as_deref())?;
+            tell_of_device(tx, &user, &device).map(|()| true)
+        })
+    }
+
     /// Renames a device. Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM`, 403 `M_FORBIDDEN` where an administrator has logged in
     /// in the user's name, who is to see whose it is.
     pub fn rename_device(&self, user: &UserId, device: &str, name: &str) -> Result<()> {

@@ -104,7 +104,7 @@ impl Admin<'_> {
         for (field, value) in [
             ("threepids", json!([])),
             ("external_ids", json!([])),
-            ("appservice_id", Value::Null),
+            ("appservice_id", self.store.read(|db| db.service_of(user))?.into()),
             ("consent_server_notice_sent", Value::Null),
             ("consent_version", Value::Null),
             ("consent_ts", Value::Null),

@@ -357,6 +357,7 @@ impl Admin<'_> {
             state_key: None,
             content,
             redacts: None,
+            origin_server_ts: None,
         };
         deletion.result.local_aliases = self.store.read(|db| db.aliases_of(&old))?;
         let mut row = deletion.row_now()?;

@@ -417,6 +417,7 @@ impl Admin<'_> {
                 state_key: Some(String::new()),
                 content,
                 redacts: None,
+                origin_server_ts: None,
             };
             let by = by.clone();
             self.events().send_with(draft, move |tx, _| check_still_admin(tx, &by))?;

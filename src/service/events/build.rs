@@ -184,7 +184,7 @@ pub(in crate::service) fn draft_object(
     let mut object = object_of([
         ("type", Value::from(draft.event_type.as_str())),
         ("sender", draft.sender.as_str().into()),
-        ("origin_server_ts", now.into()),
+        ("origin_server_ts", draft.origin_server_ts.unwrap_or(now).into()),
         ("content", Value::Object(draft.content.clone())),
     ]);
     if !(version.room_id_is_create_hash && draft.event_type == "m.room.create") {

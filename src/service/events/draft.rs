@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::protocol::{EventId, RoomId, UserId};
+use crate::protocol::{EventId, Millis, RoomId, UserId};
 
 /// An event that somebody wants to send. What is missing, the room decides: its place in the graph and its auth events.
 #[derive(Debug, Clone)]
@@ -19,4 +19,6 @@ pub struct Draft {
     pub content: Map<String, Value>,
     /// What a redaction redacts; it is put where the room version has it.
     pub redacts: Option<EventId>,
+    /// When it says that it was sent, which application services may say of what they bring from elsewhere; none: now.
+    pub origin_server_ts: Option<Millis>,
 }

@@ -52,6 +52,7 @@ impl Events<'_> {
                 state_key: None,
                 content: serde_json::Map::new(),
                 redacts: None,
+                origin_server_ts: None,
             };
             match self.append_silent(draft) {
                 Ok(()) => return Ok(true),

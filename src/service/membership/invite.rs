@@ -23,6 +23,7 @@ use crate::protocol::signatures::verify;
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, handshake, json,
 };
+use crate::service::events::draft::Draft;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
@@ -138,6 +139,7 @@ impl Memberships<'_> {
     ) -> Result<EventId> {
         self.store.read(|db| check_open(db, &room.room_id))?;
         let draft = member_draft(&room.room_id, sender, target, content);
+        let draft = Draft { origin_server_ts: self.at, ..draft };
         if self.is_local(target) {
             self.store.read(|db| check_invitee(db, target))?;
             let invitee = target.clone();

@@ -17,6 +17,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, Prepared, PriorMembership, RemoteMembership, RemoteState};
 use crate::protocol::rooms::stripped_state;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
+use crate::service::events::draft::Draft;
 use crate::service::limits::knock_budget::KnockPermit;
 use crate::service::membership::Memberships;
 use crate::store::Room;
@@ -71,7 +72,8 @@ impl Memberships<'_> {
         }
         let permit = self.knock_budget.permit_knock(self, room, user, None)?;
         let content = self.member_content(user, Membership::Knock, reason)?;
-        self.events().send(member_draft(&room.room_id, user, user, content))?;
+        let draft = member_draft(&room.room_id, user, user, content);
+        self.events().send(Draft { origin_server_ts: self.at, ..draft })?;
         permit.into_iter().for_each(KnockPermit::keep);
         Ok(())
     }

@@ -92,25 +92,37 @@ pub(in crate::service) use self::shown_state::stripped_state_for_servers;
 use super::Homeserver;
 use crate::error::Result;
 use crate::protocol::remote_membership::RemoteState;
-use crate::protocol::{RoomId, UserId};
+use crate::protocol::{Millis, RoomId, UserId};
 use crate::store::Room;
 
 /// Joining, knocking, inviting, leaving, kicking and banning.
 #[derive(Clone, Copy)]
-pub struct Memberships<'h>(&'h Homeserver);
+pub struct Memberships<'h> {
+    hs: &'h Homeserver,
+    /// When an event that is made here says that it was sent; none: now.
+    at: Option<Millis>,
+}
 
 impl Deref for Memberships<'_> {
     type Target = Homeserver;
 
     fn deref(&self) -> &Homeserver {
-        self.0
+        self.hs
     }
 }
 
 impl Homeserver {
     /// Joining, knocking, inviting, leaving, kicking and banning.
     pub fn membership(&self) -> Memberships<'_> {
-        Memberships(self)
+        Memberships { hs: self, at: None }
+    }
+}
+
+impl<'h> Memberships<'h> {
+    /// The same verbs of what was done at another time, as application services may say of what they bring from elsewhere. In rooms
+    /// that this server is not in, others write the event.
+    pub(in crate::service) fn said_at(self, at: Option<Millis>) -> Memberships<'h> {
+        Memberships { at, ..self }
     }
 }
 

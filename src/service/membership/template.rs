@@ -218,6 +218,7 @@ pub(super) fn member_draft(
         state_key: Some(target.as_str().to_owned()),
         content,
         redacts: None,
+        origin_server_ts: None,
     }
 }
 

@@ -141,6 +141,7 @@ fn issued_draft(room: &RoomId, sender: &UserId, token: &str, content: Map<String
         state_key: Some(token.to_owned()),
         content,
         redacts: None,
+        origin_server_ts: None,
     }
 }
 

@@ -218,6 +218,7 @@ impl Rooms<'_> {
             state_key: event.state_key.clone(),
             content: event.content.clone(),
             redacts: None,
+            origin_server_ts: None,
         };
         let id = event.delay_id.clone();
         let send = || {

@@ -1,12 +1,14 @@
 //! Room aliases, and the directory of published rooms.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::order;
+use crate::order::{self, Gather};
+use crate::protocol::appservice::Appservice;
 use crate::protocol::content::federates;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
@@ -18,12 +20,15 @@ use crate::service::limits::request_permits::Asker;
 use crate::service::limits::silent_servers::AskedFor;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{RoomView, readable_room};
+use crate::store::appservices::NetworkRoom;
 use crate::store::{Db, Room};
 
 /// Time to find out what an alias stands for that a local user wants to join by.
 const ALIAS_TIMEOUT: Duration = Duration::from_secs(20);
 /// No more than this many servers are named for a room.
 const ALIAS_SERVERS_MAX: usize = 100;
+/// Longest name of a network, in bytes.
+const NETWORK_BYTES_MAX: usize = 255;
 /// Rooms in one answer of `/publicRooms` if the client names no limit.
 const PUBLIC_ROOMS_DEFAULT: usize = 100;
 /// Rooms in one answer of `/publicRooms` whatever the client asks for.
@@ -160,15 +165,22 @@ impl Rooms<'_> {
         })
     }
 
-    /// Makes an alias of this server for a room that the user is in. Errors: 400 `M_INVALID_PARAM` for another server's
-    /// alias, 403 `M_FORBIDDEN`, 409 `M_UNKNOWN` if there is one.
-    pub fn set_alias(&self, user: &UserId, alias: &RoomAlias, room: &RoomId) -> Result<()> {
+    /// Makes an alias of this server for a room that the user is in, or that an application service knows of which asks as that
+    /// user. Errors: 400 `M_INVALID_PARAM` for another server's alias, 400 `M_EXCLUSIVE`, 403 `M_FORBIDDEN`, 409 `M_UNKNOWN`
+    /// if there is one.
+    pub fn set_alias(
+        &self,
+        (user, service): (&UserId, Option<&Appservice>),
+        alias: &RoomAlias,
+        room: &RoomId,
+    ) -> Result<()> {
         if alias.server_name() != self.server_name().as_str() {
             return Err(Error::invalid_param("This server can only make aliases of its own"));
         }
-        self.store.read(|db| {
-            let known = readable_room(db, room)?;
-            RoomView::new(db, &known, user)?.require_joined()
+        self.appservices.check_alias(service, user, alias)?;
+        self.store.read(|db| match service {
+            Some(_) => db.known_room(room).map(drop),
+            None => RoomView::new(db, &readable_room(db, room)?, user)?.require_joined(),
         })?;
         let (user, alias, room) = (user.clone(), alias.clone(), room.clone());
         self.store.write(move |tx| {
@@ -180,9 +192,23 @@ impl Rooms<'_> {
         })
     }
 
-    /// Removes an alias of this server: by whoever made it, an administrator, or those who may name the room. The room
-    /// stops showing it if the user may change that. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
-    pub fn delete_alias(&self, user: &UserId, is_admin: bool, alias: &RoomAlias) -> Result<()> {
+    /// Whether a room may be made with this for the local part of its alias. Errors: 400 `M_INVALID_PARAM`, 400 `M_EXCLUSIVE`.
+    pub fn check_alias_name(&self, user: &UserId, service: Option<&Appservice>, name: &str) -> Result<()> {
+        self.appservices.check_alias(service, user, &self.own_alias(name)?)
+    }
+
+    /// Removes an alias of this server: by whoever made it, an administrator, those who may name the room, or the service in
+    /// whose namespaces it is. The room stops showing it if the user may change that. Errors: 404 `M_NOT_FOUND`, 403
+    /// `M_FORBIDDEN`, 400 `M_EXCLUSIVE`.
+    pub fn delete_alias(
+        &self,
+        (user, service): (&UserId, Option<&Appservice>),
+        is_admin: bool,
+        alias: &RoomAlias,
+    ) -> Result<()> {
+        if !is_admin {
+            self.appservices.check_alias(service, user, alias)?;
+        }
         let room_id = self.store.read(|db| {
             let found = db.alias(alias)?.ok_or_else(|| no_alias(alias))?;
             let of_room = match db.room(&found.room_id)? {
@@ -192,7 +218,7 @@ impl Rooms<'_> {
                 }
                 None => false,
             };
-            if found.created_by == *user || is_admin || of_room {
+            if found.created_by == *user || is_admin || service.is_some() || of_room {
                 return Ok(found.room_id);
             }
             Err(Error::forbidden("You may not delete this alias"))
@@ -230,6 +256,7 @@ impl Rooms<'_> {
             state_key: Some(String::new()),
             content,
             redacts: None,
+            origin_server_ts: None,
         };
         if let Err(error) = self.events().send(draft) {
             log::debug!("{alias} is deleted but still shown in {room_id}: {error}");
@@ -271,6 +298,43 @@ impl Rooms<'_> {
         self.store.write(move |tx| tx.set_published(&room, published))
     }
 
+    /// Publishes a room for a network that a service bridges, or takes it out there: "the application service's published room
+    /// directory". Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM`.
+    pub fn set_published_for_network(
+        &self,
+        service: &Appservice,
+        network: &str,
+        room: &RoomId,
+        published: bool,
+    ) -> Result<()> {
+        if network.is_empty() || network.len() > NETWORK_BYTES_MAX {
+            return Err(Error::invalid_param("networkId must have 1 to 255 bytes"));
+        }
+        self.store.read(|db| db.known_room(room))?;
+        let appservice = service.id.clone();
+        let room = NetworkRoom { appservice, network: network.to_owned(), room_id: room.clone() };
+        self.store.write(move |tx| tx.set_network_room(&room, published))
+    }
+
+    /// The rooms that are listed where these networks are asked for.
+    fn listed_ids(&self, db: &Db<'_>, request: &PublicRoomsRequest) -> Result<BTreeSet<RoomId>> {
+        let all = request.include_all_networks;
+        let network = request.third_party_instance_id.as_deref().filter(|id| !id.is_empty() && !all);
+        let mut ids: BTreeSet<RoomId> = match network {
+            None => db.published_rooms()?.into_iter().gather(),
+            Some(_) => BTreeSet::new(),
+        };
+        if all || network.is_some() {
+            let is_wanted = |room: &NetworkRoom| {
+                let service = self.appservices.by_id(&room.appservice);
+                service
+                    .is_some_and(|service| network.is_none_or(|id| id == service.instance_id(&room.network)))
+            };
+            ids.extend(db.network_rooms()?.into_iter().filter(is_wanted).map(|room| room.room_id));
+        }
+        Ok(ids)
+    }
+
     /// A page of this server's directory, largest rooms first. Errors: 400 `M_INVALID_PARAM` for a token that is none.
     pub fn public_rooms(&self, request: &PublicRoomsRequest) -> Result<PublicRooms> {
         self.listed_rooms(request, |_, _| Ok(true))
@@ -294,12 +358,8 @@ impl Rooms<'_> {
             None | Some("") => 0,
             Some(token) => token.strip_prefix('p').and_then(|n| n.parse::<usize>().ok()).ok_or_else(wrong)?,
         };
-        // No network is bridged into rooms of this directory.
-        let bridged = request.third_party_instance_id.as_ref().is_some_and(|id| !id.is_empty());
-        let mut rooms = match bridged {
-            true => Vec::new(),
-            false => self.store.read(|db| published_rooms(db, &is_for_them))?,
-        };
+        let mut rooms =
+            self.store.read(|db| published_rooms(db, self.listed_ids(db, request)?, &is_for_them))?;
         let total = rooms.len();
         if let Some(filter) = &request.filter {
             let term = fold(filter.generic_search_term.as_deref().unwrap_or(""));
@@ -375,10 +435,11 @@ impl PublicRoomsFilter {
 
 fn published_rooms(
     db: &Db<'_>,
+    ids: BTreeSet<RoomId>,
     is_for_them: impl Fn(&Db<'_>, &Room) -> Result<bool>,
 ) -> Result<Vec<PublishedRoom>> {
     let mut rooms = Vec::new();
-    for room_id in db.published_rooms()? {
+    for room_id in ids {
         // A room that everybody left stays published, and is shown again when somebody comes back.
         if let Some(room) = db.room(&room_id)?.filter(|room| room.joined > 0)
             && is_for_them(db, &room)?

@@ -8,6 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::client_format;
 use crate::error::{ErrCode, Error, Result};
 use crate::order::Gather;
+use crate::protocol::appservice::Appservice;
 use crate::protocol::filter::EventFilter;
 use crate::protocol::json::{JsonList, read_object};
 use crate::protocol::pdu::Membership;
@@ -268,9 +269,20 @@ impl Rooms<'_> {
 
     /// Who is joined, with the profile of their membership: the answer's JSON, none if it were larger than `most` bytes.
     /// Errors: 403 `M_FORBIDDEN` for those who are not joined.
-    pub fn joined_members(&self, user: &UserId, room: &RoomId, most: usize) -> Result<Option<Vec<u8>>> {
+    pub fn joined_members(
+        &self,
+        (user, service): (&UserId, Option<&Appservice>),
+        room: &RoomId,
+        most: usize,
+    ) -> Result<Option<Vec<u8>>> {
         self.view(user, room, |db, view| {
-            view.require_joined()?;
+            // "Unless it is an Application Service in which case any of the AS's users must be in the room."
+            view.require_joined().or_else(|e| {
+                let locals =
+                    service.map(|_| db.joined_local_users(view.room.key)).transpose()?.unwrap_or_default();
+                let is_there = service.is_some_and(|service| locals.iter().any(|user| service.may_be(user)));
+                if is_there { Ok(()) } else { Err(e) }
+            })?;
             let mut joined: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
             let mut bytes = 0;
             db.each_member(view.room.key, Some(Membership::Join), |user, _, row| {

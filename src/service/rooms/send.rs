@@ -111,22 +111,23 @@ impl Rooms<'_> {
         let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
         let room = JoinTarget { room_id: draft.room.clone(), via: Vec::new() };
         let resident = self.store.read(|db| db.resident_room(&draft.room))?;
+        let memberships = self.membership().said_at(draft.origin_server_ts);
         match membership {
             Membership::Invite => {
                 let mut extra = draft.content.clone();
                 extra.remove("membership");
                 extra.remove("reason");
-                self.membership().invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
+                memberships.invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
             }
             Membership::Join if own && !self.is_joined_to(&draft.room, &draft.sender)? => {
                 let content = draft.content.clone();
-                self.membership().join_by_state(&draft.sender, &room, reason.as_deref(), content)?;
+                memberships.join_by_state(&draft.sender, &room, reason.as_deref(), content)?;
             }
-            Membership::Knock if own => self.membership().knock(&draft.sender, &room, reason.as_deref())?,
+            Membership::Knock if own => memberships.knock(&draft.sender, &room, reason.as_deref())?,
             Membership::Leave if own => match resident {
-                None => self.membership().leave(&draft.sender, &draft.room, reason.as_deref())?,
+                None => memberships.leave(&draft.sender, &draft.room, reason.as_deref())?,
                 Some(room) => {
-                    self.membership().wait_for_signed_invite(&room, &target)?;
+                    memberships.wait_for_signed_invite(&room, &target)?;
                     return self.events().send(draft).map_err(not_there_as_forbidden);
                 }
             },

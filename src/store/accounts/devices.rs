@@ -197,6 +197,16 @@ impl Tx<'_> {
         self.add_session(user, device, session, None)
     }
 
+    /// Makes a device that there is not yet, without a session.
+    pub fn add_device(&mut self, user: &UserId, device: &str, display_name: Option<&str>) -> Result<()> {
+        self.device_begins();
+        self.execute(
+            "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3)",
+            params![user.as_str(), device, display_name],
+        )?;
+        Ok(())
+    }
+
     /// A session in place of `old`, which stays until the new one is used. Earlier ones that were made from `old` and
     /// never used are forgotten.
     pub fn refresh_session(&mut self, old: &Session, new: &NewSession) -> Result<()> {

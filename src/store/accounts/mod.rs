@@ -118,6 +118,12 @@ impl Db<'_> {
         Ok(query.exists([user.as_str()])?)
     }
 
+    /// The id of the application service that made a user's account, if one did.
+    pub fn service_of(&self, user: &UserId) -> Result<Option<String>> {
+        let mut query = self.conn().prepare_cached("SELECT appservice FROM users WHERE user_id = ?1")?;
+        Ok(first(&mut query, [user.as_str()])?.flatten())
+    }
+
     /// How often a user may ask, if that is not as for everybody.
     pub fn own_rate(&self, user: &UserId) -> Result<Option<OwnRate>> {
         let mut query = self

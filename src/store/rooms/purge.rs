@@ -53,8 +53,15 @@ fn purge_sql((table, found, key): (&str, &str, &str)) -> String {
 const ROWS_OF_ROOM: [&str; 6] =
     ["room_activity", "ephemeral_changes", "guest_removals", "bells", "rooms_behind_backup", "owed_upgrades"];
 /// Tables whose rows belong to a room by its id.
-const TABLES_BY_ROOM_ID: [&str; 6] =
-    ["owed_bans", "owed_invites", "owed_joins", "published_rooms", "room_aliases", "delayed_events"];
+const TABLES_BY_ROOM_ID: [&str; 7] = [
+    "owed_bans",
+    "owed_invites",
+    "owed_joins",
+    "published_rooms",
+    "network_rooms",
+    "room_aliases",
+    "delayed_events",
+];
 
 /// An event that is to go, with what goes with it.
 #[derive(Debug)]

@@ -40,6 +40,7 @@ pub fn fill(given: &crate::Fill) -> Result<Value> {
                 state_key: None,
                 content: object(json!({ "msgtype": "m.text", "body": format!("message {message}") }))?,
                 redacts: None,
+                origin_server_ts: None,
             })?;
         }
     }

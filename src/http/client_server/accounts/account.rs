@@ -73,6 +73,11 @@ pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Re
         Ok(json!({ "id_server_unbind_result": "success" }))
     };
     let params = request.json_object_or_empty()?;
+    if let Some(service) = requester.and_then(|requester| requester.appservice.as_ref()) {
+        let user = requester.map_or(&service.sender, |requester| &requester.user_id);
+        hs.deactivate_by_service(service, user, read(&params)?)?;
+        return Ok(Reply::json(&json!({ "id_server_unbind_result": "success" })));
+    }
     let action = with_password("close the account", &["erase"]);
     interactively(hs, request, requester, &action, params, read, close)
 }

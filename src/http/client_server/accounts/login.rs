@@ -7,18 +7,26 @@ use serde_json::json;
 
 use super::interactive::{interactively, with_password};
 use crate::error::{ErrCode, Error, Result};
+use crate::http::auth::appservice;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::json::shaped;
 use crate::service::Homeserver;
-use crate::service::accounts::interactive_auth::user_of_identifier;
+use crate::service::accounts::interactive_auth::{identified_user, user_of_identifier};
 use crate::service::accounts::login_tokens::LOGIN_TOKEN_LIFE_MS;
 use crate::service::accounts::sessions::NewLogin;
 
 /// `GET /_matrix/client/v3/login`
-pub fn flows(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
+pub fn flows(hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
     let token = json!({ "type": "m.login.token", "get_login_token": true });
-    Ok(Reply::json(&json!({ "flows": [{ "type": "m.login.password" }, token] })))
+    let mut flows = vec![json!({ "type": "m.login.password" }), token];
+    if !hs.appservices.is_empty() {
+        flows.push(json!({ "type": APPLICATION_SERVICE }));
+    }
+    Ok(Reply::json(&json!({ "flows": flows })))
 }
+
+/// How an application service logs its users in, and makes them.
+pub(super) const APPLICATION_SERVICE: &str = "m.login.application_service";
 
 #[derive(Deserialize)]
 struct LoginBody {
@@ -35,7 +43,8 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let object = request.json_object()?;
     let kind = object.get("type").ok_or_else(|| Error::missing_param("Missing type"))?;
     let by_token = kind == "m.login.token";
-    if !by_token && kind != "m.login.password" {
+    let by_service = kind == APPLICATION_SERVICE;
+    if !by_token && !by_service && kind != "m.login.password" {
         return Err(Error::new(ErrCode::Unknown, "Unknown login type").with_status(400));
     }
     if !by_token && !object.contains_key("identifier") && !object.contains_key("user") {
@@ -52,6 +61,15 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let login = if by_token {
         let token = body.token.as_deref().ok_or_else(|| Error::missing_param("Missing token"))?;
         hs.accounts().log_in_by_token(token, &new)?
+    } else if by_service {
+        let service = appservice(hs, request)?;
+        let user = identified_user(&object, hs.server_name().as_str());
+        let user = user.ok_or_else(|| Error::forbidden("There is no such user"))?;
+        if !service.may_be(&user) {
+            let outside = "This user is in no namespace of the application service";
+            return Err(Error::new(ErrCode::Exclusive, outside));
+        }
+        hs.accounts().log_in_with(&user, &new)?
     } else {
         let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
         // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.

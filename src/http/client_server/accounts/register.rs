@@ -7,8 +7,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::interactive::interactively;
+use super::login::APPLICATION_SERVICE;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
+use crate::http::auth::appservice;
 use crate::http::{Reply, Request};
 use crate::protocol::UserId;
 use crate::protocol::json::shaped;
@@ -35,6 +37,10 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         None | Some("user") => {}
         Some("guest") => return register_guest(hs, request),
         Some(_) => return Err(Error::invalid_param("kind must be user or guest")),
+    }
+    let params = request.json_object_or_empty()?;
+    if params.get("type").is_some_and(|kind| kind == APPLICATION_SERVICE) {
+        return register_by_service(hs, request, &params);
     }
     let flows: &'static [&'static [Stage]] = match hs.config.registration {
         Registration::Open => &[&[Stage::Dummy]],
@@ -69,7 +75,23 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         let guest = guest_of(hs, request, &body)?;
         account_made(hs, &new, &body, guest.as_ref())
     };
-    interactively(hs, request, None, &action, request.json_object_or_empty()?, read, make)
+    interactively(hs, request, None, &action, params, read, make)
+}
+
+/// A user of an application service: without interactive authentication, whoever else may register here.
+fn register_by_service(
+    hs: &Arc<Homeserver>,
+    request: &Request,
+    params: &Map<String, Value>,
+) -> Result<Reply> {
+    let service = appservice(hs, request)?;
+    let body: RegisterBody = shaped(params)?;
+    // The older name of the field.
+    let name = body.username.as_deref().or_else(|| params.get("user").and_then(Value::as_str));
+    let name = name.ok_or_else(|| Error::missing_param("Missing username"))?;
+    let from = Some(request.client_ip());
+    let new = NewAccount { localpart: Some(name), service: Some(service), from, ..NewAccount::default() };
+    Ok(Reply::json(&account_made(hs, &new, &body, None)?))
 }
 
 /// `kind=guest`: no interactive authentication, and of the body only what concerns the device.

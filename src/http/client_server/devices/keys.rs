@@ -78,11 +78,11 @@ pub fn changes(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
 }
 
 /// `POST /_matrix/client/v3/keys/device_signing/upload`. "User-Interactive Authentication MUST be performed", except for
-/// the first keys and for those that are there already.
+/// the first keys, for those that are there already, and for application services.
 pub fn upload_signing_keys(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let (user, params) = (&requester.user_id, request.json_object()?);
     if let Some(keys) = NewSigningKeys::read(user, &params)?
-        && hs.devices().upload_signing_keys(user, keys, false)?
+        && hs.devices().upload_signing_keys(user, keys, requester.is_service())?
     {
         return Ok(Reply::empty());
     }

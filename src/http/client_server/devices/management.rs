@@ -37,7 +37,20 @@ pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Re
 /// `PUT /_matrix/client/v3/devices/{deviceId}`
 pub fn update(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let (user, device) = (&requester.user_id, request.param("deviceId"));
-    match request.json_object()?.get("display_name") {
+    let body = request.json_object()?;
+    if requester.is_service() {
+        let name = match body.get("display_name") {
+            None | Some(Value::Null) => None,
+            Some(name) => {
+                Some(name.as_str().ok_or_else(|| Error::bad_json("display_name must be a string"))?)
+            }
+        };
+        // "The ability to create new devices is only available to application services."
+        if hs.accounts().add_device(user, device, name)? {
+            return Ok(Reply::empty().with_status(201));
+        }
+    }
+    match body.get("display_name") {
         Some(Value::String(name)) => hs.accounts().rename_device(user, device, name)?,
         None | Some(Value::Null) if hs.store.read(|db| db.device(user, device))?.is_some() => {}
         None | Some(Value::Null) => return Err(Error::not_found("You have no such device")),
@@ -70,6 +83,10 @@ fn delete_named(
         let ids = devices.as_array().ok_or_else(wrong)?.iter().map(|d| d.as_str().map(str::to_owned));
         ids.collect::<Option<Vec<String>>>().ok_or_else(wrong)
     };
+    if requester.is_service() {
+        hs.accounts().delete_devices(&requester.user_id, read(&params)?)?;
+        return Ok(Reply::empty());
+    }
     let action = with_password("delete devices", &["devices"]);
     interactively(hs, request, Some(requester), &action, params, read, |ids, _| {
         hs.accounts().delete_devices(&requester.user_id, ids)?;

@@ -25,13 +25,14 @@ pub fn set_alias(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
     let body = request.json_object()?;
     let room = body.get("room_id").ok_or_else(|| Error::missing_param("Missing room_id"))?;
     let room = RoomId::parse(room.as_str().ok_or_else(|| Error::bad_json("room_id must be a string"))?)?;
-    hs.rooms().set_alias(&requester.user_id, &alias, &room)?;
+    hs.rooms().set_alias((&requester.user_id, requester.appservice.as_deref()), &alias, &room)?;
     Ok(Reply::empty())
 }
 
 /// `DELETE /_matrix/client/v3/directory/room/{roomAlias}`.
 pub fn delete_alias(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    hs.rooms().delete_alias(&requester.user_id, requester.admin, &request.room_alias()?)?;
+    let by = (&requester.user_id, requester.appservice.as_deref());
+    hs.rooms().delete_alias(by, requester.admin, &request.room_alias()?)?;
     Ok(Reply::empty())
 }
 
@@ -51,6 +52,25 @@ pub fn set_visibility(hs: &Arc<Homeserver>, request: &Request, requester: &Reque
         Some(_) => return Err(Error::invalid_param("visibility must be public or private")),
     };
     hs.rooms().set_published(&requester.user_id, requester.admin, &room, published)?;
+    Ok(Reply::empty())
+}
+
+/// `PUT /_matrix/client/v3/directory/list/appservice/{networkId}/{roomId}`: "cannot be invoked by users who are not identified as
+/// application services".
+pub fn set_network_visibility(
+    hs: &Arc<Homeserver>,
+    request: &Request,
+    requester: &Requester,
+) -> Result<Reply> {
+    let nobody = || Error::forbidden("Only application services may do this");
+    let service = requester.appservice.as_ref().ok_or_else(nobody)?;
+    let published = match request.json_object()?.get("visibility").and_then(Value::as_str) {
+        Some("public") => true,
+        Some("private") => false,
+        _ => return Err(Error::invalid_param("visibility must be public or private")),
+    };
+    let network = request.param("networkId");
+    hs.rooms().set_published_for_network(service, network, &request.room_id()?, published)?;
     Ok(Reply::empty())
 }
 

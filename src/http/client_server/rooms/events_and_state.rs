@@ -8,6 +8,8 @@ use super::delayed_events;
 use crate::error::{Error, Result};
 use crate::http::client_server::{client_format, reply_by_size};
 use crate::http::{Reply, Request, Requester};
+use crate::protocol::Millis;
+use crate::protocol::json::INTEGER_MAX;
 use crate::service::Homeserver;
 use crate::service::events::draft::Draft;
 use crate::service::rooms::client_drafts::check_sent_by_guest;
@@ -18,6 +20,9 @@ use crate::store::accounts::client_transactions::ClientTxn;
 /// `POST /_matrix/client/v3/createRoom`.
 pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: CreateRoom = request.json_or_empty()?;
+    if let Some(name) = &body.room_alias_name {
+        hs.rooms().check_alias_name(&requester.user_id, requester.appservice.as_deref(), name)?;
+    }
     let room_id = hs.rooms().create_room(&requester.user_id, &body)?;
     Ok(Reply::json(&json!({"room_id": room_id})))
 }
@@ -29,6 +34,7 @@ pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
     check_may_send(hs, requester, &draft)?;
     let scope = format!("send/{}/{}", draft.room, draft.event_type);
     if let Some(delay) = delayed_events::delay(request)? {
+        check_time_is_open(&draft)?;
         let txn = txn(request, requester, format!("delayed/{scope}"))?;
         let delay_id = hs.rooms().delay_event(draft, Some(txn), delay)?;
         return Ok(Reply::json(&json!({"delay_id": delay_id})));
@@ -48,6 +54,8 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
         Some(_) => return Err(Error::bad_json("reason must be a string")),
     }
     let mut draft = draft(request, requester, content)?;
+    // "Only valid on" the other two.
+    draft.origin_server_ts = None;
     draft.event_type = "m.room.redaction".to_owned();
     draft.state_key = None;
     let scope = format!("redact/{}/{redacts}", draft.room);
@@ -62,6 +70,7 @@ pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
     let draft = draft(request, requester, request.json_object()?)?;
     check_may_send(hs, requester, &draft)?;
     if let Some(delay) = delayed_events::delay(request)? {
+        check_time_is_open(&draft)?;
         let delay_id = hs.rooms().delay_event(draft, None, delay)?;
         return Ok(Reply::json(&json!({"delay_id": delay_id})));
     }
@@ -102,8 +111,8 @@ pub fn state_entry(hs: &Arc<Homeserver>, request: &Request, requester: &Requeste
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`.
 pub fn joined_members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let (user, room) = (&requester.user_id, request.room_id()?);
-    reply_by_size(hs, (request, requester), |most| hs.rooms().joined_members(user, &room, most))
+    let (by, room) = ((&requester.user_id, requester.appservice.as_deref()), request.room_id()?);
+    reply_by_size(hs, (request, requester), |most| hs.rooms().joined_members(by, &room, most))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/aliases`.
@@ -129,7 +138,30 @@ fn draft(request: &Request, requester: &Requester, content: Map<String, Value>) 
         state_key: Some(request.param("stateKey").to_owned()),
         content,
         redacts: None,
+        origin_server_ts: if requester.is_service() { told_time(request)? } else { None },
     })
+}
+
+/// When an event says that it was sent, where an application service tells ("Timestamp massaging"). Errors: 400
+/// `M_INVALID_PARAM` for what no event can have.
+fn told_time(request: &Request) -> Result<Option<Millis>> {
+    let told = request.query_int("ts")?;
+    match told {
+        Some(ts) if !(0..=INTEGER_MAX).contains(&ts) => {
+            Err(Error::invalid_param("ts must be milliseconds since 1970"))
+        }
+        told => Ok(told),
+    }
+}
+
+/// Errors: 400 `M_INVALID_PARAM` for what is sent later and is to say that it was sent at another time.
+fn check_time_is_open(draft: &Draft) -> Result<()> {
+    match draft.origin_server_ts {
+        Some(_) => {
+            Err(Error::invalid_param("What is sent later has the time at which it is sent, and no ts"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn txn(request: &Request, requester: &Requester, scope: String) -> Result<ClientTxn> {

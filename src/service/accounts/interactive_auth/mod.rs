@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 
 pub use self::fallback::AskedStage;
 pub use self::sessions::UiaSessions;
-pub use self::stages::{Stage, user_of_identifier};
+pub use self::stages::{Stage, identified_user, user_of_identifier};
 
 use self::answers::{acted_upon, fingerprints, resumed};
 use self::sessions::{

@@ -147,18 +147,30 @@ pub(super) fn challenge(
 /// Capitals are taken for what they are on a keyboard that begins sentences: no local user has any. None: it names
 /// nobody whom this server could know.
 pub fn user_of_identifier(object: &Map<String, Value>, server: &str) -> Option<UserId> {
+    let localpart = identified_localpart(object, server)?.to_ascii_lowercase();
+    user_with(&localpart, server)
+}
+
+/// The same for an application service, whose users may have capitals.
+pub fn identified_user(object: &Map<String, Value>, server: &str) -> Option<UserId> {
+    user_with(identified_localpart(object, server)?, server)
+}
+
+fn user_with(localpart: &str, server: &str) -> Option<UserId> {
+    UserId::parse(&format!("@{localpart}:{server}")).ok().filter(|user| user.localpart() == localpart)
+}
+
+fn identified_localpart<'o>(object: &'o Map<String, Value>, server: &str) -> Option<&'o str> {
     let name = match object.get("identifier") {
         Some(identifier) if identifier["type"] == "m.id.user" => identifier["user"].as_str()?,
         Some(_) => return None,
         None => object.get("user")?.as_str()?,
     };
-    let localpart = match name.strip_prefix('@') {
+    match name.strip_prefix('@') {
         Some(id) => {
             let (localpart, of) = id.split_once(':')?;
-            Some(localpart).filter(|_| of.eq_ignore_ascii_case(server))?
+            of.eq_ignore_ascii_case(server).then_some(localpart)
         }
-        None => name,
-    };
-    let localpart = localpart.to_ascii_lowercase();
-    UserId::parse(&format!("@{localpart}:{server}")).ok().filter(|user| user.localpart() == localpart)
+        None => Some(name),
+    }
 }

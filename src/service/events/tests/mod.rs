@@ -85,6 +85,7 @@ pub(in crate::service) fn draft(
         state_key: state_key.map(str::to_owned),
         content: object(content),
         redacts: None,
+        origin_server_ts: None,
     }
 }
 

@@ -85,6 +85,7 @@ fn of_one_server_a_few_redactions_wait_for_an_event_and_act_when_it_comes() {
     }
     let of_ours = Draft {
         redacts: Some(target.event_id().clone()),
+        origin_server_ts: None,
         ..draft(&room, &alice(), "m.room.redaction", None, json!({}))
     };
     hs.events().send(of_ours).unwrap();

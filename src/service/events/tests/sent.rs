@@ -148,6 +148,7 @@ fn a_room_that_is_shut_after_a_request_was_let_in_is_come_into_by_nobody_and_sta
             state_key: Some(user.to_string()),
             content: json!({ "membership": membership, "displayname": "New" }).as_object().unwrap().clone(),
             redacts: None,
+            origin_server_ts: None,
         })
     };
     // Whoever asked before has passed the door, and has the join yet to be made.

@@ -140,7 +140,7 @@ impl<'h> Memberships<'h> {
     /// Begins the import of a room.
     pub fn begin_import(self, room_id: &RoomId, version: RoomVersion) -> RoomImport<'h> {
         RoomImport {
-            hs: self.0,
+            hs: self.hs,
             room_id: room_id.clone(),
             version,
             staged: StagedEvents::default(),

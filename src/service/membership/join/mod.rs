@@ -39,6 +39,7 @@ use crate::protocol::remote_membership::{
 use crate::protocol::{
     EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
+use crate::service::events::draft::Draft;
 use crate::service::events::entry::check_not_closed;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::events::server_acl::RoomAcl;
@@ -170,8 +171,9 @@ impl Memberships<'_> {
         }
         let (room_id, joiner, now) = (room.room_id.clone(), user.clone(), self.clock.now_ms());
         let (by, by_default) = (by.cloned(), self.config.join_on_accepted_knock);
+        let draft = Draft { origin_server_ts: self.at, ..member_draft(&room.room_id, user, user, content) };
         self.events()
-            .send_with(member_draft(&room.room_id, user, user, content), move |tx, join| {
+            .send_with(draft, move |tx, join| {
                 if let Some(invite) = by {
                     // What the joiner was before is among the auth events, whatever else is.
                     if !join.pdu.auth_events().contains(&invite) {

@@ -267,6 +267,7 @@ fn sign_events_and_invites(
             state_key: Some(event.state_key.clone()),
             content: event.content.clone(),
             redacts: None,
+            origin_server_ts: None,
         };
         let wanted = event_auth::auth_types(
             &draft.event_type,

@@ -192,6 +192,7 @@ fn ban_draft(room: &RoomId, by: &UserId, user: &UserId, reason: &Option<String>)
         state_key: Some(user.to_string()),
         content: ban_content(reason),
         redacts: None,
+        origin_server_ts: None,
     }
 }
 
@@ -237,6 +238,7 @@ mod tests {
                 ("reason".into(), "spam".into()),
             ]),
             redacts: None,
+            origin_server_ts: None,
         }
     }
 

@@ -294,6 +294,7 @@ impl OldRoom {
             state_key: Some(String::new()),
             content,
             redacts: None,
+            origin_server_ts: None,
         };
         let (moved, left) = self.shown_aliases();
         let mut drafts = Vec::new();
@@ -454,6 +455,7 @@ impl NewRoom {
             state_key: Some(String::new()),
             content,
             redacts: None,
+            origin_server_ts: None,
         }
     }
 

@@ -59,6 +59,7 @@ impl Tie {
             state_key: Some(of.to_string()),
             content,
             redacts: None,
+            origin_server_ts: None,
         };
         let (mut now, mut before) = (self.content.clone(), self.content.clone());
         now.insert("via".to_owned(), json!([via]));
