@@ -723,7 +723,8 @@ CREATE TABLE guest_removals (
 ) STRICT;
 
 -- The devices that are logged in. `last_seen_ms` and `last_seen_ip` lag a few minutes behind. `opened_by`: the administrator
--- who logged in there in the user's name, '' for the operator.
+-- who logged in there in the user's name, '' for the operator. `appservice`: the id of the application service that did, or made
+-- the device; neither has the rights of an administrator there.
 CREATE TABLE devices (
   user_id TEXT NOT NULL REFERENCES users,
   device_id TEXT NOT NULL,
@@ -731,6 +732,7 @@ CREATE TABLE devices (
   last_seen_ms INTEGER,
   last_seen_ip TEXT,
   opened_by TEXT,
+  appservice TEXT,
   PRIMARY KEY (user_id, device_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX devices_by_opener ON devices (opened_by) WHERE opened_by IS NOT NULL;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::token_hash;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::appservice::Appservice;
 use crate::protocol::{ServerName, UserId};
 use crate::random;
 use crate::service::accounts::Accounts;
@@ -77,6 +78,8 @@ pub struct NewLogin<'a> {
     pub proof: Option<&'a PasswordProof>,
     /// Who logs in in the user's name; none: the user.
     pub opened_by: Option<&'a Administrator>,
+    /// The application service that logs in in the user's name, if one does.
+    pub service: Option<&'a Appservice>,
 }
 
 impl NewLogin<'_> {
@@ -93,6 +96,7 @@ impl NewLogin<'_> {
             seen: self.from.map(|ip| (now, ip.to_canonical().to_string())),
             proof: self.proof.cloned(),
             opened_by: self.opened_by.cloned(),
+            service: self.service.map(|service| service.id.clone()),
             now,
         })
     }
@@ -108,6 +112,7 @@ pub(in crate::service) struct PreparedLogin {
     seen: Option<(Millis, String)>,
     proof: Option<PasswordProof>,
     opened_by: Option<Administrator>,
+    service: Option<String>,
     now: Millis,
 }
 
@@ -139,6 +144,9 @@ impl PreparedLogin {
         if let Some(by) = &self.opened_by {
             check_still_admin(tx, by)?;
             tx.device_opened_by(owner, device, by.user_id())?;
+        }
+        if let Some(service) = &self.service {
+            tx.device_of_service(owner, device, service)?;
         }
         if let Some((at, ip)) = &self.seen {
             tx.device_seen(owner, device, *at, ip)?;
@@ -270,7 +278,14 @@ impl Accounts<'_> {
     /// Makes a device without a session, on which an application service acts by its own token. False: the user has it already.
     /// Errors: 400 `M_INVALID_PARAM` for an id or a name that cannot be, 403 `M_FORBIDDEN` for too many devices, and for the name
     /// of a cross-signing key.
-    pub fn add_device(&self, user: &UserId, device: &str, name: Option<&str>) -> Result<bool> {
+    pub fn add_device(
+        &self,
+        service: &Appservice,
+        user: &UserId,
+        device: &str,
+        name: Option<&str>,
+    ) -> Result<bool> {
+        let service = service.id.clone();
         let (user, device) = (user.clone(), checked_device_id(device)?.to_owned());
         let name = name.map(checked_device_name).transpose()?;
         self.store.write(move |tx| {
@@ -281,7 +296,7 @@ impl Accounts<'_> {
                 return Err(Error::forbidden("There is no such account any more"));
             }
             check_new_device(tx, &user, &device)?;
-            tx.add_device(&user, &device, name.as_deref())?;
+            tx.add_device(&user, &device, name.as_deref(), &service)?;
             tell_of_device(tx, &user, &device).map(|()| true)
         })
     }

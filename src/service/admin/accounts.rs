@@ -59,9 +59,16 @@ pub struct AccountChange {
 }
 
 impl Admin<'_> {
-    /// The user whom somebody names by their id, or by its localpart, in whatever case: none of ours has capitals. Errors: 400
+    /// The user whom somebody names by their id, or by its localpart, in whatever case: none of ours has capitals, but for those of
+    /// application services, who are named exactly. Errors: 400
     /// `M_INVALID_PARAM` for what is neither; 400 `M_UNKNOWN` for another server's user.
     pub fn named_user(&self, name: &str) -> Result<UserId> {
+        if !self.appservices.is_empty()
+            && let Ok(exact) = self.exact_user(name)
+            && self.store.read(|db| db.account(&exact))?.is_some()
+        {
+            return Ok(exact);
+        }
         let localpart = match name.starts_with('@') {
             true => {
                 let user = UserId::parse(name)?;
@@ -73,6 +80,14 @@ impl Admin<'_> {
             false => name.to_ascii_lowercase(),
         };
         UserId::parse(&format!("@{localpart}:{}", self.server_name()))
+    }
+
+    fn exact_user(&self, name: &str) -> Result<UserId> {
+        let user = match name.starts_with('@') {
+            true => UserId::parse(name)?,
+            false => UserId::parse(&format!("@{name}:{}", self.server_name()))?,
+        };
+        if self.is_local(&user) { Ok(user) } else { Err(no_user()) }
     }
 
     /// The account of a user of this server, closed or not. Errors: 404 `M_NOT_FOUND`.

@@ -106,6 +106,9 @@ fn fill(here: &TestServer, room: &str, users: [&TestUser; 4]) -> String {
     let noted = hs.store.write(move |tx| {
         let note = "INSERT INTO lost_memberships (room_key, user_id, stream)
              SELECT room_key, ?2, 1 FROM rooms WHERE room_id = ?1";
+        // A bridge that lists it.
+        let list = "INSERT INTO network_rooms (appservice, network, room_id) VALUES ('irc', 'net', ?1)";
+        tx.conn().execute(list, [&id])?;
         // And bans that would follow it from the room that it replaced, some day.
         let owe = "INSERT INTO owed_bans (room_id, old_room_id, sender, stream, user_id, attempts, due_ms)
              VALUES (?1, ?1, ?2, 1, ?2, 0, 4102444800000)";

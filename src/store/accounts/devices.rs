@@ -83,7 +83,7 @@ fn session_of(row: &Row<'_>) -> Result<Session> {
 }
 
 const SESSION: &str =
-    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin AND d.opened_by IS NULL, d.last_seen_ms, u.locked, u.suspended, u.guest,
+    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin AND d.opened_by IS NULL AND d.appservice IS NULL, d.last_seen_ms, u.locked, u.suspended, u.guest,
        u.requests_per_second, u.requests_burst
      FROM sessions s JOIN users u USING (user_id) JOIN devices d USING (user_id, device_id)";
 
@@ -186,7 +186,7 @@ impl Tx<'_> {
         self.device_begins();
         self.execute(
             "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3)
-             ON CONFLICT DO UPDATE SET opened_by = NULL",
+             ON CONFLICT DO UPDATE SET opened_by = NULL, appservice = NULL",
             params![user.as_str(), device, display_name],
         )?;
         self.execute(
@@ -197,12 +197,28 @@ impl Tx<'_> {
         self.add_session(user, device, session, None)
     }
 
-    /// Makes a device that there is not yet, without a session.
-    pub fn add_device(&mut self, user: &UserId, device: &str, display_name: Option<&str>) -> Result<()> {
+    /// Makes a device that there is not yet, without a session, for an application service.
+    pub fn add_device(
+        &mut self,
+        user: &UserId,
+        device: &str,
+        display_name: Option<&str>,
+        service: &str,
+    ) -> Result<()> {
         self.device_begins();
         self.execute(
-            "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3)",
-            params![user.as_str(), device, display_name],
+            "INSERT INTO devices (user_id, device_id, display_name, appservice) VALUES (?1, ?2, ?3, ?4)",
+            params![user.as_str(), device, display_name, service],
+        )?;
+        Ok(())
+    }
+
+    /// Notes that an application service has logged in there in the user's name.
+    pub fn device_of_service(&mut self, user: &UserId, device: &str, service: &str) -> Result<()> {
+        self.sessions_changed();
+        self.execute(
+            "UPDATE devices SET appservice = ?3 WHERE user_id = ?1 AND device_id = ?2",
+            params![user.as_str(), device, service],
         )?;
         Ok(())
     }

@@ -69,7 +69,7 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
             let outside = "This user is in no namespace of the application service";
             return Err(Error::new(ErrCode::Exclusive, outside));
         }
-        hs.accounts().log_in_with(&user, &new)?
+        hs.accounts().log_in_with(&user, &NewLogin { service: Some(service), ..new })?
     } else {
         let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
         // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.

@@ -125,6 +125,7 @@ fn account_made(
         display_name: body.initial_device_display_name.as_deref(),
         refreshable: body.refresh_token,
         from: new.from,
+        service: new.service,
         ..NewLogin::default()
     };
     let login = Some(&login).filter(|_| !body.inhibit_login);

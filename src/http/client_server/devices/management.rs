@@ -38,7 +38,7 @@ pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Re
 pub fn update(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let (user, device) = (&requester.user_id, request.param("deviceId"));
     let body = request.json_object()?;
-    if requester.is_service() {
+    if let Some(service) = &requester.appservice {
         let name = match body.get("display_name") {
             None | Some(Value::Null) => None,
             Some(name) => {
@@ -46,7 +46,7 @@ pub fn update(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
             }
         };
         // "The ability to create new devices is only available to application services."
-        if hs.accounts().add_device(user, device, name)? {
+        if hs.accounts().add_device(service, user, device, name)? {
             return Ok(Reply::empty().with_status(201));
         }
     }
