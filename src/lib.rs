@@ -72,6 +72,7 @@
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
 //! | the certificate that HTTPS is served with, got by itself (ACME) | `service/acme/`, `federation/acme.rs`; replaced under those who serve it: `src/served_certificate.rs` |
 //! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |
+//! | bridges and bots | their registration and whom they speak for: [`protocol::appservice`]; who one acts as: `service/appservices/` |
 //! | a knock, an invite, a join, a leave | `service/membership/`, a file each, both ends |
 //! | a room that is replaced by another | `service/rooms/upgrade/`; what follows its members: `service/membership/replaced_rooms.rs` |
 //! | what an account may not: locked, suspended, a guest | `check_standing` in `src/http/route.rs`, `service/accounts/moderation.rs`, `service/guests.rs` |

@@ -5,6 +5,7 @@ set -eu
 name=${SERVER_NAME:-localhost}
 # Where everything is in a container; elsewhere a test says so.
 ca=${COMPLEMENT_CA:-/complement/ca}
+appservices=${COMPLEMENT_APPSERVICES:-/complement/appservice}
 data=${DOORSTEP_DATA:-/data}
 certificate=${DOORSTEP_CERTIFICATE:-/certificate}
 clients=${DOORSTEP_LISTEN:-0.0.0.0:8008}
@@ -23,7 +24,14 @@ printf 'subjectAltName=%s\n' "$address" > server.ext
 openssl x509 -req -in server.csr -CA "$ca/ca.crt" -CAkey "$ca/ca.key" -set_serial "0x$(openssl rand -hex 8)" \
     -extfile server.ext -days 1 -sha256 -out server.crt 2> /dev/null
 
-exec doorstep serve --name "$name" --data "$data" --public-url "http://$name:8008" \
+# Only some tests have application services, whose registrations are put there.
+if [ -d "$appservices" ]; then
+    set -- --appservice "$appservices"
+else
+    set --
+fi
+
+exec doorstep serve "$@" --name "$name" --data "$data" --public-url "http://$name:8008" \
     --listen "$clients" --listen-tls "$servers" --tls-cert server.crt --tls-key server.key \
     --trust-ca "$ca/ca.crt" --allow-private-addresses \
     --registration open --registration-secret complement --no-rate-limits

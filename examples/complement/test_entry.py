@@ -54,6 +54,7 @@ def entered(tmp_path, authority, name, clients, servers):
         "PATH": f"{binary.parent}:{os.environ['PATH']}",
         "SERVER_NAME": name,
         "COMPLEMENT_CA": str(authority),
+        "COMPLEMENT_APPSERVICES": str(tmp_path / "appservice"),
         "DOORSTEP_DATA": str(tmp_path / "data"),
         "DOORSTEP_CERTIFICATE": str(tmp_path / "certificate"),
         "DOORSTEP_LISTEN": f"127.0.0.1:{clients}",
@@ -98,3 +99,20 @@ def test_the_image_is_what_complement_asks_for(tmp_path, authority, name):
     with entered(tmp_path, authority, name, clients, servers) as url:
         login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "pass"}
         assert ask(f"{url}/_matrix/client/v3/login", login)["user_id"] == alice["user_id"]
+
+
+def test_application_services_are_there_whose_registrations_complement_has_put_there(tmp_path, authority):
+    registration = {
+        "id": "my_as_id",
+        "url": "http://localhost:9000",
+        "as_token": "as",
+        "hs_token": "hs",
+        "sender_localpart": "the-bridge-user",
+        "rate_limited": False,
+        "namespaces": {"users": [{"exclusive": False, "regex": ".*"}], "rooms": [], "aliases": []},
+    }
+    (tmp_path / "appservice").mkdir()
+    (tmp_path / "appservice" / "my_as_id.yaml").write_text(json.dumps(registration))
+    with entered(tmp_path, authority, "hs1", free_port(), free_port()) as url:
+        told = ask(f"{url}/_matrix/client/v3/account/whoami?access_token=as")
+        assert told["user_id"] == "@the-bridge-user:hs1"

@@ -20,7 +20,7 @@ pub(super) fn appservice(config: &mut Config, text: &str) -> Result<(), String> 
     }
     for file in files_in(&path).map_err(|e| format!("cannot be read: {}", reason(&e)))? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        add(config, &file).map_err(|e| format!("{name} {e}"))?;
+        add(config, &file).map_err(|e| format!("{name}: {e}"))?;
     }
     Ok(())
 }
@@ -82,7 +82,7 @@ mod tests {
         assert!(read("b.yaml").unwrap_err().starts_with("id: there is another service with the id \"b\""));
         put("c.yaml", &registration("c", "ta"));
         let told = read("").unwrap_err();
-        assert!(told.starts_with("a.yml id: there is another"), "{told}");
+        assert!(told.starts_with("a.yml: id: there is another"), "{told}");
         assert!(read("c.yaml").unwrap_err().starts_with("as_token: is that of \"a\" too"));
         put("d.yaml", "id: d\n");
         assert_eq!(
