@@ -738,8 +738,9 @@ CREATE TABLE devices (
 CREATE INDEX devices_by_opener ON devices (opened_by) WHERE opened_by IS NOT NULL;
 
 -- What a client proves itself with: an access token and, if it can use one, a refresh token, both as their SHA-256.
--- `expires_ms` is the access token's (NULL: never). `replaces` is the session whose refresh token made this one; that
--- session ends when a token of this one is used, since then the client surely has it.
+-- `expires_ms` is the access token's (NULL: never; 0: the session has ended, since another one replaced it). `replaces` is the
+-- session whose refresh token made this one; that session ends when a token of this one is used, since then the client surely
+-- has it.
 CREATE TABLE sessions (
   session INTEGER PRIMARY KEY,
   user_id TEXT NOT NULL,

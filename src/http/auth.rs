@@ -10,6 +10,7 @@ use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::moderation::locked;
 use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::store::accounts::devices::Session;
 use crate::store::accounts::{OwnRate, Standing};
 
 /// The user behind an access token.
@@ -33,6 +34,18 @@ pub struct Requester {
 }
 
 impl Requester {
+    fn of(session: Session) -> Self {
+        Self {
+            user_id: session.user_id,
+            device_id: Some(session.device_id),
+            admin: session.admin,
+            standing: session.standing,
+            own_rate: session.own_rate,
+            ended: false,
+            appservice: None,
+        }
+    }
+
     /// Who is counted with their requests.
     pub(super) fn counted(&self) -> Counted {
         // "Whether requests from masqueraded users are rate-limited. The sender is excluded."
@@ -77,8 +90,19 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
     }
 }
 
-/// [`requester`] for what also who is locked may do: log out.
-pub(super) fn requester_even_locked(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+/// [`requester`] for who logs out, which also may who is locked, or has a token that has expired.
+pub(super) fn requester_logging_out(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+    let refusal = match requester_even_locked(hs, request) {
+        Err(e) if e.field("soft_logout") == Some(&true.into()) => e,
+        known => return known,
+    };
+    let Some(token) = request.token() else { return Err(refusal) };
+    let session = hs.accounts().authenticate_even_expired(token, request.client_ip())?;
+    Ok(Some(Requester::of(session)))
+}
+
+/// [`requester`], locked or not.
+fn requester_even_locked(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let Some(token) = request.token() else { return Ok(None) };
     match hs.appservices.by_token(token) {
         Some(service) => masquerading(hs, request, service).map(Some),
@@ -123,16 +147,7 @@ fn masquerading(hs: &Homeserver, request: &Request, service: &Arc<Appservice>) -
 
 /// Whose access token this is, locked or not. Errors: 401 `M_UNKNOWN_TOKEN`.
 pub(super) fn requester_of_token(hs: &Homeserver, request: &Request, token: &str) -> Result<Requester> {
-    let session = hs.accounts().authenticate(token, request.client_ip())?;
-    Ok(Requester {
-        user_id: session.user_id,
-        device_id: Some(session.device_id),
-        admin: session.admin,
-        standing: session.standing,
-        own_rate: session.own_rate,
-        ended: false,
-        appservice: None,
-    })
+    hs.accounts().authenticate(token, request.client_ip()).map(Requester::of)
 }
 
 /// As [`requester`], where a client may ask again for something that ended its own token and whose answer it did not

@@ -205,7 +205,7 @@ impl Route {
     pub(super) fn requester(&self, hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
         let requester = match (self.interactive, self.even_locked) {
             (true, _) => auth::requester_or_ended(hs, request),
-            (false, true) => auth::requester_even_locked(hs, request),
+            (false, true) => auth::requester_logging_out(hs, request),
             (false, false) => auth::requester(hs, request),
         }?;
         requester.iter().try_for_each(|requester| self.check_standing(requester))?;

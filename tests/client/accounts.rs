@@ -399,6 +399,63 @@ fn one_logs_in_by_name_or_full_id_and_with_the_right_password_only() {
 }
 
 #[test]
+fn a_program_whose_tokens_another_one_of_the_same_device_renewed_is_not_told_that_the_device_is_gone() {
+    let server = TestServer::start();
+    server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
+    let mut body = password_login("alice", "open sesame");
+    body["refresh_token"] = json!(true);
+    let (_, mut session) = request(&server, "POST", "/_matrix/client/v3/login", "", body);
+    let token = |session: &Value| session["access_token"].as_str().unwrap().to_owned();
+    let whoami = |token: &str| request(&server, "GET", WHOAMI, token, Value::Null);
+    let refresh = |session: &Value| {
+        let body = json!({ "refresh_token": session["refresh_token"] });
+        request(&server, "POST", "/_matrix/client/v3/refresh", "", body)
+    };
+    let mut before = Vec::new();
+    for _ in 0..3 {
+        let (status, renewed) = refresh(&session);
+        assert_eq!((status, whoami(&token(&renewed)).0), (200, 200), "{renewed}");
+        before.push(std::mem::replace(&mut session, renewed));
+    }
+    // Soft: "the server has destroyed the session" would have it throw away its keys.
+    let last = before.pop().unwrap();
+    for answer in [whoami(&token(&last)), refresh(&last)] {
+        assert_eq!(answer.1["soft_logout"], true, "{answer:?}");
+        refused(answer, 401, "M_UNKNOWN_TOKEN");
+    }
+    assert_eq!(whoami(&token(&session)).0, 200, "who has the new ones goes on");
+    // And no more than one is remembered.
+    assert_eq!(whoami(&token(&before[0])).1["soft_logout"], false);
+    // Nobody logs out with what was replaced; and once the device is gone that is said.
+    refused(
+        request(&server, "POST", "/_matrix/client/v3/logout", &token(&last), json!({})),
+        401,
+        "M_UNKNOWN_TOKEN",
+    );
+    assert_eq!(request(&server, "POST", "/_matrix/client/v3/logout", &token(&session), json!({})).0, 200);
+    assert_eq!(whoami(&token(&last)).1["soft_logout"], false);
+}
+
+#[test]
+fn who_logs_out_with_a_token_that_has_expired_leaves_no_device_behind() {
+    let server = TestServer::start();
+    let (alice, _) = server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
+    for path in ["/_matrix/client/v3/logout", "/_matrix/client/v3/logout/all"] {
+        let mut body = password_login("alice", "open sesame");
+        body["refresh_token"] = json!(true);
+        let (_, session) = request(&server, "POST", "/_matrix/client/v3/login", "", body);
+        let token = session["access_token"].as_str().unwrap().to_owned();
+        server.advance(std::time::Duration::from_secs(25 * 60 * 60));
+        let (status, answer) = request(&server, "GET", WHOAMI, &token, Value::Null);
+        assert_eq!((status, &answer["soft_logout"]), (401, &json!(true)), "{answer}");
+        assert_eq!(request(&server, "POST", path, &token, json!({})), (200, json!({})));
+        let devices = server.homeserver().admin().devices_of(&alice).unwrap();
+        assert!(devices.iter().all(|device| session["device_id"] != device["device_id"]), "{devices:?}");
+        assert_eq!(request(&server, "GET", WHOAMI, &token, Value::Null).1["soft_logout"], false);
+    }
+}
+
+#[test]
 fn who_logs_out_is_out_and_tokens_are_asked_for() {
     let server = TestServer::start();
     let (alice, first) = server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();

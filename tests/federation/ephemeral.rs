@@ -675,3 +675,21 @@ fn a_server_without_presence_tells_none_and_takes_none_in() {
     assert!(bob.sync(Duration::ZERO).get("presence").is_none());
     assert_eq!(bob.get(&presence_path(alice.id())), json!({ "presence": "offline" }));
 }
+
+#[test]
+fn once_presence_is_switched_off_clients_are_told_that_nobody_is_there() {
+    let mut server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    alice.put(&presence_path(alice.id()), json!({ "presence": "online" }));
+    let first = bob.initial_sync().to_string();
+    assert!(first.contains("\"presence\":\"online\""), "{first}");
+    server.stop();
+    server.change(|config| config.presence = false);
+    server.resume();
+    let told = bob.sync(Duration::ZERO);
+    let told = told["presence"]["events"].as_array().expect("presence").clone();
+    let of_alice = told.iter().find(|event| event["sender"] == alice.id()).expect("alice's");
+    assert_eq!(of_alice["content"]["presence"], "offline");
+}

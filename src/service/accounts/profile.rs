@@ -69,8 +69,8 @@ impl Accounts<'_> {
             self.federation.query_profile(&peer, user, field, within)
         });
         let mut profile = asked.map_err(|e| e.into_client_error(&peer))?;
-        // Other servers may say `null` for what is not set; clients are not told such things.
-        profile.retain(|_, value| !value.is_null());
+        // Other servers may say `null` for a name that is not set, of which clients are not told. Elsewhere it is a value.
+        profile.retain(|field, value| !(value.is_null() && text_chars_max(field).is_some()));
         Ok(profile)
     }
 

@@ -214,6 +214,16 @@ impl Accounts<'_> {
 
     /// Who an access token belongs to. Errors: 401 `M_UNKNOWN_TOKEN`, with `soft_logout` if it has only expired.
     pub fn authenticate(&self, access_token: &str, ip: IpAddr) -> Result<Session> {
+        self.authenticated(access_token, ip, false)
+    }
+
+    /// [`Self::authenticate`] for who logs out, which may also be done with a token that has expired: else the device would stay
+    /// that the user wants to be gone.
+    pub fn authenticate_even_expired(&self, access_token: &str, ip: IpAddr) -> Result<Session> {
+        self.authenticated(access_token, ip, true)
+    }
+
+    fn authenticated(&self, access_token: &str, ip: IpAddr, even_expired: bool) -> Result<Session> {
         let hash = token_hash(access_token);
         let session = self.store.session(&hash)?;
         let Some(session) = session else {
@@ -222,7 +232,8 @@ impl Accounts<'_> {
             );
         };
         let now = self.clock.now_ms();
-        if session.expires_ms.is_some_and(|at| at <= now) {
+        let has_expired = session.expires_ms.is_some_and(|at| at <= now);
+        if has_expired && (!even_expired || session.has_ended()) {
             let expired = Error::new(ErrCode::UnknownToken, "The access token has expired");
             return Err(expired.with_field("soft_logout", true));
         }
@@ -247,6 +258,10 @@ impl Accounts<'_> {
             let unknown = || Error::new(ErrCode::UnknownToken, "Unknown refresh token");
             let session =
                 tx.session_by_refresh(&hash)?.ok_or_else(|| unknown().with_field("soft_logout", false))?;
+            if session.has_ended() {
+                // Another program of the same device has used the new tokens: whoever has these may log in there again.
+                return Err(unknown().with_field("soft_logout", true));
+            }
             if session.standing.locked {
                 return Err(locked());
             }

@@ -363,13 +363,15 @@ impl Ephemeral<'_> {
         }
     }
 
-    /// Takes up the local users who were there when the server last stopped.
+    /// Takes up the local users who were there when the server last stopped. Where presence was switched off since then, clients
+    /// are told that nobody is there: nothing else would say so.
     pub fn load_presence(&self) -> Result<()> {
-        if !self.config.presence {
-            return Ok(());
-        }
         let now = self.clock.now_ms();
         let known = self.store.read(|db| db.presence_between(0, i64::MAX, usize::MAX >> 1))?;
+        if !self.config.presence {
+            let there = known.into_iter().filter(|(_, presence)| presence.state != PresenceState::Offline);
+            return self.end_presence(there.collect());
+        }
         let mut all = lock(&self.local_presence.0);
         for (user, presence) in known {
             if self.is_local(&user) && presence.state != PresenceState::Offline {
@@ -377,6 +379,23 @@ impl Ephemeral<'_> {
             }
         }
         Ok(())
+    }
+
+    fn end_presence(&self, of: Vec<(UserId, Presence)>) -> Result<()> {
+        if of.is_empty() {
+            return Ok(());
+        }
+        self.store.write_lightly(move |tx| {
+            of.iter().try_for_each(|(user, presence)| {
+                let offline = Presence {
+                    state: PresenceState::Offline,
+                    active: false,
+                    until_ms: None,
+                    ..presence.clone()
+                };
+                tx.set_presence(user, &offline)
+            })
+        })
     }
 
     /// Lets time change what it changes; gives when to look again.
@@ -397,19 +416,7 @@ impl Ephemeral<'_> {
             here.state != PresenceState::Offline || now < here.changed + FORGET_AFTER_MS
         });
         let gone = self.store.read(|db| db.presence_expired(now, EXPIRED_AT_ONCE_MAX))?;
-        if !gone.is_empty() {
-            self.store.write_lightly(move |tx| {
-                gone.iter().try_for_each(|(user, presence)| {
-                    let offline = Presence {
-                        state: PresenceState::Offline,
-                        active: false,
-                        until_ms: None,
-                        ..presence.clone()
-                    };
-                    tx.set_presence(user, &offline)
-                })
-            })?;
-        }
+        self.end_presence(gone)?;
         let others = self.store.read(|db| db.next_presence_expiry())?;
         Ok([next, others].into_iter().flatten().min().map(|next| next.max(now + EXPIRY_INTERVAL_MS)))
     }

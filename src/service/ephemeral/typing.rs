@@ -16,9 +16,10 @@ use crate::store::RoomKey;
 
 /// How long somebody types who does not say for how long, and the longest.
 const TIMEOUT_MS_USUAL: Millis = 30_000;
-pub(in crate::service) const TIMEOUT_MS_MAX: Millis = 120_000;
-/// Other servers do not say for how long. They say it again in time if it lasts.
-const REMOTE_TIMEOUT_MS: Millis = 60_000;
+/// Other servers do not say for how long. They say it again in time if it lasts; so nobody types for longer without saying so
+/// again, and it ends here and there at the same time.
+pub(in crate::service) const TIMEOUT_MS_MAX: Millis = 60_000;
+const REMOTE_TIMEOUT_MS: Millis = TIMEOUT_MS_MAX;
 /// So often other servers are told again of somebody who goes on typing: before they take it to be over.
 const TELL_INTERVAL_MS: Millis = 25_000;
 /// Users who type in one room at the same time, and of one server: more would tell nobody anything. Local users have

@@ -48,6 +48,13 @@ pub struct Session {
     pub last_seen_ms: Option<Millis>,
 }
 
+impl Session {
+    /// Whether another session of its device has replaced it.
+    pub fn has_ended(&self) -> bool {
+        self.expires_ms == Some(0)
+    }
+}
+
 /// The tokens of a new session, as they are stored.
 #[derive(Debug, Clone, Copy)]
 pub struct NewSession {
@@ -246,12 +253,16 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// A token of this session was used: the one that it replaces ends.
+    /// A token of this session was used: the one that it replaces ends. Of each device the last that ended is known, so that another
+    /// program with the tokens of that one is not told that the device is gone.
     pub fn confirm_session(&mut self, session: &Session) -> Result<()> {
         let Some(replaced) = session.replaces else { return Ok(()) };
         self.sessions_changed();
         self.execute("UPDATE sessions SET replaces = NULL WHERE session = ?1", params![session.key])?;
-        self.execute("DELETE FROM sessions WHERE session = ?1", params![replaced])?;
+        let (user, device) = (session.user_id.as_str(), &session.device_id);
+        let before = "DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2 AND expires_ms = 0";
+        self.execute(before, params![user, device])?;
+        self.execute("UPDATE sessions SET expires_ms = 0 WHERE session = ?1", params![replaced])?;
         Ok(())
     }
 

@@ -45,7 +45,8 @@ pub fn preview(html: &str, from: &WebUrl) -> PagePreview {
     let mut pictures: Vec<WebUrl> = Vec::new();
     let mut put = |key: &str, value: &str| {
         let mut value = tidy(value);
-        if key == IMAGE {
+        // Open Graph: `og:image:url` is the same as `og:image`.
+        if key == IMAGE || matches!(key, "og:image:url" | "og:image:secure_url") {
             let picture =
                 from.join(&value).filter(|picture| !value.is_empty() && !pictures.contains(picture));
             return pictures.extend(picture.filter(|_| pictures.len() < PICTURES_MAX));
