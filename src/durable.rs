@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +24,30 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = NewFile::beside(path)?;
     new.file().write_all(bytes)?;
     new.put_in_place()
+}
+
+/// Gives what an administrator of the machine has made in a server's folder, and all that is in it, to whoever has this: else
+/// the server could not open it. Everybody else makes what is their own.
+pub(crate) fn give_to_owner_of(like: &Path, made: &Path) -> io::Result<()> {
+    let owner = fs::metadata(like)?;
+    give(made, (owner.uid(), owner.gid()))
+}
+
+fn give(made: &Path, owner: (u32, u32)) -> io::Result<()> {
+    let found = fs::symlink_metadata(made)?;
+    if found.is_dir() {
+        for entry in fs::read_dir(made)? {
+            give(&entry?.path(), owner)?;
+        }
+    }
+    if found.uid() == owner.0 {
+        return Ok(());
+    }
+    match lchown(made, Some(owner.0), Some(owner.1)) {
+        // Who may not give anything away has not taken anybody's either.
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => Ok(()),
+        given => given,
+    }
 }
 
 /// Has the names in a folder go to the disk.

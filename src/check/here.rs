@@ -87,6 +87,23 @@ fn settings(config: &Config, report: &mut Report<'_>) {
 }
 
 /// The folder, whose files are only the owner's, and the database in it.
+/// Folders beside the database, and how deep they are looked into.
+const OURS: [&str; 2] = ["media", "acme"];
+const FOLDERS_LOOKED_INTO: usize = 4;
+
+/// Whether this, or something in it, belongs to another user.
+fn is_anothers(path: &Path, owner: u32, depth: usize) -> bool {
+    let Ok(found) = fs::symlink_metadata(path) else { return false };
+    if found.uid() != owner {
+        return true;
+    }
+    if !found.is_dir() || depth == 0 {
+        return false;
+    }
+    fs::read_dir(path)
+        .is_ok_and(|entries| entries.flatten().any(|entry| is_anothers(&entry.path(), owner, depth - 1)))
+}
+
 fn database_of(folder: &Path, config: &Config, served: bool, report: &mut Report<'_>) -> Option<Inspection> {
     let shown = folder.display();
     let entries = match fs::read_dir(folder) {
@@ -104,16 +121,16 @@ fn database_of(folder: &Path, config: &Config, served: bool, report: &mut Report
     };
     let owner = fs::metadata(folder).map(|folder| folder.uid()).ok();
     let (mut exposed, mut foreign) = (Vec::new(), Vec::new());
-    for entry in
-        entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("doorstep."))
-    {
+    for entry in entries.flatten() {
         let Ok(found) = entry.metadata() else { continue };
-        let path = entry.path().display().to_string();
-        if found.permissions().mode() & 0o077 != 0 {
-            exposed.push(path.clone());
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("doorstep.") && found.permissions().mode() & 0o077 != 0 {
+            exposed.push(path.display().to_string());
         }
-        if owner.is_some_and(|owner| owner != found.uid()) {
-            foreign.push(path);
+        let is_ours = name.starts_with("doorstep.") || found.is_dir() && OURS.contains(&name.as_str());
+        if is_ours && owner.is_some_and(|owner| is_anothers(&path, owner, FOLDERS_LOOKED_INTO)) {
+            foreign.push(path.display().to_string());
         }
     }
     if !exposed.is_empty() {
@@ -123,7 +140,7 @@ fn database_of(folder: &Path, config: &Config, served: bool, report: &mut Report
     if !foreign.is_empty() {
         let files = foreign.join(" ");
         let found = format!("{files} belong to another user than their folder");
-        report.wrong("files", found, format!("chown --reference={shown} {files}"));
+        report.wrong("files", found, format!("chown -R --reference={shown} {files}"));
     }
     match Store::inspect(folder) {
         Err(e) => {

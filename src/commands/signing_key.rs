@@ -76,7 +76,13 @@ pub fn import(asked: &ImportKey, operator: &Operator) -> Result<(), Failure> {
             config.data = Data::Folder(operator.folder().to_owned());
             Homeserver::open(config, Clock::new())?.admin().import_signing_key(&text)?
         }
-        _ => {
+        given => {
+            if let Some(name) = given {
+                let known = operator.config_of_folder()?.server_name;
+                if known.as_str() != name {
+                    return Err(Failure::Failed(format!("This is the database of {known}, not of {name}")));
+                }
+            }
             let answer =
                 operator.ask("POST", "/_doorstep/admin/v1/signing_key", Some(&json!({ "key": text })))?;
             answer["key_id"].as_str().unwrap_or_default().to_owned()

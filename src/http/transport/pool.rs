@@ -140,7 +140,7 @@ impl ThreadPool {
                 None
             }
             Err(e) => {
-                log::warn!("no thread for a connection: {e}");
+                shared.warn_of_no_thread(&e);
                 // Who is there takes it later, or an idle connection gives up its thread; else this one is closed, and
                 // may come again.
                 let hope = self.role == Role::Work && state.threads > 0 || shared.evict_one();

@@ -183,6 +183,8 @@ pub(super) struct ServerState {
     pub(super) slot_freed: Condvar,
     /// When the operator was told last that all connections are at work, as `started` counts.
     warned: AtomicU64,
+    /// And that there is no thread for one.
+    warned_of_threads: AtomicU64,
     workers: ThreadPool,
     parkers: ThreadPool,
     /// Workers that stay with a connection on which nothing has come.
@@ -221,6 +223,7 @@ impl ServerState {
             registry: Mutex::default(),
             slot_freed: Condvar::new(),
             warned: AtomicU64::new(0),
+            warned_of_threads: AtomicU64::new(0),
             workers: ThreadPool::new(Role::Work),
             parkers: ThreadPool::new(Role::Park),
             lingering: AtomicUsize::new(0),
@@ -284,11 +287,28 @@ impl ServerState {
         false
     }
 
+    /// Tells the operator, now and then, that the machine gives no thread for a connection.
+    pub(super) fn warn_of_no_thread(&self, e: &io::Error) {
+        if self.is_due(&self.warned_of_threads) {
+            log::warn!(
+                "the machine gives no thread for a connection, which waits for another's or is closed: {e}"
+            );
+        }
+    }
+
+    /// Whether so long has passed since a warning that it may be given again, which it is then.
+    fn is_due(&self, warned: &AtomicU64) -> bool {
+        let (now, last) = (self.millis(), warned.load(Ordering::Relaxed));
+        let is_due = last == 0 || now.saturating_sub(last) >= CROWD_WARNING_INTERVAL_MS;
+        if is_due {
+            warned.store(now.max(1), Ordering::Relaxed);
+        }
+        is_due
+    }
+
     /// Tells the operator, now and then, that all slots are at work, and who has most of them.
     fn warn_of_crowd(&self, registry: &Registry) {
-        let (now, last) = (self.millis(), self.warned.load(Ordering::Relaxed));
-        if last == 0 || now.saturating_sub(last) >= CROWD_WARNING_INTERVAL_MS {
-            self.warned.store(now.max(1), Ordering::Relaxed);
+        if self.is_due(&self.warned) {
             if let Some((owner, count)) = registry.largest_holder() {
                 let all = registry.open.len();
                 log::warn!(

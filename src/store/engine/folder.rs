@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::migrate::{self, MayBe};
-use crate::durable::put_in_place;
+use crate::durable::{give_to_owner_of, put_in_place};
 use crate::error::{Error, IN_USE, Result, reason};
 use crate::protocol::ServerName;
 use crate::store::engine::connection::{Options, open_for_writing, refusal, unusable};
@@ -92,6 +92,7 @@ pub(in crate::store) fn lock(folder: &Path) -> Result<FolderLock> {
         .mode(0o600)
         .open(folder.join(LOCK))
         .map_err(|e| cannot(folder, e))?;
+    give_to_owner_of(folder, &folder.join(LOCK)).map_err(|e| cannot(folder, e))?;
     let deadline = Instant::now() + LOOK_TIMEOUT;
     let e = loop {
         match flock(&file, libc::LOCK_EX | libc::LOCK_NB) {
@@ -200,12 +201,7 @@ fn refuse_a_loss(folder: &Path, lock: &File, found: FileState) -> Result<()> {
 /// take for a database that was lost, and whoever copies the file never finds half of it in a log.
 fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Options) -> Result<()> {
     let (path, new) = (folder.join(FILE), folder.join(NEW));
-    for file in BESIDE.iter().map(|suffix| beside(&new, suffix)).chain([new.clone()]) {
-        match fs::remove_file(&file) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(cannot(folder, e)),
-            _ => {}
-        }
-    }
+    remove_all_of(&new, folder)?;
     // Somebody may have made the empty file on purpose, as the one thing of a container that stays: then it is used.
     let in_place = matches!(found, FileState::Zero | FileState::Some);
     let at = if in_place { &path } else { &new };
@@ -220,12 +216,28 @@ fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Opt
     } else {
         let mut connection = open_for_writing(at, options)?;
         migrate::prepare(&mut connection, at, server_name, MayBe { new: true, renamed: false })?;
-        // The last to close folds the log into the database.
+        // The last to close folds the log into the database, and does not say so where the disk has no room for that.
         connection.close().map_err(|(_, e)| unusable(at, &e))?;
+        if fs::metadata(beside(at, "-wal")).is_ok_and(|log| log.len() > 0) {
+            let full = Err(cannot(folder, ErrorKind::StorageFull.into()));
+            return if in_place { full } else { remove_all_of(&new, folder).and(full) };
+        }
     }
     if !in_place {
+        give_to_owner_of(folder, &new).map_err(|e| cannot(folder, e))?;
         let placed = if options.durable { put_in_place(&new, &path) } else { fs::rename(&new, &path) };
         placed.map_err(|e| cannot(folder, e))?;
+    }
+    Ok(())
+}
+
+/// Removes a database of this folder, with what SQLite keeps beside it.
+fn remove_all_of(path: &Path, folder: &Path) -> Result<()> {
+    for file in BESIDE.iter().map(|suffix| beside(path, suffix)).chain([path.to_owned()]) {
+        match fs::remove_file(&file) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(cannot(folder, e)),
+            _ => {}
+        }
     }
     Ok(())
 }

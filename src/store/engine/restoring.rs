@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::durable::{put_in_place, sync_folder};
+use crate::durable::{give_to_owner_of, put_in_place, sync_folder};
 use crate::error::Result;
 use crate::protocol::ServerName;
 use crate::store::engine::connection::refusal;
@@ -103,6 +103,7 @@ impl RestoringFolder {
                 folder.display()
             )));
         }
+        give_to_owner_of(folder, staging).map_err(|e| cannot(folder, e))?;
         sync_everything();
         if others.iter().any(|name| staging.join(name).exists()) {
             note(folder, lock, MOVED)?;

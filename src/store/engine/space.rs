@@ -13,7 +13,7 @@ use std::sync::Mutex;
 
 use rusqlite::Connection;
 
-use crate::durable::put_in_place;
+use crate::durable::{give_to_owner_of, put_in_place};
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::order;
@@ -161,6 +161,7 @@ impl Store {
                 return Err(refusal(format!("The log of {} could not be folded into it", path.display())));
             }
             let before = size(&path)?;
+            give_to_owner_of(&path, &new).map_err(|e| cannot(folder, e))?;
             put_in_place(&new, &path).map_err(|e| cannot(folder, e))?;
             Ok((before, size(&path)?))
         });
