@@ -210,6 +210,25 @@ mod tests {
     use crate::testing::temporary_folder;
 
     #[test]
+    fn what_root_makes_in_a_folder_of_somebody_else_is_theirs() {
+        let folder = temporary_folder("given");
+        let made = folder.join("media/ab");
+        fs::create_dir_all(&made).unwrap();
+        fs::write(made.join("file"), b"bytes").unwrap();
+        std::os::unix::fs::symlink("/etc", folder.join("media/elsewhere")).unwrap();
+        const NOBODY: u32 = 65_534;
+        // Whoever is not root makes what is their own, and gives nothing away.
+        let owner = lchown(&folder, Some(NOBODY), Some(NOBODY))
+            .map_or(fs::metadata(&folder).unwrap().uid(), |()| NOBODY);
+        give_to_owner_of(&folder, &folder.join("media")).unwrap();
+        for of in ["media", "media/ab", "media/ab/file", "media/elsewhere"] {
+            assert_eq!(fs::symlink_metadata(folder.join(of)).unwrap().uid(), owner, "{of}");
+        }
+        assert_ne!(fs::metadata("/etc").unwrap().uid(), NOBODY, "what a link leads to stays whose it is");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn what_a_kill_left_goes_with_the_next_file_and_what_is_being_written_stays() {
         let folder = temporary_folder("durable");
         let path = folder.join("b.tar");

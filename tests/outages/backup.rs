@@ -573,6 +573,8 @@ fn a_backup_and_the_signing_key_are_given_to_the_operator_and_to_no_token() {
     let into = backups.file("anew").to_str().expect("a path").to_owned();
     let output = doorstep(&["import-key", &key, "--name", server.name(), "--data", &into]);
     assert!(output.status.success(), "{}", said(&output));
+    let output = doorstep(&["import-key", &key, "--name", "other.example", "--data", &into]);
+    assert!(!output.status.success() && said(&output).contains("not of other.example"), "{}", said(&output));
     let again = doorstep(&["export-key", "-", "--data", &into]);
     assert_eq!(String::from_utf8_lossy(&again.stdout), text);
     let output = doorstep(&["vacuum", "--data", &into]);
