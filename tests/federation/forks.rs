@@ -12,6 +12,7 @@ use crate::common::scene::{Scene, heads};
 use crate::common::wait::wait_until;
 use doorstep::internals::{Administrator, DeletionOrder, Status};
 use doorstep::protocol::{EventId, Pdu, UserId};
+use doorstep::testing::segment;
 use serde_json::{Value, json};
 
 /// A room with two branches of power levels, each event of which rests on the one before.
@@ -448,7 +449,58 @@ fn a_client_that_is_told_of_a_fork_whose_value_lost_keeps_the_one_that_won() {
         let all = ["state", "timeline"].map(|section| room[section]["events"].as_array().expect("events"));
         let last = all.into_iter().flatten().rfind(|event| event["type"] == "m.room.topic");
         assert_eq!(last.and_then(|event| event["content"]["topic"].as_str()), told, "{since}: {answer}");
-        assert_eq!(room["timeline"]["events"][0]["content"]["body"], "said behind it");
-        assert_eq!(room["timeline"]["limited"], true);
+        let said: Vec<&Value> = all[1].iter().filter(|event| event["type"] == "m.room.message").collect();
+        assert_eq!(said.last().map(|event| &event["content"]["body"]), Some(&json!("said behind it")));
+        assert_eq!(room["timeline"]["limited"], since.is_empty(), "{answer}");
     }
+}
+
+#[test]
+fn who_forks_their_own_name_over_and_over_takes_nothing_from_anybodys_timeline() {
+    let mut scene = Scene::new("11");
+    let (start, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let mut name = |text: &str| {
+        let content = json!({ "membership": "join", "displayname": text });
+        scene.event(&[&start], &creator, ("m.room.member", Some(creator.as_str())), content)
+    };
+    let lost: Vec<_> = (0..25).map(|n| name(&format!("lost {n}"))).collect();
+    let newest = lost.iter().map(|event| event.origin_server_ts()).max().expect("some");
+    while now_ms() <= newest {
+        std::thread::yield_now();
+    }
+    let won = name("won");
+    scene.send("1", &[&won]);
+    let room = scene.room.id.to_string();
+    let next = |answer: &Value| format!("since={}", answer["next_batch"].as_str().expect("next_batch"));
+    let before = next(&sync(&scene.alice, ""));
+    let said = ["one", "two", "three"].map(|text| scene.alice.send(&room, text));
+    let between = next(&sync(&scene.alice, &before));
+    for (n, lost) in lost.iter().enumerate() {
+        scene.send(&format!("lost{n}"), &[lost]);
+    }
+    // Nobody is told of what changed nothing for them.
+    let answer = sync(&scene.alice, &between);
+    assert!(answer["rooms"]["join"].get(&room).is_none(), "{answer}");
+    let last = scene.alice.send(&room, "four");
+    let told = |query: &str| -> (Vec<String>, Value) {
+        let timeline = sync(&scene.alice, query)["rooms"]["join"][&room]["timeline"].clone();
+        let ids = timeline["events"].as_array().expect("events").iter();
+        (ids.map(|event| event["event_id"].as_str().expect("an id").to_owned()).collect(), timeline)
+    };
+    let all: Vec<String> = said.iter().chain([&last]).cloned().collect();
+    let (ids, timeline) = told(&before);
+    assert_eq!((ids, &timeline["limited"]), (all.clone(), &json!(false)), "{timeline}");
+    assert_eq!(told(&between).0, [last.as_str()]);
+    let (ids, _) = told("");
+    assert!(ids.ends_with(&all), "{ids:?}");
+    // What is before a timeline that is cut is found from there, without a gap and each once.
+    let small = format!("filter={}", segment(r#"{"room":{"timeline":{"limit":2}}}"#));
+    let (ids, timeline) = told(&small);
+    assert_eq!((ids, &timeline["limited"]), (all[2..].to_vec(), &json!(true)));
+    let from = segment(timeline["prev_batch"].as_str().expect("prev_batch"));
+    let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=3&from={from}", segment(&room));
+    let earlier = scene.alice.get(&path);
+    let ids: Vec<&str> =
+        earlier["chunk"].as_array().expect("a page").iter().filter_map(|e| e["event_id"].as_str()).collect();
+    assert_eq!(ids, [&all[1], &all[0], won.event_id().as_str()]);
 }

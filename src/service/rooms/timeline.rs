@@ -40,14 +40,34 @@ pub struct Page {
     pub stopped_at: Option<PaginationToken>,
 }
 
+/// What becomes of an event that could be in a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in it.
+    Shown,
+    /// It is left out.
+    LeftOut,
+    /// The page ends before it.
+    Beyond,
+}
+
+/// Judges the events that could be in a page, in the order in which they are walked over.
+type Judge<'j> = dyn FnMut(&StoredEvent) -> Result<Verdict> + 'j;
+
 /// Walks a range of a room's timeline and keeps what the reader may see and the filter lets through, at most `limit`
 /// events and no more than make a page: of none the page says whether there is anything to see. `range.limit` does not
 /// matter.
-pub fn walk(
+pub fn walk(view: &RoomView<'_>, filter: &EventFilter, range: TimelineRange, limit: usize) -> Result<Page> {
+    walk_judging(view, filter, range, limit, &mut |_| Ok(Verdict::Shown))
+}
+
+/// [`walk`], where what the reader may see and the filter lets through is judged as well.
+fn walk_judging(
     view: &RoomView<'_>,
     filter: &EventFilter,
     mut range: TimelineRange,
     mut limit: usize,
+    judge: &mut Judge<'_>,
 ) -> Result<Page> {
     let mut page = Page::default();
     let (mut scanned, mut looks_left, start) = (0, RELATED_LOOKS_MAX, range.from);
@@ -69,7 +89,9 @@ pub fn walk(
                 continue;
             }
             let access = view.look(&event)?;
-            if access.visible && page.events.len() == limit {
+            let verdict = if access.visible { judge(&event)? } else { Verdict::LeftOut };
+            let is_left = verdict == Verdict::Shown && page.events.len() == limit;
+            if is_left || verdict == Verdict::Beyond {
                 page.stopped_at = Some(match range.from == start {
                     true => token_before(place, range.backwards),
                     false => token_behind(range),
@@ -77,7 +99,7 @@ pub fn walk(
                 return Ok(page);
             }
             range.from = place;
-            if access.visible {
+            if verdict == Verdict::Shown {
                 bytes += event.pdu.json().len();
                 page.events.push(TimelineEvent { event, membership: access.membership });
                 if bytes >= PAGE_BYTES_MAX {
@@ -116,8 +138,19 @@ fn is_related(
 pub fn latest(
     view: &RoomView<'_>,
     filter: &EventFilter,
+    range: (Place, Place),
+    limit: usize,
+) -> Result<Page> {
+    latest_judging(view, filter, range, limit, &mut |_| Ok(Verdict::Shown))
+}
+
+/// [`latest`], where each of them is judged, the newest first.
+pub fn latest_judging(
+    view: &RoomView<'_>,
+    filter: &EventFilter,
     (from, to): (Place, Place),
     limit: usize,
+    judge: &mut Judge<'_>,
 ) -> Result<Page> {
     let above = Place { stream: to.stream, sub: to.sub.saturating_add(1) };
     // Of a room that this server is not in nobody gives us any more.
@@ -127,7 +160,8 @@ pub fn latest(
     };
     let gap = gaps.first().map(|gap| PaginationToken::before(gap.before));
     let to = gap.map_or(to, |PaginationToken(behind)| behind);
-    let mut page = walk(view, filter, TimelineRange { from, to, limit: 0, backwards: true }, limit)?;
+    let range = TimelineRange { from, to, limit: 0, backwards: true };
+    let mut page = walk_judging(view, filter, range, limit, judge)?;
     page.stopped_at = page.stopped_at.or(gap);
     Ok(page)
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::body::{AnswerBody, BodyWriter};
 use super::ephemeral;
-use super::state::{self, StateNeeded};
+use super::state::{self, Overtaken, StateNeeded};
 use super::{
     EventList, RoomSections, StateSection, SyncBody, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline,
 };
@@ -17,7 +17,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::rooms::bundles::{push_with_bundles, push_without_bundles};
 use crate::service::rooms::pagination_token::PaginationToken;
-use crate::service::rooms::timeline::{Page, latest};
+use crate::service::rooms::timeline::{Page, latest_judging};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
 use crate::store::accounts::account_data::AccountData;
 use crate::store::push::unread::{Unread, UnreadCounts};
@@ -290,9 +290,9 @@ fn timeline_page(context: &SyncContext<'_>, view: &RoomView<'_>, newly_joined: b
         Some(since) if !newly_joined => Place::live(since),
         _ => Place::START,
     };
-    let mut page = latest(view, filter, (Place::END, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))?;
-    state::begin_behind_overtaken(context, view.room, &mut page, i64::MAX)?;
-    Ok(page)
+    let mut overtaken = Overtaken::new(context, view, i64::MAX);
+    let limit = filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX);
+    latest_judging(view, filter, (Place::END, to), limit, &mut |event| overtaken.judge(event))
 }
 
 /// A page that was walked backwards, as the timeline of a room: the oldest event first. With bundled aggregations "when the

@@ -23,9 +23,9 @@ use crate::service::membership::stripped_state_for_client;
 use crate::service::rooms::client_format;
 use crate::service::rooms::client_format::Json;
 use crate::service::rooms::pagination_token::PaginationToken;
-use crate::service::rooms::timeline::{Page, TimelineEvent, latest};
+use crate::service::rooms::timeline::{Page, TimelineEvent, latest_judging};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
-use crate::service::sync::state::StateNeeded;
+use crate::service::sync::state::{Overtaken, StateNeeded};
 use crate::store::accounts::account_data::AccountData;
 use crate::store::rooms::memberships::RoomOfUser;
 use crate::store::{EventKey, Place};
@@ -208,8 +208,9 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent
             let from = PaginationToken::at(at).start_back();
             let mut page = Page::default();
             if to < from {
-                page = latest(view, filter, (from, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))?;
-                state::begin_behind_overtaken(context, view.room, &mut page, at)?;
+                let mut overtaken = Overtaken::new(context, view, at);
+                let limit = filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX);
+                page = latest_judging(view, filter, (from, to), limit, &mut |event| overtaken.judge(event))?;
             }
             page
         }

@@ -6,10 +6,13 @@
 //! brought it about) its value at the end. With `state_after` it is always the value at the end.
 //!
 //! A value that the timeline has and that is not the last one would then be what the client ends with, if the event of the
-//! last one is not told there: history visibility hides it, a filter keeps it out, or state resolution preferred an
-//! earlier one. So the timeline begins behind such values ([`begin_behind_overtaken`]): what is before it is found by
-//! `/messages`. (Synapse shows what visibility hides instead, and leaves the other two be.)
+//! last one is not told behind it. So the timeline does without such values ([`Overtaken`]). Where history visibility hides
+//! the last one it begins behind the other, as `/messages` finds that and what is before; nothing that comes later is lost
+//! for it. Where a filter keeps it out, or state resolution preferred an earlier one, the value alone is left out: who forks
+//! one of their own, be it their name, takes nothing else from anybody. (Synapse shows what visibility hides instead, and
+//! leaves the other two be.)
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{EventList, SyncContext};
@@ -17,10 +20,10 @@ use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::client_format;
-use crate::service::rooms::pagination_token::PaginationToken;
-use crate::service::rooms::timeline::Page;
+use crate::service::rooms::timeline::Verdict;
+use crate::service::rooms::view::RoomView;
 use crate::service::sync::told_members::ToldMember;
-use crate::store::{EventKey, Room};
+use crate::store::{EventKey, Room, StoredEvent};
 
 /// What to work the state out for.
 pub struct StateNeeded<'n> {
@@ -47,39 +50,75 @@ pub struct LackingState {
     pub summary_changed: bool,
 }
 
-/// Lets the timeline of a page that was walked backwards begin behind the last state event whose type and state key have
-/// another value at its `end`, for a client that would take the event's for that.
-pub fn begin_behind_overtaken(
-    context: &SyncContext<'_>,
-    room: &Room,
-    page: &mut Page,
+/// Judges the events of a timeline, newest first, for a client that applies them in their order and would take some for the
+/// value of their type and state key though that is another.
+pub struct Overtaken<'c> {
+    context: &'c SyncContext<'c>,
+    view: &'c RoomView<'c>,
     end: i64,
-) -> Result<()> {
-    if context.request.state_after {
-        return Ok(());
+    met: HashMap<(String, String), LastWord>,
+}
+
+/// What the value of a type and state key is at the end.
+#[derive(Clone, Copy)]
+enum LastWord {
+    /// An event that was met: a client applies it after all that are older.
+    Met,
+    /// One that was not, or nothing.
+    NotMet(Option<EventKey>),
+}
+
+impl<'c> Overtaken<'c> {
+    /// `end`: the position at the end of the timeline; `i64::MAX` for the present.
+    pub fn new(context: &'c SyncContext<'c>, view: &'c RoomView<'c>, end: i64) -> Self {
+        Self { context, view, end, met: HashMap::new() }
     }
-    let mut last_ones = HashSet::new();
-    let mut overtaken = None;
-    for (number, shown) in page.events.iter().enumerate() {
-        let (event, pdu) = (&shown.event, &shown.event.pdu);
-        let Some(state_key) = pdu.state_key() else { continue };
-        if !last_ones.insert((pdu.event_type(), state_key)) {
-            continue;
-        }
-        let value = match end {
-            i64::MAX => context.db.state_event_key(room.key, pdu.event_type(), state_key)?,
-            _ => context.db.state_event_as_of(room.key, pdu.event_type(), state_key, end)?,
+
+    /// What becomes of the next older event.
+    pub fn judge(&mut self, event: &StoredEvent) -> Result<Verdict> {
+        let Some(state_key) = event.pdu.state_key().filter(|_| !self.context.request.state_after) else {
+            return Ok(Verdict::Shown);
         };
-        if value != Some(event.key) {
-            overtaken = event.place.map(|place| (number, PaginationToken::after(place)));
-            break;
+        let (db, room, event_type) = (self.context.db, self.view.room.key, event.pdu.event_type());
+        let last_word = match self.met.entry((event_type.to_owned(), state_key.to_owned())) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(LastWord::NotMet(match self.end {
+                i64::MAX => db.state_event_key(room, event_type, state_key)?,
+                end => db.state_event_as_of(room, event_type, state_key, end)?,
+            })),
+        };
+        match *last_word {
+            LastWord::Met => Ok(Verdict::Shown),
+            LastWord::NotMet(Some(value)) if value == event.key => {
+                *last_word = LastWord::Met;
+                Ok(Verdict::Shown)
+            }
+            LastWord::NotMet(Some(value)) if is_hidden_since(self.view, (event, state_key), value)? => {
+                Ok(Verdict::Beyond)
+            }
+            LastWord::NotMet(_) => Ok(Verdict::LeftOut),
         }
     }
-    if let Some((number, token)) = overtaken {
-        page.events.truncate(number);
-        page.stopped_at = Some(token);
+}
+
+/// Whether a value became that after an event of its type and state key had come, and the reader may not see how. An
+/// event that comes when the value is that already has lost against it, and may come whenever its sender likes.
+fn is_hidden_since(
+    view: &RoomView<'_>,
+    (event, state_key): (&StoredEvent, &str),
+    value: EventKey,
+) -> Result<bool> {
+    let Some(place) = event.place else { return Ok(false) };
+    // History that was fetched later is from before its place in the stream.
+    let then = if place.sub < 0 { place.stream - 1 } else { place.stream };
+    let event_type = event.pdu.event_type();
+    let value_then = view.db().state_event_as_of(view.room.key, event_type, state_key, then)?;
+    if value_then == Some(value) {
+        return Ok(false);
     }
-    Ok(())
+    let value = view.db().event_by_key(value)?;
+    // What came with the room is in no timeline.
+    Ok(value.place.is_none() || !view.look(&value)?.visible)
 }
 
 /// The types of state that the summary of a room is made of.
