@@ -129,6 +129,50 @@ fn a_space_on_another_server_is_asked_about_and_not_each_of_its_rooms() {
     assert_eq!(peer.asked("/hierarchy/").len(), 2);
 }
 
+/// What is said of a room that is a child: which children it has is no part of that.
+fn told_as_child(id: &str, kind: Option<&str>) -> Value {
+    let mut child = told(id, id, &[]);
+    child.as_object_mut().expect("a room").remove("children_state");
+    if let Some(kind) = kind {
+        child["room_type"] = json!(kind);
+    }
+    child
+}
+
+#[test]
+fn of_children_whose_own_children_are_not_said_the_spaces_alone_are_asked_for_by_themselves() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let via = peer.name().as_str();
+    let ids = |of: &str, count: usize| -> Vec<(String, &str)> {
+        // Nobody answers there.
+        (0..count).map(|n| (format!("!{of}{n:03}:{via}"), "gone.invalid:1")).collect()
+    };
+    let (top, sub, shut) = (format!("!top:{via}"), format!("!sub:{via}"), format!("!shut:{via}"));
+    let (rooms, below) = (ids("r", 120), ids("b", 3));
+    let mut children = rooms.clone();
+    children.extend([(sub.clone(), via), (shut.clone(), via)]);
+    let mut described: Vec<Value> = rooms.iter().map(|(id, _)| told_as_child(id, None)).collect();
+    described.extend([&sub, &shut].map(|space| told_as_child(space, Some("m.space"))));
+    let answer = |room: Value, children: &[Value]| json!({ "room": room, "children": children, "inaccessible_children": [] });
+    peer.answer_json("/hierarchy/%21top", 200, answer(told(&top, "top", &children), &described));
+    let described: Vec<Value> = below.iter().map(|(id, _)| told_as_child(id, Some("org.example"))).collect();
+    peer.answer_json("/hierarchy/%21sub", 200, answer(told(&sub, "sub", &below), &described));
+    // Nothing more is known of this one than was said with the space above it.
+    peer.answer_json("/hierarchy/%21shut", 404, json!({ "errcode": "M_NOT_FOUND", "error": "no" }));
+    let root = space(&alice);
+    link(&alice, &root, &top, &[via], "a");
+    let shown = walk(&alice, &root, 50);
+    assert_eq!(shown.iter().collect::<BTreeSet<_>>().len(), 2 + 120 + 2 + 3, "{shown:?}");
+    assert!(shown.contains(&"sub".to_owned()) && shown.contains(&shut), "{shown:?}");
+    let asked: Vec<String> = peer.asked("/hierarchy/").into_iter().map(|asked| asked.target).collect();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    // Of the room that is asked about it has to be said.
+    peer.answer_json("/hierarchy/%21odd", 200, answer(told_as_child(&format!("!odd:{via}"), None), &[]));
+    link(&alice, &root, &format!("!odd:{via}"), &[via], "b");
+    assert_eq!(walk(&alice, &root, 50).len(), shown.len());
+}
+
 #[test]
 fn a_page_goes_on_where_the_last_one_ended_whatever_became_of_the_space() {
     let server = TestServer::start();

@@ -229,7 +229,7 @@ impl SpacePage<'_> {
         }
         let target = JoinTarget { room_id: step.room.clone(), via: step.via.clone() };
         let (membership, servers) = self.hs.membership().remote_view(self.user, &target)?;
-        let told = self.walk.told.get(&step.room).cloned();
+        let told = self.walk.told.get(&step.room).map(|child| child.room.clone());
         let room = if self.is_told_enough(step) {
             told
         } else {
@@ -253,11 +253,12 @@ impl SpacePage<'_> {
         })
     }
 
-    /// Whether what was said of a room with the space above it is enough. It says which children a space has, and nothing
-    /// of them: who is asked about the space tells of all.
+    /// Whether what was said of a room with the space above it is enough. At most it says which children a space has, and
+    /// nothing of them: who is asked about the space tells of all.
     fn is_told_enough(&self, step: &SpaceStep) -> bool {
         match self.walk.told.get(&step.room) {
-            Some(room) => room.children_state.is_empty() || step.depth >= self.from.max_depth,
+            Some(child) if !child.is_whole => false,
+            Some(child) => child.room.children_state.is_empty() || step.depth >= self.from.max_depth,
             None => self.walk.inaccessible.contains(&step.room),
         }
     }

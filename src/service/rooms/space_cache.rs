@@ -4,8 +4,6 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::value::RawValue;
-
 use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Millis, Steady};
 use crate::error::Result;
@@ -17,7 +15,7 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::limits::request_permits::{Asker, AskerId, RequestPermit};
 use crate::service::limits::silent_servers::{AskedFor, PROBE_TIMEOUT, SILENT_AFTER, took_all_of};
 use crate::service::rooms::Rooms;
-use crate::service::rooms::space_room::{CHILDREN_MAX, SpaceRoom};
+use crate::service::rooms::space_room::{CHILDREN_MAX, SpaceChild, SpaceRoom};
 
 /// How many servers are heard about one room.
 const SERVERS_HEARD_MAX: usize = 3;
@@ -41,22 +39,32 @@ pub(super) const NAME_BYTES: usize = 60;
 pub(in crate::service) struct SpaceAnswer {
     /// The room.
     pub room: Arc<SpaceRoom>,
-    pub(super) children: Vec<Arc<SpaceRoom>>,
+    pub(super) children: Vec<ToldChild>,
     pub(super) inaccessible: Vec<RoomId>,
+}
+
+/// What was said of a child with its space.
+#[derive(Clone)]
+pub(super) struct ToldChild {
+    pub room: Arc<SpaceRoom>,
+    /// Whether that is all; else it is a space whose own children are not known.
+    pub is_whole: bool,
 }
 
 impl SpaceAnswer {
     /// None unless the answer is about this room. Of the children only the room's own are believed; those of which far too
     /// much is said are left out.
     fn of(answer: HierarchyAnswer, id: &RoomId, suggested_only: bool) -> Option<Self> {
-        let read_room = |room: Box<RawValue>| {
-            read_object::<SpaceRoom>(room.get().as_bytes()).ok().filter(|room| !room.is_too_large())
-        };
-        let room = read_room(answer.room).filter(|room| room.id() == id)?.tidied(suggested_only);
+        let room: SpaceRoom = read_object(answer.room.get().as_bytes()).ok()?;
+        let is_right = room.id() == id && !room.is_too_large();
+        let room = is_right.then(|| room.tidied(suggested_only))?;
         let own: HashSet<&RoomId> = room.children_state.iter().map(|child| &child.state_key).collect();
-        let children = answer.children.into_iter().take(CHILDREN_MAX).filter_map(read_room);
-        let children = children.filter(|child| own.contains(child.id()));
-        let children = children.map(|child| Arc::new(child.tidied(suggested_only))).collect();
+        let children = answer.children.into_iter().take(CHILDREN_MAX).filter_map(|child| {
+            let (child, is_whole) = read_object::<SpaceChild>(child.get().as_bytes()).ok()?.into_room();
+            let is_right = own.contains(child.id()) && !child.is_too_large();
+            is_right.then(|| ToldChild { room: Arc::new(child.tidied(suggested_only)), is_whole })
+        });
+        let children = children.collect();
         let barred =
             answer.inaccessible_children.iter().filter_map(|id| read::<RoomId>(id.get().as_bytes()).ok());
         let inaccessible = barred.filter(|id| own.contains(id)).take(CHILDREN_MAX).collect();
@@ -65,7 +73,7 @@ impl SpaceAnswer {
 
     /// About how many bytes it takes.
     pub(super) fn weight(&self) -> usize {
-        let children: usize = self.children.iter().map(|room| room.weight()).sum();
+        let children: usize = self.children.iter().map(|child| child.room.weight()).sum();
         let inaccessible: usize = self.inaccessible.iter().map(|id| NAME_BYTES + id.as_str().len()).sum();
         self.room.weight() + children + inaccessible
     }

@@ -38,6 +38,10 @@ pub struct RoomSummary {
 }
 
 impl RoomSummary {
+    fn is_space(&self) -> bool {
+        self.room.room_type.as_deref() == Some("m.space")
+    }
+
     /// How many bytes its texts are.
     fn texts_bytes(&self) -> usize {
         let Self { room, allowed_room_ids, encryption, room_version } = self;
@@ -56,6 +60,27 @@ pub struct SpaceRoom {
     /// If it is a space, its children in the order in which they are shown.
     #[serde(deserialize_with = "only_children")]
     pub children_state: Vec<ChildEvent>,
+}
+
+/// A child, as the server that is asked about its space describes it. "The room's children" is said of the space alone, and
+/// most servers say it of no child: which ones a space among them has is asked for by itself.
+#[derive(Deserialize)]
+pub(super) struct SpaceChild {
+    #[serde(flatten)]
+    summary: RoomSummary,
+    #[serde(default, deserialize_with = "children_if_said")]
+    children_state: Option<Vec<ChildEvent>>,
+}
+
+impl SpaceChild {
+    /// The room, and whether all is said of it that there is to show.
+    pub(super) fn into_room(self) -> (SpaceRoom, bool) {
+        let is_whole = self.children_state.is_some() || !self.summary.is_space();
+        (
+            SpaceRoom { summary: self.summary, children_state: self.children_state.unwrap_or_default() },
+            is_whole,
+        )
+    }
 }
 
 impl SpaceRoom {
@@ -77,7 +102,7 @@ impl SpaceRoom {
 
     /// The room with the children that a space really has: none if it is no space.
     pub fn tidied(mut self, suggested_only: bool) -> Self {
-        if self.summary.room.room_type.as_deref() == Some("m.space") {
+        if self.summary.is_space() {
             self.children_state = in_order(self.children_state, suggested_only);
         } else {
             self.children_state.clear();
@@ -110,8 +135,19 @@ struct ChildContent<'t> {
 }
 
 fn only_children<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Vec<ChildEvent>, D::Error> {
-    let events = First::<Box<RawValue>, CHILDREN_READ_MAX>::deserialize(d)?;
-    Ok(events.iter().filter_map(|event| read_object(event.get().as_bytes()).ok()).collect())
+    Ok(children_among(&ChildrenRead::deserialize(d)?))
+}
+
+fn children_if_said<'de, D: serde::Deserializer<'de>>(
+    d: D,
+) -> std::result::Result<Option<Vec<ChildEvent>>, D::Error> {
+    Ok(Option::<ChildrenRead>::deserialize(d)?.map(|events| children_among(&events)))
+}
+
+type ChildrenRead = First<Box<RawValue>, CHILDREN_READ_MAX>;
+
+fn children_among(events: &ChildrenRead) -> Vec<ChildEvent> {
+    events.iter().filter_map(|event| read_object(event.get().as_bytes()).ok()).collect()
 }
 
 impl ChildEvent {

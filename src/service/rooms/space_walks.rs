@@ -5,8 +5,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use super::space_cache::{NAME_BYTES, RoomKnowledge, SpaceAnswer};
-use super::space_room::SpaceRoom;
+use super::space_cache::{NAME_BYTES, RoomKnowledge, SpaceAnswer, ToldChild};
 use crate::clock::{Millis, Steady};
 use crate::locks::lock;
 use crate::protocol::{RoomId, ServerName, UserId};
@@ -40,7 +39,7 @@ pub(super) struct SpaceWalk {
     /// How many rooms were found that may be shown.
     pub found: usize,
     /// Children that another server described with their space.
-    pub told: HashMap<RoomId, Arc<SpaceRoom>>,
+    pub told: HashMap<RoomId, ToldChild>,
     /// Children that nobody may tell us of.
     pub inaccessible: HashSet<RoomId>,
     /// What came of asking about rooms.
@@ -56,7 +55,7 @@ impl SpaceWalk {
     /// Takes down what a server said of a space and its children.
     pub fn learn(&mut self, answer: &SpaceAnswer) {
         self.inaccessible.extend(answer.inaccessible.iter().cloned());
-        self.told.extend(answer.children.iter().map(|child| (child.id().clone(), child.clone())));
+        self.told.extend(answer.children.iter().map(|child| (child.room.id().clone(), child.clone())));
     }
 
     /// This step is the next one after all.
@@ -79,7 +78,7 @@ impl SpaceWalk {
         let left: usize = self.left.iter().map(of_step).sum();
         let ids = self.seen.iter().chain(&self.inaccessible).chain(self.answers.keys());
         let ids: usize = ids.map(|id| name(id.as_str())).sum();
-        let told: usize = self.told.values().map(|room| room.weight()).sum();
+        let told: usize = self.told.values().map(|child| child.room.weight()).sum();
         let answers = self.answers.values().map(RoomKnowledge::weight);
         WALK_BYTES + left + ids + told + answers.sum::<usize>()
     }
