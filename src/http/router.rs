@@ -84,7 +84,8 @@ impl RouteTable {
     }
 
     /// The routes of this path, of whatever method. A slash at the end means nothing unless the last parameter may
-    /// be empty, and then it means that it is empty. `r0` of older clients is `v3`.
+    /// be empty, and then it means that it is empty. `r0` of older clients is `v3`, and for some of them so is
+    /// `unstable`.
     fn find(&self, path: &str) -> &[&'static Route] {
         let mut parts: Vec<&str> = segments(path).collect();
         let versioned = matches!(
@@ -94,12 +95,25 @@ impl RouteTable {
         let create = matches!(parts.as_slice(), ["_matrix", "media", "v1", "create"]);
         if versioned && !create {
             parts[2] = "v3";
+        } else if let ["_matrix", "client", "unstable", rest @ ..] = parts.as_slice() {
+            parts[2] = version_of_unstable(rest).unwrap_or("unstable");
         }
         let mut found = walk(&self.root, &parts);
         if found.is_empty() && parts.last() == Some(&"") {
             found = walk(&self.root, &parts[..parts.len() - 1]);
         }
         found
+    }
+}
+
+/// Which version an endpoint has that was never asked for under `unstable` by the name of a proposal, by the path behind
+/// that: clients that began with it then still do. None: it is an endpoint of its own, if any.
+fn version_of_unstable(rest: &[&str]) -> Option<&'static str> {
+    match rest {
+        ["keys" | "room_keys" | "thirdparty" | "devices" | "delete_devices", ..]
+        | ["user", _, "openid", ..] => Some("v3"),
+        ["rooms", _, "relations", ..] => Some("v1"),
+        _ => None,
     }
 }
 

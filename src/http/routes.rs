@@ -193,6 +193,10 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/members", User(rooms::messages::members)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::events_and_state::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::events_and_state::aliases)),
+    get(
+        "/_matrix/client/unstable/org.matrix.msc2432/rooms/{roomId}/aliases",
+        User(rooms::events_and_state::aliases),
+    ),
     post("/_matrix/client/v3/rooms/{roomId}/report", User(rooms::reports::room))
         .even_suspended()
         .rate(Rate::Join),

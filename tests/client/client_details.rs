@@ -47,6 +47,43 @@ fn no_client_can_say_in_whose_name_somebody_was_let_in() {
 }
 
 #[test]
+fn clients_that_began_before_an_endpoint_was_stable_find_it_where_it_was() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room_with(json!({ "preset": "public_chat", "room_alias_name": "here" }));
+    let at = segment(&room);
+    let alike = |method: &str, path: &str, body: Option<Value>, stable: &str| {
+        let [unstable, stable] = ["unstable", stable]
+            .map(|version| alice.request(method, &format!("/_matrix/client/{version}/{path}"), body.clone()));
+        // Nothing that is asked for twice is told alike by chance: an error of a path that is none would be one of these.
+        assert_ne!(stable.1["errcode"], "M_UNRECOGNIZED", "{path}: {stable:?}");
+        assert_eq!((unstable.0, &unstable.1["errcode"]), (stable.0, &stable.1["errcode"]), "{method} {path}");
+    };
+    let empty = || Some(json!({}));
+    for (method, path, body) in [
+        ("POST", "keys/device_signing/upload".to_owned(), empty()),
+        ("POST", "keys/signatures/upload".to_owned(), empty()),
+        ("POST", "keys/query".to_owned(), Some(json!({ "device_keys": { alice.id(): [] } }))),
+        ("GET", "room_keys/version".to_owned(), None),
+        ("PUT", "room_keys/keys?version=1".to_owned(), Some(json!({ "rooms": {} }))),
+        ("GET", format!("room_keys/keys/{at}/session?version=1"), None),
+        ("GET", "thirdparty/protocols".to_owned(), None),
+        ("GET", "devices".to_owned(), None),
+        ("GET", "devices/nothing".to_owned(), None),
+        ("POST", "delete_devices".to_owned(), Some(json!({ "devices": ["x"] }))),
+        ("POST", format!("user/{}/openid/request_token", segment(alice.id())), empty()),
+    ] {
+        alike(method, &path, body, "v3");
+    }
+    let aliases = |path: &str| alice.get(&format!("/_matrix/client/{path}rooms/{at}/aliases"));
+    assert_eq!(aliases("unstable/org.matrix.msc2432/"), aliases("v3/"));
+    // What never was there is not there now.
+    for path in ["unstable/sync", "unstable/account/whoami", "unstable/rooms/x/messages"] {
+        refused(&alice, "GET", &format!("/_matrix/client/{path}"), json!({}), 404, "M_UNRECOGNIZED");
+    }
+}
+
+#[test]
 fn who_is_not_in_a_room_learns_nothing_of_its_members_and_events() {
     let server = TestServer::start();
     let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));

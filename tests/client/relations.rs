@@ -606,6 +606,27 @@ fn no_relation_reaches_into_another_room_and_odd_ones_are_none() {
 }
 
 #[test]
+fn clients_that_ask_for_relations_under_unstable_get_the_event_itself_too() {
+    let server = TestServer::start();
+    let (alice, bob, room) = two_in_a_room(&server);
+    let root = alice.send(&room, "the root");
+    let answer = reply(&bob, &room, &root, "an answer");
+    edit(&alice, &room, &root, "the root, edited");
+    let path = |version: &str| {
+        let (room, root) = (segment(&room), segment(&root));
+        format!("/_matrix/client/{version}/rooms/{room}/relations/{root}/m.thread?limit=5")
+    };
+    let (page, usual) = (alice.get(&path("unstable")), alice.get(&path("v1")));
+    assert_eq!((ids(&page), ids(&usual)), (vec![answer.clone()], vec![answer]));
+    let original = &page["original_event"];
+    assert_eq!((&original["event_id"], &original["content"]["body"]), (&json!(root), &json!("the root")));
+    assert!(original["unsigned"].get("m.relations").is_none(), "{original}");
+    assert!(usual.get("original_event").is_none(), "{usual}");
+    let carol = server.user("carol");
+    assert_eq!(carol.request("GET", &path("unstable"), None).0, 404);
+}
+
+#[test]
 fn history_is_filtered_by_what_relates_to_it() {
     let server = TestServer::start();
     let (alice, bob, room) = two_in_a_room(&server);

@@ -9,7 +9,7 @@ use crate::protocol::RoomId;
 use crate::protocol::rooms::relations::RELATION_HOPS_MAX;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::write_with_bundles;
-use crate::service::rooms::client_format::{ClientFormat, Json};
+use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::rooms::messages::{ReadableRange, found_or_not, visible_event};
 use crate::service::rooms::pagination_token::PaginationToken;
 use crate::service::rooms::timeline::{PAGE_BYTES_MAX, SCANNED_MAX, TimelineEvent, token_behind};
@@ -40,6 +40,8 @@ pub struct RelationsRequest {
     pub limit: Option<usize>,
     /// Also those that relate by way of others. Whether it was said changes the answer.
     pub recurse: Option<bool>,
+    /// The event itself too, as it was before anything related to it.
+    pub with_original: bool,
 }
 
 /// A page of events that relate to one.
@@ -52,6 +54,8 @@ pub struct Relations {
     prev_batch: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     recursion_depth: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_event: Option<Json>,
 }
 
 impl Rooms<'_> {
@@ -65,15 +69,17 @@ impl Rooms<'_> {
         request: &RelationsRequest,
     ) -> Result<Relations> {
         let found = self.view(format.user, room, |_, view| {
-            if visible_event(view, event)?.is_none() {
-                return Ok(None);
-            }
+            let Some((original, membership)) = visible_event(view, event)? else { return Ok(None) };
             let (events, stopped_at) = page(view, event, request)?;
             Ok(Some(Relations {
                 chunk: write_with_bundles(view, format, &events)?,
                 next_batch: stopped_at.map(|token| token.to_string()),
                 prev_batch: request.from.map(|token| token.to_string()),
                 recursion_depth: request.recurse.map(|recurse| if recurse { RELATION_HOPS_MAX } else { 0 }),
+                original_event: match request.with_original {
+                    true => Some(client_format::full(view, format, &original, Some(membership))?),
+                    false => None,
+                },
             }))
         });
         found_or_not(found)

@@ -25,6 +25,8 @@ pub fn relations(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
         },
         limit: limit(request)?,
         recurse: request.query_bool("recurse")?,
+        // Clients that ask so take the event itself from there.
+        with_original: request.path().starts_with("/_matrix/client/unstable/"),
     };
     let format = client_format(hs, requester);
     let page = hs.rooms().relations(&format, &request.room_id()?, &request.event_id()?, &asked)?;
