@@ -84,6 +84,33 @@ fn clients_that_began_before_an_endpoint_was_stable_find_it_where_it_was() {
 }
 
 #[test]
+fn history_is_told_of_rooms_alone_that_the_filter_wants() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let said = ["one", "two", "three"].map(|text| alice.send(&room, text));
+    for (wanted, count) in [
+        (json!({ "rooms": [] }), 0),
+        (json!({ "rooms": ["!other:example.org"] }), 0),
+        (json!({ "not_rooms": [room] }), 0),
+        (json!({ "rooms": [room], "not_rooms": [room] }), 0),
+        (json!({ "rooms": [room], "types": ["m.room.message"] }), 3),
+        (json!({ "not_rooms": ["!other:example.org"], "types": ["m.room.message"] }), 3),
+    ] {
+        let filter = filter(&wanted);
+        let page = alice.get(&room_path(&room, &format!("messages?dir=b&limit=50&{filter}")));
+        assert_eq!(page["chunk"].as_array().map(Vec::len), Some(count), "{wanted}: {page}");
+        assert!(page.get("end").is_none(), "there is no more: {page}");
+        let around = alice.get(&room_path(&room, &format!("context/{}?{filter}", segment(&said[1]))));
+        let around_it = ["events_before", "events_after"].map(|of| around[of].as_array().map_or(9, Vec::len));
+        assert_eq!(
+            (&around["event"]["event_id"], around_it),
+            (&json!(said[1]), if count == 0 { [0, 0] } else { [1, 1] })
+        );
+    }
+}
+
+#[test]
 fn who_is_not_in_a_room_learns_nothing_of_its_members_and_events() {
     let server = TestServer::start();
     let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));

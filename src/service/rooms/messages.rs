@@ -356,7 +356,8 @@ fn local_messages(
         true => lazy_members(view, format, &page)?,
         false => Vec::new(),
     };
-    let gap = if request.backwards { gap_in(db, view, &range, &page)? } else { None };
+    let may_have_gap = request.backwards && request.filter.wants_room(view.room.room_id.as_str());
+    let gap = if may_have_gap { gap_in(db, view, &range, &page)? } else { None };
     // Who wants none of the events has nothing fetched, and is told where there is something.
     let (end, gap) = match gap {
         Some(_) if request.limit == 0 => (page.stopped_at.or(Some(start)), None),

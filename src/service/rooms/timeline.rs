@@ -70,6 +70,9 @@ fn walk_judging(
     judge: &mut Judge<'_>,
 ) -> Result<Page> {
     let mut page = Page::default();
+    if !filter.wants_room(view.room.room_id.as_str()) {
+        return Ok(page);
+    }
     let (mut scanned, mut looks_left, start) = (0, RELATED_LOOKS_MAX, range.from);
     let mut bytes = 0;
     // One more than wanted, to know whether something is left.
