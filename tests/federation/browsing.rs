@@ -6,6 +6,7 @@ use crate::common::client::room_path;
 use crate::common::peer::Peer;
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
+use doorstep::internals::Reply;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -287,6 +288,58 @@ fn what_another_servers_directory_has_that_is_no_room_is_left_out() {
     assert_eq!(alice.request("GET", &path, None).0, 502);
     peer.answer_json("/publicRooms", 403, json!({ "errcode": "M_FORBIDDEN", "error": "members only" }));
     assert_eq!(alice.request("GET", &path, None).0, 403);
+}
+
+#[test]
+fn a_directory_that_cannot_be_searched_is_read_and_searched_here() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = |id: &str, name: &str, kind: Option<&str>| {
+        let mut room = json!({
+            "room_id": id, "num_joined_members": 3, "world_readable": false, "guest_can_join": true, "name": name,
+        });
+        if let Some(kind) = kind {
+            room["room_type"] = json!(kind);
+        }
+        room
+    };
+    let rooms = json!([
+        room("!a:b.org", "Apples", None),
+        room("!p:b.org", "pears", None),
+        room("!s:b.org", "apple trees", Some("m.space")),
+    ]);
+    let no_search = [
+        (404, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" })),
+        (405, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" })),
+        (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+        (404, json!({})),
+    ];
+    for (status, error) in no_search {
+        let peer = Peer::start();
+        let (refusal, list) = (error.clone(), json!({ "chunk": rooms, "next_batch": "on" }));
+        peer.answer("/publicRooms", move |asked| match asked.method.as_str() {
+            "POST" => Reply::json(&refusal).with_status(status),
+            _ => Reply::json(&list),
+        });
+        let path = format!("/_matrix/client/v3/publicRooms?server={}", segment(peer.name().as_str()));
+        let search = |filter: Value| alice.post(&path, json!({ "limit": 9, "since": "s", "filter": filter }));
+        let page = search(json!({ "generic_search_term": "APPLE" }));
+        assert_eq!((listed(&page), &page["next_batch"]), (vec!["!a:b.org", "!s:b.org"], &json!("on")));
+        let page = search(json!({ "generic_search_term": "apple", "room_types": [null] }));
+        assert_eq!(listed(&page), ["!a:b.org"], "{error}");
+        let asked: Vec<(String, String)> =
+            peer.asked("/publicRooms").into_iter().map(|asked| (asked.method, asked.target)).collect();
+        let path = "/_matrix/federation/v1/publicRooms";
+        let once =
+            [("POST".to_owned(), path.to_owned()), ("GET".to_owned(), format!("{path}?limit=9&since=s"))];
+        assert_eq!(asked, [once.clone(), once].concat());
+    }
+    // Who says no says it to a search as to anything.
+    let peer = Peer::start();
+    peer.answer_json("/publicRooms", 403, json!({ "errcode": "M_FORBIDDEN", "error": "members only" }));
+    let path = format!("/_matrix/client/v3/publicRooms?server={}", segment(peer.name().as_str()));
+    assert_eq!(alice.request("POST", &path, Some(json!({ "filter": {} }))).0, 403);
+    assert_eq!(peer.asked("/publicRooms").len(), 1);
 }
 
 // ----- queries -----

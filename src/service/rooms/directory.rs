@@ -1,12 +1,13 @@
 //! Room aliases, and the directory of published rooms.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::federation::CallError;
 use crate::order::{self, Gather};
 use crate::protocol::appservice::Appservice;
 use crate::protocol::content::federates;
@@ -362,7 +363,7 @@ impl Rooms<'_> {
             self.store.read(|db| published_rooms(db, self.listed_ids(db, request)?, &is_for_them))?;
         let total = rooms.len();
         if let Some(filter) = &request.filter {
-            let term = fold(filter.generic_search_term.as_deref().unwrap_or(""));
+            let term = filter.folded_term();
             rooms.retain(|room| filter.wants(room, &term));
         }
         order::sort_by(&mut rooms, |a, b| {
@@ -381,7 +382,7 @@ impl Rooms<'_> {
     }
 
     /// A page of another server's directory, as it orders it; of this server's if it is this one. What is no room is
-    /// left out. Errors: what the other server says; 429 `M_LIMIT_EXCEEDED`.
+    /// left out; of one that cannot be searched also what is not searched for, so that pages are short. Errors: what the other server says; 429 `M_LIMIT_EXCEEDED`.
     pub fn public_rooms_of(
         &self,
         asker: &Asker,
@@ -408,11 +409,26 @@ impl Rooms<'_> {
         let permit = self.request_permits.ask(asker)?;
         let within = self.patience_with(server, AskedFor::Directory, permit.within);
         let answer = self.ask_peer(server, AskedFor::Directory, within, |within| {
-            self.federation.public_rooms(server, &asked, within)
+            let began = Instant::now();
+            match self.federation.public_rooms(server, &asked, within) {
+                // It has no search. Whatever it calls that: there is no resource that it could lack.
+                Err(e) if asked.contains_key("filter") && (e.is_unrecognized() || is_not_found(&e)) => {
+                    asked.remove("filter");
+                    let left = within.saturating_sub(began.elapsed());
+                    self.federation.public_rooms(server, &asked, left)
+                }
+                answer => answer,
+            }
         });
         let answer = answer.map_err(|e| e.into_client_error(server))?;
+        let mut chunk: Vec<PublishedRoom> =
+            answer.chunk.iter().filter_map(|room| read_object(room.get().as_bytes()).ok()).collect();
+        if let Some(filter) = request.filter.as_ref().filter(|_| !asked.contains_key("filter")) {
+            let term = filter.folded_term();
+            chunk.retain(|room| filter.wants(room, &term));
+        }
         Ok(PublicRooms {
-            chunk: answer.chunk.iter().filter_map(|room| read_object(room.get().as_bytes()).ok()).collect(),
+            chunk,
             next_batch: answer.next_batch,
             prev_batch: answer.prev_batch,
             total_room_count_estimate: answer.total_room_count_estimate,
@@ -424,7 +440,15 @@ fn no_alias(alias: &RoomAlias) -> Error {
     Error::not_found(format!("Room alias {alias} not found."))
 }
 
+fn is_not_found(error: &CallError) -> bool {
+    error.refusal().is_some_and(|refusal| refusal.status == 404)
+}
+
 impl PublicRoomsFilter {
+    fn folded_term(&self) -> String {
+        fold(self.generic_search_term.as_deref().unwrap_or(""))
+    }
+
     /// `term`: what is searched for, folded.
     fn wants(&self, room: &PublishedRoom, term: &str) -> bool {
         let texts = [&room.name, &room.topic, &room.canonical_alias];
