@@ -173,6 +173,19 @@ impl TestServer {
     /// let server = doorstep::TestServer::start_with(|config| config.knocks_per_hour = 1);
     /// ```
     ///
+    /// A bridge or a bot is registered with it; its `as_token` is the token of a user:
+    ///
+    /// ```
+    /// use doorstep::protocol::appservice::Registration;
+    /// use doorstep::testing::TestUser;
+    ///
+    /// let file = "id: irc\nurl: null\nas_token: secret\nhs_token: other\nsender_localpart: ircbot\n";
+    /// let irc = Registration::parse(file).unwrap();
+    /// let server = doorstep::TestServer::start_with(|config| config.appservices.push(irc));
+    /// let bot = TestUser::new(server.url(), &format!("@ircbot:{}", server.name()), "secret");
+    /// bot.send(&bot.create_room(), "I am the bridge");
+    /// ```
+    ///
     /// # Panics
     /// As [`Self::start`], and if it does not start with these settings.
     #[track_caller]

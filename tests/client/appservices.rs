@@ -481,3 +481,47 @@ fn a_service_is_there_after_a_restart_and_gone_when_it_is_registered_no_more() {
     let alice = server.user("alice");
     assert!(alice.get(&format!("{V3}/capabilities"))["capabilities"].get("m.account_moderation").is_some());
 }
+
+#[test]
+fn guests_and_users_of_two_services_are_what_they_are_whoever_acts_as_them() {
+    const SECOND: &str = "id: second\nurl: null\nas_token: as-second\nhs_token: h\nsender_localpart: _irc_second\n\
+        namespaces:\n  users: [{regex: '@_irc_b', exclusive: true}]\n";
+    let server = TestServer::start_with(|changed| {
+        config(changed, &[IRC, PUPPET, SECOND]);
+        (changed.guests, changed.rate_limits) = (true, false);
+    });
+    let [irc, puppet, second] = ["as-irc", "as-puppet", "as-second"].map(|token| service(&server, token));
+    // Where two have the same names for themselves, neither makes one.
+    refused(register(&irc, "_irc_bob"), 400, "M_EXCLUSIVE");
+    refused(register(&second, "_irc_bob"), 400, "M_EXCLUSIVE");
+    done(register(&irc, "_irc_carol"));
+    refused(whoami(&second, &as_user("", &server, "_irc_carol")), 403, "M_FORBIDDEN");
+    // The user of one lies in the namespace of the other, which the operator has so.
+    done(whoami(&irc, &as_user("", &server, "_irc_second")));
+    done(whoami(&second, ""));
+    let answer = service(&server, "").request("POST", &format!("{V3}/register?kind=guest"), Some(json!({})));
+    let guest = done(answer)["user_id"].as_str().unwrap().to_owned();
+    let as_guest = |path: &str| format!("{V3}/{path}?user_id={}", segment(&guest));
+    assert_eq!(done(puppet.request("GET", &as_guest("account/whoami"), None))["is_guest"], true);
+    refused(
+        puppet.request("POST", &as_guest("createRoom"), Some(json!({}))),
+        403,
+        "M_GUEST_ACCESS_FORBIDDEN",
+    );
+}
+
+#[test]
+fn a_service_without_its_user_acts_as_its_others() {
+    let mut server = server();
+    let alice = server.user("alice");
+    let irc = service(&server, "as-irc");
+    done(register(&irc, "_irc_bob"));
+    let end = format!("/_synapse/admin/v1/deactivate/{}", segment(&id(&server, "ircbot")));
+    done(alice.request("POST", &end, Some(json!({}))));
+    refused(whoami(&irc, ""), 403, "M_USER_DEACTIVATED");
+    server.restart();
+    let irc = service(&server, "as-irc");
+    refused(whoami(&irc, ""), 403, "M_USER_DEACTIVATED");
+    done(whoami(&irc, &as_user("", &server, "_irc_bob")));
+    done(register(&irc, "_irc_carol"));
+}

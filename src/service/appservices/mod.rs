@@ -173,8 +173,11 @@ impl Homeserver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::config::{Config, Data};
+    use crate::testing::temporary_folder;
 
-    fn services(all: &[(&str, &str, bool)]) -> Appservices {
+    fn registrations(all: &[(&str, &str, bool)]) -> Vec<Registration> {
         let registration = |(id, regex, exclusive): &(&str, &str, bool)| {
             let text = format!(
                 "id: {id}\nurl: null\nas_token: as-{id}\nhs_token: h\nsender_localpart: {id}bot\nnamespaces:\n  \
@@ -183,12 +186,39 @@ mod tests {
             );
             Registration::parse(&text).unwrap()
         };
-        let registrations: Vec<Registration> = all.iter().map(registration).collect();
-        Appservices::new(&registrations, &ServerName::parse("example.org").unwrap()).unwrap()
+        all.iter().map(registration).collect()
+    }
+
+    fn services(all: &[(&str, &str, bool)]) -> Appservices {
+        Appservices::new(&registrations(all), &ServerName::parse("example.org").unwrap()).unwrap()
     }
 
     fn user(localpart: &str) -> UserId {
         UserId::parse(&format!("@{localpart}:example.org")).unwrap()
+    }
+
+    #[test]
+    fn the_user_of_a_service_fixes_the_servers_name_only_once_it_has_done_something() {
+        let folder = temporary_folder("named-later");
+        let open = |name: &str| {
+            let mut config = Config::for_name(ServerName::parse(name).unwrap());
+            config.data = Data::Folder(folder.clone());
+            config.appservices.extend(registrations(&[("a", "a_", true)]));
+            Homeserver::open(config, Clock::new())
+        };
+        let accounts = |hs: &Homeserver| {
+            let all = hs.store.read(|db| db.accounts()).unwrap();
+            all.into_iter().map(|account| account.user_id.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(accounts(&open("localhost:8448").unwrap()), ["@abot:localhost:8448"]);
+        let hs = open("example.org").unwrap();
+        assert_eq!(accounts(&hs), ["@abot:example.org"]);
+        let service = Arc::clone(hs.appservices.by_id("a").unwrap());
+        hs.accounts().add_device(&service, &service.sender, "D", None).unwrap();
+        drop(hs);
+        assert!(open("example.com").is_err());
+        assert_eq!(accounts(&open("example.org").unwrap()), ["@abot:example.org"]);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -186,16 +186,27 @@ pub(super) fn pin(connection: &Connection, server_name: &ServerName) -> rusqlite
     connection.execute(sql, [name]).map(drop)
 }
 
-/// Whether nobody was ever served by this database, so that its server may still be called otherwise.
+/// Whether nobody was ever served by this database, so that its server may still be called otherwise. The users of application
+/// services that are made at the start are nobody, until they have as much as a name.
 fn is_without_users(connection: &Connection) -> rusqlite::Result<bool> {
-    let sql = "SELECT NOT EXISTS (SELECT 1 FROM users) AND NOT EXISTS (SELECT 1 FROM rooms)";
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM rooms) AND NOT EXISTS (
+         SELECT 1 FROM users u WHERE appservice IS NULL
+           OR EXISTS (SELECT 1 FROM profile_fields p WHERE p.user_id = u.user_id)
+           OR EXISTS (SELECT 1 FROM devices d WHERE d.user_id = u.user_id))";
     connection.query_row(sql, [], |row| row.get(0))
 }
 
 /// Gives a database that was made ready to this server, if it was one that may get another name; whether it did.
 pub(super) fn rename(connection: &Connection, server_name: &ServerName) -> rusqlite::Result<bool> {
     let sql = "UPDATE server SET name = ?1 WHERE name <> ?1";
-    Ok(connection.execute(sql, [server_name.as_str()])? > 0)
+    let tx = connection.unchecked_transaction()?;
+    let is_renamed = tx.execute(sql, [server_name.as_str()])? > 0;
+    if is_renamed {
+        // Those of services that bear the other name, see above.
+        tx.execute("DELETE FROM users", [])?;
+    }
+    tx.commit()?;
+    Ok(is_renamed)
 }
 
 pub(in crate::store) fn pinned_name(connection: &Connection) -> rusqlite::Result<Option<String>> {
