@@ -1339,3 +1339,44 @@ CREATE TABLE notifications_of_users (
   PRIMARY KEY (user_id, room_key, stream)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX notifications_of_users_by_stream ON notifications_of_users (stream);
+
+-- ===== Application services: what they are still to be told (src/store/appservices.rs) =====
+
+-- The services that this server was ever started with. `since`: where the stream was when it was so first; a service is told what
+-- comes behind it. `devices_upto`: up to where it was told whose devices changed. How often in a row it has not taken what it was
+-- sent (`failures`), and when that is tried again (`due_ms`). `taken_ms`: when it last took something.
+CREATE TABLE appservices (
+  service INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  since INTEGER NOT NULL,
+  devices_upto INTEGER NOT NULL,
+  failures INTEGER NOT NULL DEFAULT 0,
+  due_ms INTEGER,
+  taken_ms INTEGER
+) STRICT;
+
+-- One row, once there was a service: of what stands up to here in the stream it is decided which services are told of it. It
+-- may be some way behind where nothing was to be told.
+CREATE TABLE appservice_progress (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  stream INTEGER NOT NULL
+) STRICT;
+
+-- The events that a service is still to be told of, in their order. `event`: of a room that this server is not in, the JSON that
+-- is told; otherwise it is made of the event when its turn comes.
+CREATE TABLE appservice_events (
+  service INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  event_key INTEGER,
+  event TEXT,
+  PRIMARY KEY (service, stream)
+) STRICT, WITHOUT ROWID;
+
+-- The transaction that a service is being sent, from before the first try until it has taken it: "Homeservers MUST NOT alter
+-- (e.g. add more) events they were going to send within that transaction ID on retries". What is in it waits nowhere else.
+CREATE TABLE appservice_transactions (
+  service INTEGER PRIMARY KEY,
+  txn_id TEXT NOT NULL,
+  events INTEGER NOT NULL,
+  body TEXT NOT NULL
+) STRICT;

@@ -6,13 +6,14 @@
 //! - `discovery/`: from a server name to the addresses that are allowed.
 //! - `client/`: the signed request, and who stands in for the network in tests.
 //! - `calls/`: the calls between servers, typed, a file a subject.
-//! - Others who are asked: `identity` servers, `push_gateway`s, `web_pages` that people link to, `acme` authorities that
+//! - Others who are asked: `appservices`, `identity` servers, `push_gateway`s, `web_pages` that people link to, `acme` authorities that
 //!   give certificates. `inspect`: a server as others see it, step by step, for `doorstep check`.
 //! - Beneath all: `connections` that can be cut; `call_error`: why a call gave nothing; `answer_memory`: what answers
 //!   may hold together.
 
 pub mod acme;
 pub mod answer_memory;
+pub mod appservices;
 mod call_error;
 pub mod calls;
 pub mod client;

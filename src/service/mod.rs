@@ -73,6 +73,8 @@ pub struct Homeserver {
     pub federation: Arc<federation::Client>,
     /// Delivery to push gateways.
     pub push_sender: push::sender::PushSender,
+    /// Delivery to application services.
+    pub service_sender: appservices::sender::ServiceSender,
     /// Our signing keys, and other servers'.
     pub key_ring: KeyRing,
     /// Delivery to other servers.
@@ -198,6 +200,7 @@ struct ToldOfCommits {
     timer: Scheduler,
     behind: events::late_extremities::CatchUpWorker,
     pushes: push::sender::PushSender,
+    services: appservices::sender::ServiceSender,
     clock: Clock,
 }
 
@@ -210,6 +213,7 @@ impl ToldOfCommits {
         }
         self.outgoing.committed(changes);
         self.pushes.committed(changes);
+        self.services.committed(changes);
         if changes.due.is_some() || !changes.forked.is_empty() {
             self.timer.committed(changes, self.clock.now_ms());
         }
@@ -244,6 +248,7 @@ impl Homeserver {
         let notifier = Arc::new(Notifier::new());
         let (outgoing, scheduler) = (Outgoing::new(&config.server_name, &clock), Scheduler::default());
         let push_sender = push::sender::PushSender::new(&clock);
+        let service_sender = appservices::sender::ServiceSender::new(&clock);
         let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
             let location = location(&config.data, stopped)?;
@@ -254,6 +259,7 @@ impl Homeserver {
                 timer: scheduler.clone(),
                 behind: catch_up_worker.clone(),
                 pushes: push_sender.clone(),
+                services: service_sender.clone(),
                 clock: clock.clone(),
             };
             let on_commit = Box::new(move |changes: &crate::store::Changes| told.tell(changes));
@@ -291,6 +297,7 @@ impl Homeserver {
             passwords: accounts::passwords::Passwords::default(),
             federation: Arc::new(federation),
             push_sender,
+            service_sender,
             key_ring,
             outgoing,
             fetch_limits: events::fetch::limits::FetchLimits::default(),
@@ -335,6 +342,7 @@ impl Homeserver {
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
         self.outgoing.start(self)?;
         self.push_sender.start(self)?;
+        self.service_sender.start(self)?;
         self.ephemeral().load_presence()?;
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
@@ -353,6 +361,7 @@ impl Homeserver {
             });
             scope.spawn(|| self.catch_up_worker.stop());
             scope.spawn(|| self.push_sender.stop());
+            scope.spawn(|| self.service_sender.stop());
             scope.spawn(|| self.acme.stop());
             self.outgoing.stop();
             // Its requests are cut off by now.

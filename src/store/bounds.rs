@@ -601,6 +601,25 @@ pub const TABLES: &[TableBounds] = &[
         "redactions take theirs out; once a day that which they have read, after a month, and of rooms that they are \
          not in any more (`sweep_notifications`)",
     ),
+    // ----- application services -----
+    table("appservices", &[itself("one for each service that this server was ever started with")], "never"),
+    table("appservice_progress", &[itself("one row")], "never"),
+    table(
+        "appservice_events",
+        &[
+            rooms("for each accepted event one for each service that it concerns", ""),
+            strangers(
+                "one for each invite of a service's user; 40 of one server to one user in an hour",
+                "who_repeats_an_invite_rings_once_and_not_without_end",
+            ),
+        ],
+        "put into a transaction, 100 at a time, once the one before was taken",
+    ),
+    table(
+        "appservice_transactions",
+        &[itself("one for each service, of 100 events and as many messages to devices")],
+        "the service has taken it",
+    ),
 ];
 
 mod tests {

@@ -21,6 +21,7 @@
 //! - [`ProcessServer`]: the real binary in a process of its own, to be killed and started again; [`invariants`] then looks
 //!   whether its database makes sense.
 //! - [`gateway::Gateway`]: a push gateway that answers exactly as a test says.
+//! - [`bridge::Bridge`]: an application service that answers exactly as a test says.
 //! - [`crowd`], [`wide_room`]: rooms with thousands of members and servers.
 //! - [`media`]: uploads and downloads, byte by byte. [`web_server`]: pages of a web server that knows nothing of Matrix.
 //! - [`browser`]: cookies, forms and redirects of the page.
@@ -30,6 +31,7 @@
 //! Each test program declares this module as `pub`, since none of them uses all of it; `tidy` sees to it that each part is
 //! used by one.
 
+pub mod bridge;
 pub mod browser;
 pub mod client;
 pub mod crowd;

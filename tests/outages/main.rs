@@ -1,6 +1,7 @@
 //! Servers in processes of their own that are killed, are away for long, or find their disk full: nothing that was
 //! acknowledged is lost, and all sides agree in the end. Apart from the others because each keeps the machine busy.
 //!
+//! - `appservices`: SIGKILL while an application service is told something.
 //! - `check`: what `doorstep check` finds, beside a server and without one.
 //! - `backup`: backups while everything goes on, and what becomes of a server that was restored from one.
 //! - `clocks`: a clock that was ahead, and is set right.
@@ -23,6 +24,7 @@
 #[path = "../common/mod.rs"]
 pub mod common;
 
+mod appservices;
 mod backup;
 mod check;
 mod clocks;

@@ -115,6 +115,8 @@ pub struct Client {
     pub(super) web: Agent,
     /// For pages that people link to.
     pub(super) pages: Agent,
+    /// For application services, which are where whoever runs the server says that they are.
+    pub(super) services: Agent,
     pub(super) discovery: Arc<Discovery>,
     /// Whether push gateways may do without TLS.
     pub(super) allows_plain_gateways: bool,
@@ -167,8 +169,8 @@ impl Client {
             let config = base_config(roots.clone()).max_redirects(0).build();
             Agent::with_parts(config, DefaultConnector::default(), Offline)
         };
-        let (agent, web, pages) = (agent(), agent(), agent());
-        Self { agent, web, pages, ..Self::with_lookups(settings, key, roots, Box::new(Offline)) }
+        let (services, agent, web, pages) = (agent(), agent(), agent(), agent());
+        Self { agent, web, pages, services, ..Self::with_lookups(settings, key, roots, Box::new(Offline)) }
     }
 
     /// A client for which a script plays all other servers, in memory.
@@ -185,9 +187,13 @@ impl Client {
         let lookups =
             SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone()).by(agent);
         let new = Self::with_lookups(settings, key, roots, Box::new(ScriptedLookups(lookups)));
-        let (own, web, pages) =
-            (agent(new.agent.config()), agent(new.web.config()), agent(new.pages.config()));
-        Self { agent: own, web, pages, ..new }
+        let (own, web, pages, services) = (
+            agent(new.agent.config()),
+            agent(new.web.config()),
+            agent(new.pages.config()),
+            agent(new.services.config()),
+        );
+        Self { agent: own, web, pages, services, ..new }
     }
 
     /// A client that finds servers by these look-ups.
@@ -208,7 +214,10 @@ impl Client {
         let web = agent::agent(web, &connections, resolver());
         let pages = base_config(roots.clone()).https_only(false).max_redirects(0);
         let pages = pages.max_redirects_will_error(false).max_idle_connections(0).build();
+        let plain = pages.clone();
         let pages = agent::agent(pages, &connections, resolver());
+        let trusting = AddressGuard { allow_private: true };
+        let services = agent::agent(plain, &connections, WebResolver { guard: trusting, ..resolver() });
         let config = base_config(roots)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -225,6 +234,7 @@ impl Client {
             agent,
             web,
             pages,
+            services,
             discovery,
             allows_plain_gateways,
             connections,

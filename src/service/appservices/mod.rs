@@ -1,5 +1,12 @@
 //! Application services: bridges and bots that speak for users of their own (application service API). What a registration
 //! says is read in [`crate::protocol::appservice`]; how users are made and logged in is in `accounts/`.
+//!
+//! - `interest`: which services an event concerns; `sender`: the threads by which they are told; `deliver`: the transaction
+//!   that each is sent.
+
+mod deliver;
+mod interest;
+pub mod sender;
 
 use std::sync::Arc;
 

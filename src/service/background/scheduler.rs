@@ -413,6 +413,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     invites::hand_out_invites(shared, hs, now)?;
     joins::join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
+    let next_service = hs.service_sender.take_up_due(hs, now)?;
     let more_keys = hs.devices().empty_deleted_key_backups()?;
     let more_to_delete = (hs.devices().empty_ended_lines()? || more_keys).then_some(now);
     let more_to_index = hs.rooms().index_texts_if_behind()?.then_some(now);
@@ -438,7 +439,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
         .chain([hs.syncing().sweep_sliding_connections(now)?, hs.media().sweep_media(now)?])
         .chain([more_to_index, hs.push().sweep_notifications(now)?, hs.events().sweep_spare_states(now)?])
-        .chain([hs.devices().sweep_device_changes(now)?])
+        .chain([hs.devices().sweep_device_changes(now)?, next_service])
         .chain([hs.rooms().sweep_spaces().map(|rest| now + rest)])
         .chain([hs.notifier.publish_gathered(0, &HashSet::new()).map(|rest| now + rest)])
         .flatten()

@@ -344,6 +344,24 @@ pub fn push_state(
     event.push_to(out).map_err(Error::internal)
 }
 
+/// An event as an application service is sent it, who is no particular user of the room, in its one form. `erasure`: that of
+/// the service's own user.
+pub fn for_service(erasure: &Erasure<'_>, format: &ClientFormat<'_>, event: &StoredEvent) -> Result<Json> {
+    let db = erasure.db();
+    let mut unsigned = of_state(erasure, format, event.redacted_by)?;
+    let replaced = match (event.pdu.state_key(), event.place) {
+        (Some(key), Some(place)) => db.replaced_at(event.room, event.pdu.event_type(), key, place.stream)?,
+        _ => None,
+    };
+    if let Some(replaced) = replaced {
+        let replaced = db.event_by_key(replaced)?;
+        unsigned.prev_content = Some(raw(erasure.shown(&replaced)?.content_raw())?);
+        unsigned.prev_sender = Some(replaced.pdu.sender().clone());
+        unsigned.replaces_state = Some(replaced.pdu.event_id().clone());
+    }
+    write(&*erasure.shown(event)?, format, unsigned)
+}
+
 /// A membership event of a room that this server is not in, with the one before it.
 pub fn of_remote_room(format: &ClientFormat<'_>, event: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
     let unsigned = ClientUnsigned {

@@ -470,7 +470,7 @@ impl Tx<'_> {
         Ok(true)
     }
 
-    fn shorten_line(&mut self, line: LineKey, upto: i64) -> Result<()> {
+    pub(in crate::store) fn shorten_line(&mut self, line: LineKey, upto: i64) -> Result<()> {
         let gone = {
             let mut statement = self.conn().prepare_cached(
                 "DELETE FROM to_device WHERE line = ?1 AND stream <= ?2 RETURNING share, origin, bytes",

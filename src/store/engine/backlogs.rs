@@ -10,7 +10,7 @@ use crate::store::Db;
 const COUNTED_MAX: i64 = 100_000;
 
 /// The tables whose rows wait for something, each under the name of what waits.
-const BACKLOGS: [(&str, &str); 7] = [
+const BACKLOGS: [(&str, &str); 8] = [
     ("events owed to servers", "owed_events"),
     ("messages owed to servers", "owed_edus"),
     ("invites owed", "owed_invites"),
@@ -18,6 +18,7 @@ const BACKLOGS: [(&str, &str); 7] = [
     ("events that lack something", "pending_events"),
     ("events to be sent later", "delayed_events"),
     ("messages for devices", "to_device"),
+    ("events for application services", "appservice_events"),
 ];
 
 impl Db<'_> {

@@ -55,6 +55,19 @@ impl Changes {
         self.users.iter().chain(self.audiences.values().flat_map(|audience| audience.iter()))
     }
 
+    /// Those of them who were woken by themselves, and not since they are in a room.
+    pub fn woken_users(&self) -> impl Iterator<Item = &UserId> {
+        self.users.iter()
+    }
+
+    /// Whether there is anything in it of which clients are told.
+    pub fn concern_clients(&self) -> bool {
+        !(self.users.is_empty()
+            && self.audiences.is_empty()
+            && self.rooms.is_empty()
+            && self.presences.is_empty())
+    }
+
     pub(in crate::store) fn tell_audience(&mut self, room: RoomKey, audience: Arc<[UserId]>) {
         if let Some(before) = self.audiences.insert(room, audience.clone())
             && !Arc::ptr_eq(&before, &audience)

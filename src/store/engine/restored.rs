@@ -120,6 +120,9 @@ impl Tx<'_> {
             "UPDATE key_backups SET etag = etag + 1000000",
             "UPDATE destinations SET retry_ms = 0",
             "UPDATE remote_device_lists SET due_ms = 0, attempts = 0",
+            // A bridge would say again what it has said: what was to be told is taken to have been told.
+            "DELETE FROM appservice_events",
+            "DELETE FROM appservice_transactions",
         ] {
             connection.execute(once, [])?;
         }
@@ -129,6 +132,7 @@ impl Tx<'_> {
         // What was due is taken to have been sent, and what was to be told to be told.
         connection.execute("DELETE FROM delayed_events WHERE due_ms <= ?1", [now])?;
         connection.execute("UPDATE pushers SET cursor = max(cursor, ?1), retry_ms = 0", [last])?;
+        connection.execute("UPDATE appservice_progress SET stream = max(stream, ?1)", [last])?;
         self.sessions_changed();
         Ok(())
     }

@@ -223,6 +223,13 @@ impl Db<'_> {
         rows.next()?.map(event_of).transpose()?.ok_or_else(|| Error::internal(format!("no event {key}")))
     }
 
+    /// The event with this row, if it is still there.
+    pub fn find_event(&self, key: EventKey) -> Result<Option<StoredEvent>> {
+        let mut statement = self.conn().prepare_cached(&format!("{EVENT} WHERE e.event_key = ?1"))?;
+        let mut rows = statement.query([key])?;
+        rows.next()?.map(event_of).transpose()
+    }
+
     /// The event's content alone.
     pub fn pdu(&self, id: &EventId) -> Result<Option<Pdu>> {
         if let Some(known) = self.recall(|cache| cache.events.event(id)) {

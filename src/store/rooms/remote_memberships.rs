@@ -183,6 +183,17 @@ impl Db<'_> {
         rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
     }
 
+    /// The invites of local users to rooms elsewhere, and what ended of these, that came at positions in `(after, upto]`.
+    pub fn remote_invites_between(&self, (after, upto): (i64, i64)) -> Result<Vec<RemoteMembership>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM remote_memberships
+             WHERE state IN ('invited', 'closed') AND +stream > ?1 AND +stream <= ?2 ORDER BY +stream"
+        );
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let rows = statement.query_map([after, upto], raw)?;
+        rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
+    }
+
     /// The user's invites to rooms elsewhere, and what they are joining, before a stream position, the last first, so many at most.
     pub fn remote_invites_of(
         &self,

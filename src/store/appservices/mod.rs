@@ -1,4 +1,7 @@
-//! What application services keep here: the rooms that they publish for the networks that they bridge.
+//! What application services keep here: the rooms that they publish for the networks that they bridge. `queue`: what they are
+//! still to be told.
+
+pub mod queue;
 
 use rusqlite::params;
 

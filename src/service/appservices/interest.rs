@@ -1,0 +1,235 @@
+//! Which services an event concerns: "Events will be sent to the AS if a local user matching one of the namespaces is the target of
+//! the event, or is a joined member of the room where the event occurred", or the room or one of its aliases is in a namespace.
+//!
+//! It is asked in the order of the stream, soon after the events came, so that who was in the room is who was so then. Which of
+//! the members concern a service is remembered of each room that was looked at lately, and brought up to date by its events.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::appservice::Appservice;
+use crate::protocol::json::read;
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::RemoteMembership;
+use crate::protocol::{Pdu, RoomAlias, UserId};
+use crate::service::rooms::client_format::{self, ClientFormat};
+use crate::store::appservices::queue::{QueuedEvent, ServiceKey};
+use crate::store::{Db, EventKey, Room, RoomKey};
+
+/// Of so many rooms it is remembered who in them concerns a service.
+const ROOMS_MAX: usize = 2000;
+/// So many positions of the stream are looked at together.
+const WINDOW: i64 = 500;
+
+/// A service that is told what concerns it.
+#[derive(Debug, Clone)]
+pub struct ToldService {
+    /// Its row.
+    pub key: ServiceKey,
+    /// It is told what comes behind this position.
+    pub since: i64,
+    /// Its registration.
+    pub service: Arc<Appservice>,
+}
+
+/// Some of the services, by their place in the list of those that are told.
+pub type Services = BTreeSet<usize>;
+
+/// Who concerns services in a room.
+struct RoomMembers {
+    /// The position behind which the state was not looked at.
+    as_of: i64,
+    /// The joined ones that concern any, and which.
+    members: HashMap<UserId, Services>,
+}
+
+/// Finds which services are concerned.
+pub struct Interest {
+    services: Arc<[ToldService]>,
+    any_aliases: bool,
+    rooms: HashMap<RoomKey, RoomMembers>,
+}
+
+/// What came of a look at a piece of the stream.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// Up to where it was looked.
+    pub upto: i64,
+    /// Whether there is more behind it.
+    pub more: bool,
+    /// Of which events which services are to be told.
+    pub queued: Vec<(ServiceKey, QueuedEvent)>,
+    /// Those services.
+    pub told: Services,
+}
+
+impl Interest {
+    pub fn new(services: Arc<[ToldService]>) -> Self {
+        let any_aliases = services.iter().any(|told| !told.service.aliases.is_empty());
+        Self { services, any_aliases, rooms: HashMap::new() }
+    }
+
+    /// Decides of the next piece of the stream, behind a position. `invites`: whether there may be any of users in rooms that this
+    /// server is not in.
+    pub fn decide(&mut self, db: &Db<'_>, after: i64, invites: bool, now: Millis) -> Result<Decision> {
+        let position = db.snapshot_position()?;
+        let upto = position.min(after + WINDOW);
+        let mut found = BTreeMap::new();
+        for room in db.rooms_moved_after(after)? {
+            self.look_at_room(db, room, (after, upto, position), &mut found)?;
+        }
+        if invites {
+            for row in db.remote_invites_between((after, upto))? {
+                let services = self.of_user(row.user_id.as_str());
+                if let (false, Some(event)) = (services.is_empty(), &row.event) {
+                    found.insert(row.stream, (None, Some(invite_json(&row, event, now)?), services));
+                }
+            }
+        }
+        let mut decision = Decision { upto, more: upto < position, ..Decision::default() };
+        for (stream, (key, json, services)) in found {
+            for number in services {
+                let told = &self.services[number];
+                if stream > told.since {
+                    decision.queued.push((told.key, QueuedEvent { stream, key, json: json.clone() }));
+                    decision.told.insert(number);
+                }
+            }
+        }
+        if self.rooms.len() > ROOMS_MAX {
+            self.rooms.clear();
+        }
+        Ok(decision)
+    }
+
+    /// The services that a user concerns.
+    pub fn of_user(&self, user: &str) -> Services {
+        let Ok(user) = UserId::parse(user) else { return Services::new() };
+        let wants = |(_, told): &(usize, &ToldService)| told.service.wants_user(&user);
+        self.services.iter().enumerate().filter(wants).map(|(number, _)| number).collect()
+    }
+
+    /// The services that a room concerns by its id or an alias.
+    fn of_room(&self, db: &Db<'_>, room: &Room) -> Result<Services> {
+        let aliases = if self.any_aliases { db.aliases_of(&room.room_id)? } else { Vec::new() };
+        let aliases: Vec<RoomAlias> =
+            aliases.iter().filter_map(|alias| RoomAlias::parse(alias).ok()).collect();
+        let wants = |(_, told): &(usize, &ToldService)| {
+            told.service.wants_room(&room.room_id)
+                || aliases.iter().any(|alias| told.service.wants_alias(alias))
+        };
+        Ok(self.services.iter().enumerate().filter(wants).map(|(number, _)| number).collect())
+    }
+
+    /// The services that a room concerns now, by whatever. Asked for what is fleeting there.
+    pub fn of_room_now(&mut self, db: &Db<'_>, room: &Room) -> Result<Services> {
+        let mut services = self.of_room(db, room)?;
+        let current = match self.rooms.get(&room.key) {
+            Some(known) => !db.has_state_changed_after(room.key, known.as_of)?,
+            None => false,
+        };
+        if !current {
+            let (as_of, members) = (db.snapshot_position()?, self.members_now(db, room.key)?);
+            self.rooms.insert(room.key, RoomMembers { as_of, members });
+        }
+        let members = self.rooms.get(&room.key).into_iter().flat_map(|known| known.members.values());
+        members.for_each(|of_member| services.extend(of_member));
+        Ok(services)
+    }
+
+    fn look_at_room(
+        &mut self,
+        db: &Db<'_>,
+        key: RoomKey,
+        (after, upto, position): (i64, i64, i64),
+        found: &mut BTreeMap<i64, (Option<EventKey>, Option<String>, Services)>,
+    ) -> Result<()> {
+        let events = db.live_events_between(key, (after, upto))?;
+        // One that is being deleted concerns nobody.
+        let Some(room) = db.room_with_state(key)? else { return Ok(()) };
+        let of_room = self.of_room(db, &room)?;
+        let known = self.rooms.remove(&key);
+        let mut members = match known {
+            Some(known) if known.as_of <= after => known.members,
+            _ => self.members_as_of(db, key, after, position)?,
+        };
+        for (stream, event) in events {
+            let Some(pdu) = db.find_event(event)?.map(|event| event.pdu) else { continue };
+            let target = pdu.state_key().map(|key| self.of_user(key)).unwrap_or_default();
+            let membership = pdu.membership().filter(|_| !target.is_empty());
+            let user = membership.and_then(|_| UserId::parse(pdu.state_key()?).ok());
+            let mut services = of_room.clone();
+            members.values().for_each(|of_member| services.extend(of_member));
+            services.extend(self.of_user(pdu.sender().as_str()));
+            services.extend(&target);
+            match (membership, user) {
+                (Some(Membership::Join), Some(user)) => drop(members.insert(user, target)),
+                (Some(Membership::Leave | Membership::Ban), Some(user)) => drop(members.remove(&user)),
+                _ => {}
+            }
+            if !services.is_empty() {
+                found.insert(stream, (Some(event), None, services));
+            }
+        }
+        // Resolution may have come to another state than the events say one by one.
+        if upto == position && db.has_state_changed_after(key, after)? {
+            members = self.members_now(db, key)?;
+        }
+        self.rooms.insert(key, RoomMembers { as_of: upto, members });
+        Ok(())
+    }
+
+    /// Who is joined and concerns services.
+    fn members_now(&self, db: &Db<'_>, room: RoomKey) -> Result<HashMap<UserId, Services>> {
+        let members = db.joined_local_users(room)?.into_iter();
+        let concerns = |user: UserId| {
+            let services = self.of_user(user.as_str());
+            (!services.is_empty()).then_some((user, services))
+        };
+        Ok(members.filter_map(concerns).collect())
+    }
+
+    /// Who was so at a position.
+    fn members_as_of(
+        &self,
+        db: &Db<'_>,
+        room: RoomKey,
+        after: i64,
+        position: i64,
+    ) -> Result<HashMap<UserId, Services>> {
+        let mut members = self.members_now(db, room)?;
+        for change in db.state_changes_between(room, after, position)? {
+            if change.event_type != "m.room.member" {
+                continue;
+            }
+            let services = self.of_user(&change.state_key);
+            let Ok(user) = UserId::parse(&change.state_key) else { continue };
+            if services.is_empty() {
+                continue;
+            }
+            let before = change.before.map(|key| db.pdu_by_key(key)).transpose()?;
+            match before.and_then(|pdu| pdu.membership()) {
+                Some(Membership::Join) => drop(members.insert(user, services)),
+                _ => drop(members.remove(&user)),
+            }
+        }
+        Ok(members)
+    }
+}
+
+/// An invite to a room that this server is not in, or what ended it, with what is known of the room.
+fn invite_json(row: &RemoteMembership, event: &Pdu, now: Millis) -> Result<String> {
+    let format = ClientFormat::usual(&row.user_id, None, now);
+    let written = client_format::of_remote_room(&format, event, row.prior())?;
+    let mut event: Value = read(written.get().as_bytes()).map_err(Error::internal)?;
+    if event["content"]["membership"] == "invite" {
+        let shown: Vec<&RawValue> = row.stripped_state.iter().map(|event| &**event).collect();
+        event["unsigned"]["invite_room_state"] = json!(shown);
+    }
+    Ok(event.to_string())
+}
