@@ -1340,7 +1340,7 @@ CREATE TABLE notifications_of_users (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX notifications_of_users_by_stream ON notifications_of_users (stream);
 
--- ===== Application services: what they are still to be told (src/store/appservices.rs) =====
+-- ===== Application services: what they are still to be told (src/store/appservices) =====
 
 -- The services that this server was ever started with. `since`: where the stream was when it was so first; a service is told what
 -- comes behind it. `devices_upto`: up to where it was told whose devices changed. How often in a row it has not taken what it was

@@ -126,22 +126,6 @@ impl Interest {
         Ok(self.services.iter().enumerate().filter(wants).map(|(number, _)| number).collect())
     }
 
-    /// The services that a room concerns now, by whatever. Asked for what is fleeting there.
-    pub fn of_room_now(&mut self, db: &Db<'_>, room: &Room) -> Result<Services> {
-        let mut services = self.of_room(db, room)?;
-        let current = match self.rooms.get(&room.key) {
-            Some(known) => !db.has_state_changed_after(room.key, known.as_of)?,
-            None => false,
-        };
-        if !current {
-            let (as_of, members) = (db.snapshot_position()?, self.members_now(db, room.key)?);
-            self.rooms.insert(room.key, RoomMembers { as_of, members });
-        }
-        let members = self.rooms.get(&room.key).into_iter().flat_map(|known| known.members.values());
-        members.for_each(|of_member| services.extend(of_member));
-        Ok(services)
-    }
-
     fn look_at_room(
         &mut self,
         db: &Db<'_>,
