@@ -7,7 +7,7 @@ use super::admin::{
     devices as user_devices, federation as admin_federation, health, media as admin_media,
     registration_tokens, reports, rooms as admin_rooms, users, whole_server,
 };
-use super::client_server::{accounts, devices, discovery, media, push, rooms, sync, voip};
+use super::client_server::{accounts, appservices, devices, discovery, media, push, rooms, sync, voip};
 use super::rate_limit::Rate;
 use super::route::Handler::{
     Admin, AdminPage, Anyone, MaybeUser, Page, Peer, PeerWaiting, User, UserPage, UserUpload, UserWaiting,
@@ -79,7 +79,13 @@ pub const ROUTES: &[Route] = &[
     get("/.well-known/acme-challenge/{token}", Anyone(discovery::acme_challenge)),
     get("/_matrix/client/versions", Anyone(discovery::versions)),
     get("/_matrix/client/v3/capabilities", User(discovery::capabilities)).guests(),
-    get("/_matrix/client/v3/thirdparty/protocols", User(discovery::third_party_protocols)),
+    get("/_matrix/client/v3/thirdparty/protocols", User(appservices::third_party_protocols)),
+    get("/_matrix/client/v3/thirdparty/protocol/{protocol}", User(appservices::third_party_protocol)),
+    get("/_matrix/client/v3/thirdparty/location", User(appservices::third_party_locations)),
+    get("/_matrix/client/v3/thirdparty/location/{protocol}", User(appservices::third_party_locations)),
+    get("/_matrix/client/v3/thirdparty/user", User(appservices::third_party_users)),
+    get("/_matrix/client/v3/thirdparty/user/{protocol}", User(appservices::third_party_users)),
+    post("/_matrix/client/v1/appservice/{appserviceId}/ping", User(appservices::ping)),
     post("/_matrix/client/v3/register", Anyone(accounts::register::register)).rate(Rate::Register),
     get("/_matrix/client/v3/register/available", Anyone(accounts::register::available)).rate(Rate::Write),
     get(

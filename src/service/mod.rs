@@ -75,6 +75,8 @@ pub struct Homeserver {
     pub push_sender: push::sender::PushSender,
     /// Delivery to application services.
     pub service_sender: appservices::sender::ServiceSender,
+    /// What application services are asked.
+    pub service_queries: appservices::ask::ServiceQueries,
     /// Our signing keys, and other servers'.
     pub key_ring: KeyRing,
     /// Delivery to other servers.
@@ -298,6 +300,7 @@ impl Homeserver {
             federation: Arc::new(federation),
             push_sender,
             service_sender,
+            service_queries: appservices::ask::ServiceQueries::default(),
             key_ring,
             outgoing,
             fetch_limits: events::fetch::limits::FetchLimits::default(),

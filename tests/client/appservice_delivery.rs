@@ -22,6 +22,7 @@ fn bridged(bridge: &Bridge) -> (TestServer, TestUser, TestUser, String) {
     let (alice, ghost) = (server.user("alice"), server.user("irc_bob"));
     let room = alice.create_room_with(json!({ "preset": "public_chat" }));
     ghost.join(&room);
+    bridge.wait_for("events", "the join", |event| event["content"]["membership"] == "join");
     (server, alice, ghost, room)
 }
 
@@ -262,4 +263,218 @@ fn what_was_redacted_meanwhile_is_told_redacted() {
     assert_eq!(told["content"], json!({}));
     assert_eq!(told["unsigned"]["redacted_because"]["type"], "m.room.redaction");
     bridge.wait_for("events", "the redaction", |event| event["redacts"] == regretted);
+}
+
+/// What the service gets by its own token.
+fn by_token(server: &TestServer, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    TestUser::new(server.url(), "@nobody:here", token).request(method, path, body)
+}
+
+#[test]
+fn a_service_pings_itself_by_way_of_the_server_and_is_told_what_came_of_it() {
+    let (bridge, mute) = (Bridge::start("irc"), Bridge::start("mute"));
+    let without_url = mute.yaml("").replace("url: http", "x: http") + "url: null\n";
+    let registrations = [
+        bridge.registration(USERS),
+        doorstep::protocol::appservice::Registration::parse(&without_url).expect("a registration"),
+    ];
+    let server = TestServer::start_with(|config| config.appservices.extend(registrations));
+    let alice = server.user("alice");
+    let path = "/_matrix/client/v1/appservice/irc/ping";
+    let ping = |token: &str, path: &str| {
+        by_token(&server, token, "POST", path, Some(json!({ "transaction_id": "meow" })))
+    };
+    let (status, answer) = ping("as_irc", path);
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer["duration_ms"].is_u64());
+    let asked = bridge.asked().pop().expect("it was asked");
+    assert_eq!((asked.method.as_str(), asked.target.as_str()), ("POST", "/_matrix/app/v1/ping"));
+    assert_eq!(
+        (asked.authorization.as_str(), asked.body),
+        ("Bearer hs_irc", json!({ "transaction_id": "meow" }))
+    );
+    bridge.answer(BridgeAnswer::Json(403, json!({ "errcode": "M_FORBIDDEN" })));
+    let (status, answer) = ping("as_irc", path);
+    assert_eq!((status, &answer["errcode"], &answer["status"]), (502, &json!("M_BAD_STATUS"), &json!(403)));
+    assert_eq!(answer["body"], r#"{"errcode":"M_FORBIDDEN"}"#);
+    bridge.answer(BridgeAnswer::Silence);
+    let (status, answer) = ping("as_irc", path);
+    assert_eq!((status, &answer["errcode"]), (502, &json!("M_CONNECTION_FAILED")));
+    let (status, answer) = ping("as_mute", "/_matrix/client/v1/appservice/mute/ping");
+    assert_eq!((status, &answer["errcode"]), (400, &json!("M_URL_NOT_SET")));
+    for token in [alice.token(), "as_mute"] {
+        let (status, answer) = ping(token, path);
+        assert_eq!((status, &answer["errcode"]), (403, &json!("M_FORBIDDEN")));
+    }
+    assert_eq!(ping("nonsense", path).0, 401);
+}
+
+#[test]
+fn what_a_service_could_not_be_sent_is_tried_again_once_it_says_that_it_is_there() {
+    let bridge = Bridge::start("irc");
+    let (server, alice, _ghost, room) = bridged(&bridge);
+    bridge.answer(down());
+    alice.send(&room, "one");
+    bridge.wait_for_message("one");
+    server.advance(Duration::from_secs(2));
+    wait_until("it is tried again", || bridge.transactions().len() > 2);
+    bridge.answer(BridgeAnswer::Json(200, json!({})));
+    let path = "/_matrix/client/v1/appservice/irc/ping";
+    assert_eq!(by_token(&server, "as_irc", "POST", path, Some(json!({}))).0, 200);
+    alice.send(&room, "two");
+    bridge.wait_for_message("two");
+}
+
+#[test]
+fn a_user_or_an_alias_that_is_asked_for_is_made_by_the_service_that_may() {
+    let bridge = Bridge::start("irc");
+    let spaces = "namespaces: {users: [{regex: '@irc_', exclusive: true}], aliases: [{regex: '#irc_', exclusive: true}]}";
+    let server = with(&bridge, spaces);
+    let alice = server.user("alice");
+    let (url, name) = (server.url().to_owned(), server.name().to_owned());
+    bridge.answer_by(move |asked| {
+        let service = TestUser::new(&url, "@ircbot:here", "as_irc");
+        let done = match asked.target.strip_prefix("/_matrix/app/v1/") {
+            Some(rest) if rest.starts_with("users/%40irc_bob") => {
+                let made = json!({ "type": "m.login.application_service", "username": "irc_bob", "inhibit_login": true });
+                service.request("POST", "/_matrix/client/v3/register", Some(made)).0 == 200
+            }
+            Some(rest) if rest.starts_with("rooms/%23irc_x") => {
+                let made = json!({ "preset": "public_chat", "room_alias_name": "irc_x" });
+                service.request("POST", "/_matrix/client/v3/createRoom", Some(made)).0 == 200
+            }
+            Some(rest) if rest.starts_with("transactions/") => true,
+            _ => false,
+        };
+        let answer = if done { (200, json!({})) } else { (404, json!({ "errcode": "M_NOT_FOUND" })) };
+        BridgeAnswer::Json(answer.0, answer.1)
+    });
+    let ghost = format!("@irc_bob:{name}");
+    let room = alice.create_room();
+    let profile = |localpart: &str| {
+        alice.request("GET", &format!("/_matrix/client/v3/profile/@{localpart}:{name}"), None).0
+    };
+    assert_eq!(profile("irc_nobody"), 404);
+    alice.invite(&room, &ghost);
+    assert_eq!(profile("irc_bob"), 200);
+    let joined = alice.request("POST", &format!("/_matrix/client/v3/join/%23irc_x:{name}"), Some(json!({})));
+    assert_eq!(joined.0, 200, "{}", joined.1);
+    let asked = |what: &str| bridge.asked().iter().filter(|asked| asked.target.contains(what)).count();
+    // Who is not there is asked for once, at both paths, and not again for a while; who is in no namespace never.
+    assert_eq!(profile("irc_nobody"), 404);
+    assert_eq!(profile("nobody"), 404);
+    assert_eq!((asked("%40irc_nobody"), asked("%40irc_bob"), asked("%40nobody")), (2, 1, 0));
+}
+
+#[test]
+fn networks_are_told_of_as_the_services_that_bridge_to_them_say() {
+    let (one, two) = (Bridge::start("one"), Bridge::start("two"));
+    let registrations = [one.registration("protocols: [irc]"), two.registration("protocols: [irc, xmpp]")];
+    let server = TestServer::start_with(|config| config.appservices.extend(registrations));
+    let alice = server.user("alice");
+    for (bridge, network) in [(&one, "libera"), (&two, "oftc")] {
+        bridge.answer_by(move |asked| match asked.target.strip_prefix("/_matrix/app/v1/thirdparty/") {
+            Some("protocol/irc") => BridgeAnswer::Json(
+                200,
+                json!({ "user_fields": [], "location_fields": ["channel"], "icon": "mxc://a/b", "field_types": {},
+                    "instances": [{ "desc": network, "fields": {}, "network_id": network }] }),
+            ),
+            Some("location/irc?channel=%23a%20b") => BridgeAnswer::Json(
+                200,
+                json!([{ "alias": format!("#{network}:here"), "protocol": "irc", "fields": { "channel": "#a b" } }, 7]),
+            ),
+            Some(rest) if rest.starts_with("user?userid=") => BridgeAnswer::Json(200, json!([])),
+            _ => BridgeAnswer::Json(404, json!({ "errcode": "M_NOT_FOUND" })),
+        });
+    }
+    let v3 = "/_matrix/client/v3/thirdparty";
+    let all = alice.get(&format!("{v3}/protocols"));
+    assert_eq!(
+        all.as_object().map(|all| all.keys().cloned().collect::<Vec<_>>()),
+        Some(vec!["irc".to_owned()])
+    );
+    let irc = alice.get(&format!("{v3}/protocol/irc"));
+    assert_eq!(irc, all["irc"]);
+    let instances: Vec<_> =
+        irc["instances"].as_array().expect("a list").iter().map(|of| of["instance_id"].clone()).collect();
+    assert_eq!(instances, [json!("one|libera"), json!("two|oftc")]);
+    let found = alice.get(&format!("{v3}/location/irc?channel=%23a%20b"));
+    assert_eq!(found.as_array().map(Vec::len), Some(2));
+    for none in ["protocol/other", "location/xmpp", "location/irc?channel=x", "user?userid=%40a:b"] {
+        assert_eq!(alice.request("GET", &format!("{v3}/{none}"), None).0, 404, "{none}");
+    }
+    assert_eq!(alice.request("GET", &format!("{v3}/user"), None).0, 400);
+    assert!(
+        one.asked().iter().chain(&two.asked()).all(|asked| asked.authorization.starts_with("Bearer hs_"))
+    );
+}
+
+#[test]
+fn a_service_that_wants_to_hears_who_types_who_has_read_and_who_is_there() {
+    let (bridge, deaf) = (Bridge::start("irc"), Bridge::start("deaf"));
+    let registrations =
+        [bridge.registration(&format!("receive_ephemeral: true\n{USERS}")), deaf.registration(USERS)];
+    let server = TestServer::start_with(|config| config.appservices.extend(registrations));
+    let (alice, ghost) = (server.user("alice"), server.user("irc_bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+    ghost.join(&room);
+    let said = alice.send(&room, "hello");
+    bridge.wait_for_message("hello");
+    let typing = format!("/_matrix/client/v3/rooms/{room}/typing/{}", alice.id());
+    alice.put(&typing, json!({ "typing": true, "timeout": 30000 }));
+    let told = bridge
+        .wait_for("ephemeral", "who types", |event| event["content"]["user_ids"] == json!([alice.id()]));
+    assert_eq!((&told["type"], told["room_id"].as_str()), (&json!("m.typing"), Some(&*room)));
+    for (user, kind) in [(&alice, "m.read.private"), (&ghost, "m.read.private"), (&alice, "m.read")] {
+        user.post(&format!("/_matrix/client/v3/rooms/{room}/receipt/{kind}/{said}"), json!({}));
+    }
+    let read = |kind: &str, user: &TestUser| {
+        let (kind, user, said) = (kind.to_owned(), user.id().to_owned(), said.clone());
+        move |event: &Value| event["content"][&said][&kind][&user]["ts"].is_i64()
+    };
+    let told = bridge.wait_for("ephemeral", "what alice has read", read("m.read", &alice));
+    assert_eq!((&told["type"], told["room_id"].as_str()), (&json!("m.receipt"), Some(&*room)));
+    bridge.wait_for("ephemeral", "what its own user has read", read("m.read.private", &ghost));
+    let private = read("m.read.private", &alice);
+    assert!(
+        !bridge.told("ephemeral").iter().any(private),
+        "what alice reads in private is nobody's business"
+    );
+    let presence = format!("/_matrix/client/v3/presence/{}/status", alice.id());
+    alice.put(&presence, json!({ "presence": "unavailable", "status_msg": "out" }));
+    let told =
+        bridge.wait_for("ephemeral", "where alice is", |event| event["content"]["status_msg"] == "out");
+    assert_eq!((&told["type"], told["sender"].as_str()), (&json!("m.presence"), Some(alice.id())));
+    assert!(deaf.told("ephemeral").is_empty());
+}
+
+#[test]
+fn messages_to_devices_of_a_services_users_wait_until_it_has_taken_them() {
+    let bridge = Bridge::start("irc");
+    let more = format!("receive_ephemeral: true\norg.matrix.msc3202: true\n{USERS}");
+    let mut server = with(&bridge, &more);
+    let alice = server.user("alice");
+    let bot = format!("@ircbot:{}", server.name());
+    let device = "/_matrix/client/v3/devices/DEV?user_id=".to_owned() + &bot;
+    let (status, made) =
+        by_token(&server, "as_irc", "PUT", &device, Some(json!({ "display_name": "bridge" })));
+    assert!(status < 300, "{made}");
+    bridge.answer(down());
+    let send = |number: usize| {
+        let path = format!("/_matrix/client/v3/sendToDevice/m.x/{number}");
+        alice.put(&path, json!({ "messages": { &bot: { "DEV": { "n": number } } } }));
+    };
+    (0..3).for_each(send);
+    wait_until("it is tried", || !bridge.transactions().is_empty());
+    server.restart();
+    bridge.answer(BridgeAnswer::Json(200, json!({})));
+    let key = "de.sorunome.msc2409.to_device";
+    server.advance(Duration::from_secs(1000));
+    bridge.wait_for(key, "the last message", |message| message["content"]["n"] == 2);
+    let told = bridge.told(key);
+    let numbers: Vec<_> = told.iter().map(|message| message["content"]["n"].clone()).collect();
+    assert_eq!(numbers, [0, 1, 2].map(|number| json!(number)));
+    assert!(told.iter().all(|message| {
+        message["to_user_id"] == *bot && message["to_device_id"] == "DEV" && message["sender"] == alice.id()
+    }));
 }

@@ -140,8 +140,9 @@ fn serve(stream: TcpStream, script: &Mutex<Script>, asked: &Mutex<Vec<BridgeRequ
     let Ok(mut out) = stream.try_clone() else { return };
     let mut input = BufReader::new(stream);
     while let Some(request) = read_request(&mut input) {
-        asked.lock().expect("no test panics here").push(request.clone());
+        // In this order: whoever has seen that it was asked changes only what comes later.
         let script = script.lock().expect("no test panics here").clone();
+        asked.lock().expect("no test panics here").push(request.clone());
         let answer = (script.lock().expect("no test panics here"))(&request);
         let done = match answer {
             BridgeAnswer::Json(status, body) => write_json(&mut out, status, &body),

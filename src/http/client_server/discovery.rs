@@ -85,16 +85,6 @@ pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
     Ok(Reply::json(&json!({ "capabilities": capabilities })))
 }
 
-/// `GET /_matrix/client/v3/thirdparty/protocols`: which other networks are bridged to. None is, since there are no application
-/// services here; some clients ask when they start.
-pub fn third_party_protocols(
-    _hs: &Arc<Homeserver>,
-    _request: &Request,
-    _requester: &Requester,
-) -> Result<Reply> {
-    Ok(Reply::empty())
-}
-
 /// `GET /.well-known/matrix/client`
 pub fn well_known_client(hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
     let mut body = json!({ "m.homeserver": { "base_url": hs.config.public_url } });

@@ -3,6 +3,7 @@
 //! The folders are the subjects of `service/`; the files in them are named as the specification's sections are.
 
 pub mod accounts;
+pub mod appservices;
 pub mod devices;
 pub mod discovery;
 pub mod media;

@@ -236,6 +236,11 @@ impl Request {
         self.query.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
+    /// All query parameters, decoded, in the order sent.
+    pub fn query_pairs(&self) -> &[(String, String)] {
+        &self.query
+    }
+
     /// All query parameters of this name, decoded, in the order sent (`via`, `server_name`, `ver`).
     pub fn query_all<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r str> {
         self.query.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())

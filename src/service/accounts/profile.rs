@@ -31,8 +31,17 @@ impl Accounts<'_> {
         }
     }
 
-    /// The whole profile of a local user. Errors: 404 `M_NOT_FOUND`.
+    /// The whole profile of a local user, whom an application service may make now. Errors: 404 `M_NOT_FOUND`.
     pub fn own_profile(&self, user: &UserId) -> Result<Map<String, Value>> {
+        match self.known_profile(user) {
+            Err(e) if e.errcode() == ErrCode::NotFound && self.ask_services_for_user(user) => {
+                self.known_profile(user)
+            }
+            known => known,
+        }
+    }
+
+    fn known_profile(&self, user: &UserId) -> Result<Map<String, Value>> {
         self.store.read(|db| {
             if !db.is_active_user(user)? {
                 return Err(Error::not_found("Profile not found"));

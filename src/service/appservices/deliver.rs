@@ -1,21 +1,26 @@
 //! The transaction that a service is sent: made of what waits for it, written down with its id before it is first sent, and sent
 //! as it is until the service has taken it. Only then there is a next one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::interest::ToldService;
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::appservices::ServiceRequest;
+use crate::protocol::UserId;
+use crate::protocol::json::parse_object;
 use crate::service::Homeserver;
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::client_format::{self, ClientFormat, Json};
-use crate::store::Db;
+use crate::service::sync::device_lists_between;
 use crate::store::appservices::queue::{QueuedEvent, ServiceTransaction, Withdrawn};
+use crate::store::{Db, Tx};
 
 /// Pauses of a service that does not take what it is sent.
 pub(in crate::service) const PAUSES: Backoff = Backoff::doubling(2_000, 512_000);
@@ -23,6 +28,10 @@ pub(in crate::service) const PAUSES: Backoff = Backoff::doubling(2_000, 512_000)
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Events of one transaction.
 const EVENTS_MAX: usize = 100;
+/// Messages to devices of one transaction.
+const MESSAGES_MAX: usize = 100;
+/// Of so many devices of a service's users it is told how many keys they have left.
+const DEVICES_MAX: usize = 100;
 /// Behind so many bytes a transaction gets no further event.
 const BODY_BYTES_MAX: usize = 4 << 20;
 
@@ -38,7 +47,13 @@ pub(super) enum Delivery {
 }
 
 /// Sends a service the transaction that it has not taken yet, or the next one. `forced`: also if that is put off.
-pub(super) fn deliver(hs: &Homeserver, told: &ToldService, forced: bool) -> Result<Delivery> {
+/// `ephemeral`: what is fleeting and goes with the next one.
+pub(super) fn deliver(
+    hs: &Homeserver,
+    told: &ToldService,
+    forced: bool,
+    ephemeral: impl FnOnce() -> Vec<Value>,
+) -> Result<Delivery> {
     let now = hs.clock.now_ms();
     let (row, begun) =
         hs.store.read(|db| Ok((db.appservice(told.key)?, db.appservice_transaction(told.key)?)))?;
@@ -46,7 +61,11 @@ pub(super) fn deliver(hs: &Homeserver, told: &ToldService, forced: bool) -> Resu
     if !forced && row.due_ms.is_some_and(|due| due > now) {
         return Ok(Delivery::PutOff);
     }
-    let Some(transaction) = begun.map_or_else(|| begin(hs, told, now), |begun| Ok(Some(begun)))? else {
+    let transaction = match begun {
+        Some(begun) => Some(begun),
+        None => begin(hs, told, &ephemeral(), now)?,
+    };
+    let Some(transaction) = transaction else {
         return Ok(Delivery::Nothing);
     };
     let ServiceTransaction { txn_id, body, .. } = transaction;
@@ -79,17 +98,67 @@ pub(super) fn deliver(hs: &Homeserver, told: &ToldService, forced: bool) -> Resu
 }
 
 /// What goes into a transaction.
+#[derive(Default)]
 struct Contents {
     events: Vec<Json>,
+    to_device: Vec<Json>,
+    encryption: Option<Encryption>,
     withdrawn: Withdrawn,
 }
 
-/// Makes the next transaction, if there is anything for it.
-fn begin(hs: &Homeserver, told: &ToldService, now: Millis) -> Result<Option<ServiceTransaction>> {
+/// What end-to-end encryption of a service's users takes (MSC3202).
+struct Encryption {
+    device_lists: DeviceLists,
+    one_time_keys: BTreeMap<UserId, BTreeMap<String, BTreeMap<String, u64>>>,
+    fallback_keys: BTreeMap<UserId, BTreeMap<String, Vec<String>>>,
+}
+
+/// Whose keys are to be looked at anew, and whose no more.
+#[derive(Default, Serialize)]
+struct DeviceLists {
+    changed: BTreeSet<UserId>,
+    left: BTreeSet<UserId>,
+}
+
+/// The body of a transaction, under the names that services know.
+#[derive(Serialize)]
+struct Body<'b> {
+    events: &'b [Json],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ephemeral: &'b [Value],
+    #[serde(rename = "de.sorunome.msc2409.ephemeral", skip_serializing_if = "<[_]>::is_empty")]
+    older_ephemeral: &'b [Value],
+    #[serde(rename = "de.sorunome.msc2409.to_device", skip_serializing_if = "<[_]>::is_empty")]
+    to_device: &'b [Json],
+    #[serde(rename = "org.matrix.msc3202.device_lists", skip_serializing_if = "Option::is_none")]
+    device_lists: Option<&'b DeviceLists>,
+    #[serde(
+        rename = "org.matrix.msc3202.device_one_time_keys_count",
+        skip_serializing_if = "Option::is_none"
+    )]
+    one_time_keys: Option<&'b BTreeMap<UserId, BTreeMap<String, BTreeMap<String, u64>>>>,
+    #[serde(
+        rename = "org.matrix.msc3202.device_unused_fallback_key_types",
+        skip_serializing_if = "Option::is_none"
+    )]
+    fallback_keys: Option<&'b BTreeMap<UserId, BTreeMap<String, Vec<String>>>>,
+}
+
+/// Makes the next transaction, if there is anything for the service: `ephemeral` too, which it is worth no wait for the disk.
+fn begin(
+    hs: &Homeserver,
+    told: &ToldService,
+    ephemeral: &[Value],
+    now: Millis,
+) -> Result<Option<ServiceTransaction>> {
     loop {
-        let Contents { events, withdrawn } = hs.store.read(|db| contents(db, told, now))?;
-        let (key, count) = (told.key, events.len());
-        if events.is_empty() {
+        let Contents { events, to_device, encryption, withdrawn } =
+            hs.store.read(|db| contents(db, told, now))?;
+        let key = told.key;
+        let device_lists = encryption.as_ref().map(|encryption| &encryption.device_lists);
+        let device_lists = device_lists.filter(|lists| !lists.changed.is_empty() || !lists.left.is_empty());
+        let lasts = !events.is_empty() || !to_device.is_empty() || device_lists.is_some();
+        if !lasts && ephemeral.is_empty() {
             // What waited may be gone with its room.
             if withdrawn.events_upto == 0 {
                 return Ok(None);
@@ -97,24 +166,28 @@ fn begin(hs: &Homeserver, told: &ToldService, now: Millis) -> Result<Option<Serv
             hs.store.write_lightly(move |tx| tx.withdraw_for_appservice(key, &withdrawn))?;
             continue;
         }
-        let body = serde_json::to_string(&Body { events }).map_err(Error::internal)?;
-        let txn_id = hs.store.write({
-            let body = body.clone();
-            move |tx| tx.begin_appservice_transaction(key, (count, &body), &withdrawn, now)
-        })?;
+        let body = Body {
+            events: &events,
+            ephemeral,
+            older_ephemeral: ephemeral,
+            to_device: &to_device,
+            device_lists,
+            one_time_keys: encryption.as_ref().map(|encryption| &encryption.one_time_keys),
+            fallback_keys: encryption.as_ref().map(|encryption| &encryption.fallback_keys),
+        };
+        let body = serde_json::to_string(&body).map_err(Error::internal)?;
+        let (count, written) = (events.len(), body.clone());
+        let begin =
+            move |tx: &mut Tx<'_>| tx.begin_appservice_transaction(key, (count, &written), &withdrawn, now);
+        let txn_id = if lasts { hs.store.write(begin)? } else { hs.store.write_lightly(begin)? };
         return Ok(Some(ServiceTransaction { txn_id, events: count, body }));
     }
-}
-
-/// The body of a transaction.
-#[derive(Serialize)]
-struct Body {
-    events: Vec<Json>,
 }
 
 fn contents(db: &Db<'_>, told: &ToldService, now: Millis) -> Result<Contents> {
     let (mut events, mut bytes) = (Vec::new(), 0);
     let mut withdrawn = Withdrawn::default();
+    let service = &told.service;
     for queued in db.appservice_events(told.key, EVENTS_MAX)? {
         if bytes > BODY_BYTES_MAX {
             break;
@@ -124,7 +197,54 @@ fn contents(db: &Db<'_>, told: &ToldService, now: Millis) -> Result<Contents> {
         bytes += event.get().len();
         events.push(event);
     }
-    Ok(Contents { events, withdrawn })
+    let to_device = match service.receive_ephemeral || service.msc3202 {
+        true => messages(db, &service.id, &mut withdrawn)?,
+        false => Vec::new(),
+    };
+    let encryption = match service.msc3202 {
+        true => Some(encryption(db, told, &mut withdrawn)?),
+        false => None,
+    };
+    Ok(Contents { events, to_device, encryption, withdrawn })
+}
+
+/// Messages to devices of the service's users, each with whom it is for (MSC4203).
+fn messages(db: &Db<'_>, id: &str, withdrawn: &mut Withdrawn) -> Result<Vec<Json>> {
+    let (mut messages, mut upto) = (Vec::new(), BTreeMap::new());
+    for waiting in db.to_device_of_service(id, MESSAGES_MAX)? {
+        let mut message = parse_object(waiting.message.as_bytes())?;
+        message.insert("to_user_id".to_owned(), waiting.user_id.into());
+        message.insert("to_device_id".to_owned(), waiting.device_id.into());
+        messages.push(to_raw_value(&message).map_err(Error::internal)?);
+        upto.insert(waiting.line, waiting.stream);
+    }
+    withdrawn.messages = upto.into_iter().collect();
+    Ok(messages)
+}
+
+fn encryption(db: &Db<'_>, told: &ToldService, withdrawn: &mut Withdrawn) -> Result<Encryption> {
+    let position = db.snapshot_position()?;
+    let since = db.appservice(told.key)?.map_or(position, |row| row.devices_upto);
+    let mut found = Encryption {
+        device_lists: DeviceLists::default(),
+        one_time_keys: BTreeMap::new(),
+        fallback_keys: BTreeMap::new(),
+    };
+    for (user, device) in db.devices_of_service(&told.service.id, DEVICES_MAX)? {
+        let counts = db.one_time_key_counts(&user, &device)?;
+        let unused = db.unused_fallback_key_types(&user, &device)?;
+        if !found.one_time_keys.contains_key(&user) {
+            let lists = device_lists_between(db, &user, since, position, None)?;
+            found.device_lists.changed.extend(lists.changed);
+            found.device_lists.left.extend(lists.left);
+        }
+        found.one_time_keys.entry(user.clone()).or_default().insert(device.clone(), counts);
+        found.fallback_keys.entry(user).or_default().insert(device, unused);
+    }
+    let DeviceLists { changed, left } = &mut found.device_lists;
+    left.retain(|user| !changed.contains(user));
+    withdrawn.devices_upto = Some(position);
+    Ok(found)
 }
 
 /// An event as it stands now. None: it is gone, with its room.

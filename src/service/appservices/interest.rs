@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
@@ -17,7 +17,9 @@ use crate::protocol::json::read;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::RemoteMembership;
 use crate::protocol::{Pdu, RoomAlias, UserId};
+use crate::service::outgoing::presence::ToldPresence;
 use crate::service::rooms::client_format::{self, ClientFormat};
+use crate::service::sync::by_thread;
 use crate::store::appservices::queue::{QueuedEvent, ServiceKey};
 use crate::store::{Db, EventKey, Room, RoomKey};
 
@@ -25,6 +27,11 @@ use crate::store::{Db, EventKey, Room, RoomKey};
 const ROOMS_MAX: usize = 2000;
 /// So many positions of the stream are looked at together.
 const WINDOW: i64 = 500;
+/// Of one room so many receipts that came at once are told, and so many users' presence.
+const RECEIPTS_MAX: usize = 1000;
+const PRESENCES_MAX: usize = 200;
+/// In so many rooms of a user is looked whether a service sees their presence there.
+const PRESENCE_ROOMS_MAX: usize = 100;
 
 /// A service that is told what concerns it.
 #[derive(Debug, Clone)]
@@ -52,6 +59,8 @@ struct RoomMembers {
 pub struct Interest {
     services: Arc<[ToldService]>,
     any_aliases: bool,
+    /// Those that want to hear of what is fleeting.
+    ephemeral: Services,
     rooms: HashMap<RoomKey, RoomMembers>,
 }
 
@@ -66,12 +75,16 @@ pub struct Decision {
     pub queued: Vec<(ServiceKey, QueuedEvent)>,
     /// Those services.
     pub told: Services,
+    /// What is fleeting, for whom.
+    pub ephemeral: Vec<(usize, Value)>,
 }
 
 impl Interest {
     pub fn new(services: Arc<[ToldService]>) -> Self {
         let any_aliases = services.iter().any(|told| !told.service.aliases.is_empty());
-        Self { services, any_aliases, rooms: HashMap::new() }
+        let wants = |(_, told): &(usize, &ToldService)| told.service.receive_ephemeral;
+        let ephemeral = services.iter().enumerate().filter(wants).map(|(number, _)| number).collect();
+        Self { services, any_aliases, ephemeral, rooms: HashMap::new() }
     }
 
     /// Decides of the next piece of the stream, behind a position. `invites`: whether there may be any of users in rooms that this
@@ -101,6 +114,10 @@ impl Interest {
                 }
             }
         }
+        if !decision.more && !self.ephemeral.is_empty() {
+            // Of what is long past nobody wants to hear.
+            decision.ephemeral = self.fleeting(db, (after, upto), now)?;
+        }
         if self.rooms.len() > ROOMS_MAX {
             self.rooms.clear();
         }
@@ -124,6 +141,78 @@ impl Interest {
                 || aliases.iter().any(|alias| told.service.wants_alias(alias))
         };
         Ok(self.services.iter().enumerate().filter(wants).map(|(number, _)| number).collect())
+    }
+
+    /// The services that a room concerns now, by whatever. Asked for what is fleeting there.
+    pub fn of_room_now(&mut self, db: &Db<'_>, room: &Room) -> Result<Services> {
+        let mut services = self.of_room(db, room)?;
+        let current = match self.rooms.get(&room.key) {
+            Some(known) => !db.has_state_changed_after(room.key, known.as_of)?,
+            None => false,
+        };
+        if !current {
+            let (as_of, members) = (db.snapshot_position()?, self.members_now(db, room.key)?);
+            self.rooms.insert(room.key, RoomMembers { as_of, members });
+        }
+        let members = self.rooms.get(&room.key).into_iter().flat_map(|known| known.members.values());
+        members.for_each(|of_member| services.extend(of_member));
+        Ok(services)
+    }
+
+    /// What is fleeting and came at positions in `(after, upto]`: "under the same rules as regular events".
+    fn fleeting(
+        &mut self,
+        db: &Db<'_>,
+        (after, upto): (i64, i64),
+        now: Millis,
+    ) -> Result<Vec<(usize, Value)>> {
+        let mut found = Vec::new();
+        for key in db.rooms_with_ephemeral_after(after)? {
+            let (Some(room), Some((_, typing))) = (db.room_with_state(key)?, db.ephemeral_change(key)?)
+            else {
+                continue;
+            };
+            let services = self.of_room_now(db, &room)?;
+            let services: Services = services.intersection(&self.ephemeral).copied().collect();
+            if services.is_empty() {
+                continue;
+            }
+            let mut events = Vec::new();
+            if typing > after {
+                events.push(json!({ "type": "m.typing", "content": { "user_ids": db.typing_users(key)? } }));
+            }
+            let receipts = db.public_receipts_between(key, (after, upto), RECEIPTS_MAX)?;
+            events.extend(by_thread(receipts).into_iter().map(receipts_event));
+            let private = db.private_receipts_between(key, (after, upto), RECEIPTS_MAX)?;
+            for number in services {
+                let mut of_own = private.clone();
+                of_own.retain(|receipt| self.of_user(&receipt.user_id).contains(&number));
+                let of_own = by_thread(of_own).into_iter().map(receipts_event);
+                for mut event in events.iter().cloned().chain(of_own) {
+                    event["room_id"] = room.room_id.as_str().into();
+                    found.push((number, event));
+                }
+            }
+        }
+        for (user, presence) in db.presence_between(after, upto, PRESENCES_MAX)? {
+            for number in self.who_sees(db, &user)? {
+                let content = ToldPresence::new(&presence, now);
+                found.push((number, json!({ "type": "m.presence", "sender": user, "content": content })));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The services that hear of a user's presence: "a user an application service shares a room with, or matching one of the
+    /// application service's namespaces".
+    fn who_sees(&mut self, db: &Db<'_>, user: &UserId) -> Result<Services> {
+        let mut services = self.of_user(user.as_str());
+        for key in db.some_joined_rooms(user, PRESENCE_ROOMS_MAX)? {
+            if let Some(room) = db.room_with_state(key)? {
+                services.extend(self.of_room_now(db, &room)?);
+            }
+        }
+        Ok(services.intersection(&self.ephemeral).copied().collect())
     }
 
     fn look_at_room(
@@ -204,6 +293,10 @@ impl Interest {
         }
         Ok(members)
     }
+}
+
+fn receipts_event(content: Map<String, Value>) -> Value {
+    json!({ "type": "m.receipt", "content": content })
 }
 
 /// An invite to a room that this server is not in, or what ended it, with what is known of the room.

@@ -1,12 +1,15 @@
 //! Application services: bridges and bots that speak for users of their own (application service API). What a registration
 //! says is read in [`crate::protocol::appservice`]; how users are made and logged in is in `accounts/`.
 //!
+//! - `ask`: what they are asked; `third_party`: the networks that they bridge to.
 //! - `interest`: which services an event concerns; `sender`: the threads by which they are told; `deliver`: the transaction
 //!   that each is sent.
 
+pub mod ask;
 mod deliver;
 mod interest;
 pub mod sender;
+pub mod third_party;
 
 use std::sync::Arc;
 

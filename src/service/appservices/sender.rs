@@ -5,11 +5,13 @@
 //! while it is being sent something, so that one that hangs holds up nobody. What a service does not take is tried again after
 //! pauses, at the time that its row names to the timer.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use super::deliver::{Delivery, deliver};
 use super::interest::{Interest, Services, ToldService};
@@ -28,6 +30,8 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// After so long what failed on this server is tried again.
 const AFTER_OWN_FAILURE: Duration = Duration::from_secs(5);
 const AFTER_OWN_FAILURE_MS: Millis = 5_000;
+/// Of what is fleeting so much waits for a service, and goes with one transaction.
+const EPHEMERAL_MAX: usize = 100;
 /// A position that moved no further is not written for that alone.
 const UNWRITTEN_POSITIONS_MAX: i64 = 1000;
 
@@ -48,7 +52,7 @@ struct SenderShared {
 struct SenderState {
     homeserver: Weak<Homeserver>,
     services: Arc<[ToldService]>,
-    lines: Vec<Line>,
+    activities: Vec<ServiceActivity>,
     /// Something happened since the last look at the stream.
     moved: bool,
     /// To whom, beside what happened in rooms.
@@ -59,7 +63,7 @@ struct SenderState {
 
 /// What is going on with one service.
 #[derive(Default)]
-struct Line {
+struct ServiceActivity {
     /// A thread is at it.
     busy: bool,
     /// Something came meanwhile.
@@ -68,6 +72,9 @@ struct Line {
     forced: bool,
     /// Something failed on this server.
     stuck: bool,
+    /// It has not taken what it was sent last: what is fleeting is not kept for it.
+    down: bool,
+    ephemeral: VecDeque<Value>,
 }
 
 impl ServiceSender {
@@ -97,7 +104,7 @@ impl ServiceSender {
         let services: Arc<[ToldService]> = rows.into_iter().zip(told()).map(of).collect();
         let mut state = lock(&self.0.state);
         state.homeserver = Arc::downgrade(homeserver);
-        state.lines.resize_with(services.len(), Line::default);
+        state.activities.resize_with(services.len(), ServiceActivity::default);
         state.moved = true;
         state.services = Arc::clone(&services);
         self.0.any.store(true, Ordering::Relaxed);
@@ -157,9 +164,9 @@ impl ServiceSender {
             })?;
         }
         let mut state = lock(&self.0.state);
-        for number in 0..state.lines.len() {
+        for number in 0..state.activities.len() {
             let is_due = due.contains(&state.services[number].key);
-            if std::mem::take(&mut state.lines[number].stuck) || is_due {
+            if std::mem::take(&mut state.activities[number].stuck) || is_due {
                 self.poke(&mut state, number, false);
             }
         }
@@ -188,17 +195,17 @@ impl ServiceSender {
 
     /// Has a service looked after.
     fn poke(&self, state: &mut SenderState, number: usize, forced: bool) {
-        let Some(line) = state.lines.get_mut(number).filter(|_| !state.stopping) else { return };
-        line.again = true;
-        line.forced |= forced;
-        if std::mem::replace(&mut line.busy, true) {
+        let Some(activity) = state.activities.get_mut(number).filter(|_| !state.stopping) else { return };
+        activity.again = true;
+        activity.forced |= forced;
+        if std::mem::replace(&mut activity.busy, true) {
             return;
         }
         let sender = self.clone();
         if let Err(error) = self.spawn(state, "service", move || sender.work(number)) {
             log::warn!("no thread for an application service yet: {error}");
-            let line = &mut state.lines[number];
-            (line.busy, line.stuck) = (false, true);
+            let activity = &mut state.activities[number];
+            (activity.busy, activity.stuck) = (false, true);
         }
     }
 
@@ -222,7 +229,10 @@ impl ServiceSender {
             let Some(hs) = hs else { return };
             invites |= !users.is_empty();
             match self.decide_all(&hs, &mut interest, invites, (&mut at, &mut written)) {
-                Ok(()) => invites = false,
+                Ok(()) => {
+                    invites = false;
+                    self.poke_for_devices(&interest, &users);
+                }
                 Err(error) => {
                     log::log!(
                         error.level(log::Level::Error),
@@ -261,11 +271,44 @@ impl ServiceSender {
                 *written = upto;
             }
             *at = upto;
+            self.keep_ephemeral(decision.ephemeral);
             self.poke_all(&decision.told);
             if !decision.more || self.is_stopping() {
                 return Ok(());
             }
         }
+    }
+
+    /// Keeps what is fleeting until the next transaction, if the service is there.
+    fn keep_ephemeral(&self, ephemeral: Vec<(usize, Value)>) {
+        let mut state = lock(&self.0.state);
+        for (number, event) in ephemeral {
+            let activity = &mut state.activities[number];
+            if activity.down {
+                continue;
+            }
+            if activity.ephemeral.len() >= EPHEMERAL_MAX {
+                activity.ephemeral.pop_front();
+            }
+            activity.ephemeral.push_back(event);
+            self.poke(&mut state, number, false);
+        }
+    }
+
+    fn take_ephemeral(&self, number: usize) -> Vec<Value> {
+        std::mem::take(&mut lock(&self.0.state).activities[number].ephemeral).into()
+    }
+
+    /// The services whose users' devices may have got something.
+    fn poke_for_devices(&self, interest: &Interest, users: &HashSet<UserId>) {
+        let mut concerned = Services::new();
+        users.iter().for_each(|user| concerned.extend(interest.of_user(user.as_str())));
+        let services = Arc::clone(&lock(&self.0.state).services);
+        concerned.retain(|number| {
+            let service = &services[*number].service;
+            service.receive_ephemeral || service.msc3202
+        });
+        self.poke_all(&concerned);
     }
 
     fn poke_all(&self, services: &Services) {
@@ -279,35 +322,44 @@ impl ServiceSender {
             let (hs, told, forced) = {
                 let mut state = lock(&self.0.state);
                 let (hs, told) = (state.homeserver.upgrade(), state.services[number].clone());
-                let line = &mut state.lines[number];
-                line.again = false;
-                (hs.filter(|_| !state.stopping), told, std::mem::take(&mut state.lines[number].forced))
+                let activity = &mut state.activities[number];
+                activity.again = false;
+                (hs.filter(|_| !state.stopping), told, std::mem::take(&mut state.activities[number].forced))
             };
             let done = match &hs {
-                Some(hs) => catch_unwind(AssertUnwindSafe(|| deliver(hs, &told, forced)))
-                    .unwrap_or_else(|_| Err(Error::internal("a panic"))),
+                Some(hs) => catch_unwind(AssertUnwindSafe(|| {
+                    deliver(hs, &told, forced, || self.take_ephemeral(number))
+                }))
+                .unwrap_or_else(|_| Err(Error::internal("a panic"))),
                 None => Ok(Delivery::Nothing),
             };
             let mut state = lock(&self.0.state);
             let stopping = state.stopping || hs.is_none();
-            let line = &mut state.lines[number];
+            let activity = &mut state.activities[number];
             let goes_on = match &done {
-                Ok(Delivery::Taken) => true,
-                Ok(Delivery::Nothing) => line.again,
-                Ok(Delivery::PutOff) => line.forced,
+                Ok(Delivery::Taken) => {
+                    activity.down = false;
+                    true
+                }
+                Ok(Delivery::Nothing) => activity.again,
+                Ok(Delivery::PutOff) => {
+                    activity.down = true;
+                    activity.ephemeral.clear();
+                    activity.forced
+                }
                 Err(error) => {
                     let id = &told.service.id;
                     log::log!(
                         error.level(log::Level::Error),
                         "the application service {id:?} cannot be looked after: {error}"
                     );
-                    line.stuck = true;
+                    activity.stuck = true;
                     false
                 }
             };
             if !goes_on || stopping {
-                line.busy = false;
-                let stuck = line.stuck;
+                activity.busy = false;
+                let stuck = activity.stuck;
                 drop(state);
                 if let (true, Some(hs)) = (stuck, hs) {
                     hs.scheduler.no_later_than(self.0.clock.now_ms() + AFTER_OWN_FAILURE_MS);

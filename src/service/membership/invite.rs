@@ -138,10 +138,10 @@ impl Memberships<'_> {
         content: Map<String, Value>,
     ) -> Result<EventId> {
         self.store.read(|db| check_open(db, &room.room_id))?;
-        let draft = member_draft(&room.room_id, sender, target, content);
-        let draft = Draft { origin_server_ts: self.at, ..draft };
+        let draft =
+            Draft { origin_server_ts: self.at, ..member_draft(&room.room_id, sender, target, content) };
         if self.is_local(target) {
-            self.store.read(|db| check_invitee(db, target))?;
+            self.check_own_invitees(std::slice::from_ref(target))?;
             let invitee = target.clone();
             // Once more: a policy server may have been asked since.
             return self.events().send_with(draft, move |tx, _| check_invitee(tx, &invitee));
@@ -242,8 +242,9 @@ impl Memberships<'_> {
 
     /// Whether the local ones of these users can be invited at all. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`.
     pub fn check_own_invitees(&self, users: &[UserId]) -> Result<()> {
-        let mut ours = users.iter().filter(|user| self.is_local(user));
-        self.store.read(|db| ours.try_for_each(|user| check_invitee(db, user)))
+        let ours: Vec<&UserId> = users.iter().filter(|user| self.is_local(user)).collect();
+        self.let_services_make(&ours)?;
+        self.store.read(|db| ours.iter().try_for_each(|user| check_invitee(db, user)))
     }
 
     fn is_joined(&self, room: &Room, user: &UserId) -> Result<bool> {
@@ -316,8 +317,7 @@ fn with_room_state(ours: &Pdu, room_state: &[Box<RawValue>]) -> Result<Vec<u8>> 
     serde_json::to_vec(&event).map_err(Error::internal)
 }
 
-/// Whether a local user can be invited: there is such an account, and it takes invites (`m.invite_permission_config`).
-/// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`.
+/// Whether there is such a local user, and takes invites. Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`.
 pub(in crate::service) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
     if !db.is_active_user(user)? {
         return Err(Error::forbidden(format!("There is no user {user} here")));
@@ -379,6 +379,7 @@ impl Memberships<'_> {
         if !self.is_local(&invitee) {
             return Err(Error::invalid_param("The invited user is not of this server"));
         }
+        self.let_services_make(&[&invitee])?;
         self.store.read(|db| {
             check_invitee(db, &invitee)?;
             check_open(db, room_id)?;

@@ -18,7 +18,7 @@
 
 mod edus;
 mod prepare;
-mod presence;
+pub(super) mod presence;
 mod queue;
 mod transaction;
 

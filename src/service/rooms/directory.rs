@@ -147,9 +147,18 @@ impl Rooms<'_> {
         Ok((answer.room_id, answer.servers))
     }
 
-    /// What one of our own aliases stands for: also the answer to another server's `query/directory`. Errors: 404
-    /// `M_NOT_FOUND`.
+    /// What one of our own aliases stands for, which an application service may make now: also the answer to another server's
+    /// `query/directory`. Errors: 404 `M_NOT_FOUND`.
     pub fn resolve_own_alias(&self, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
+        match self.resolve_known_alias(alias) {
+            Err(e) if e.errcode() == ErrCode::NotFound && self.ask_services_for_alias(alias) => {
+                self.resolve_known_alias(alias)
+            }
+            known => known,
+        }
+    }
+
+    fn resolve_known_alias(&self, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
         self.store.read(|db| {
             let room_id = db.alias(alias)?.ok_or_else(|| no_alias(alias))?.room_id;
             let mut servers = match db.room(&room_id)? {

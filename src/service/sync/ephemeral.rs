@@ -69,7 +69,7 @@ pub fn of_everybody(db: &Db<'_>, room: &Room, (from, upto): (i64, i64)) -> Resul
 }
 
 /// "Receipts SHOULD be batched into one event per room and thread": for each thread the content of one event.
-pub(super) fn by_thread(receipts: Vec<Receipt>) -> Vec<Map<String, Value>> {
+pub(in crate::service) fn by_thread(receipts: Vec<Receipt>) -> Vec<Map<String, Value>> {
     let mut threads: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for receipt in receipts {
         let told = told_of(&receipt);

@@ -33,6 +33,9 @@ pub mod unread;
 pub use self::body::AnswerBody;
 pub use self::devices::DeviceLists;
 
+pub(in crate::service) use devices::device_lists_between;
+pub(in crate::service) use ephemeral::by_thread;
+
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;

@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
+use crate::protocol::UserId;
 use crate::store::devices::to_device::LineKey;
 use crate::store::{Db, EventKey, RoomKey, Tx};
 
@@ -36,6 +37,21 @@ pub struct QueuedEvent {
     pub key: Option<EventKey>,
     /// Of such a one, what is told.
     pub json: Option<String>,
+}
+
+/// A message that waits for a device of a service's user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceMessage {
+    /// The line in which it waits.
+    pub line: LineKey,
+    /// Whose device it is.
+    pub user_id: String,
+    /// Its id.
+    pub device_id: String,
+    /// The position of the message.
+    pub stream: i64,
+    /// The event: a JSON object.
+    pub message: String,
 }
 
 /// A transaction that a service has not taken yet.
@@ -111,6 +127,47 @@ impl Db<'_> {
             .conn()
             .prepare_cached("SELECT 1 FROM state_changes WHERE room_key = ?1 AND stream > ?2 LIMIT 1")?;
         Ok(statement.exists([room, after])?)
+    }
+
+    /// The rooms in which something fleeting changed after a position.
+    pub fn rooms_with_ephemeral_after(&self, after: i64) -> Result<Vec<RoomKey>> {
+        self.rows("SELECT room_key FROM ephemeral_changes WHERE stream > ?1", params![after], |row| {
+            row.get(0)
+        })
+    }
+
+    /// The first messages that wait for devices of users whom a service has made, oldest first.
+    pub fn to_device_of_service(&self, id: &str, limit: usize) -> Result<Vec<ServiceMessage>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT l.line, l.user_id, l.device_id, t.stream, t.message FROM to_device_lines l
+               CROSS JOIN users u ON u.user_id = l.user_id JOIN to_device t ON t.line = l.line
+             WHERE l.messages > 0 AND u.appservice = ?1 ORDER BY t.stream LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![id, limit as i64], |row| {
+            Ok(ServiceMessage {
+                line: row.get(0)?,
+                user_id: row.get(1)?,
+                device_id: row.get(2)?,
+                stream: row.get(3)?,
+                message: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The devices with end-to-end keys of users whom a service has made, so many at most.
+    pub fn devices_of_service(&self, id: &str, limit: usize) -> Result<Vec<(UserId, String)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT d.user_id, d.device_id FROM users u JOIN device_keys d ON d.user_id = u.user_id
+             WHERE u.appservice = ?1 ORDER BY 1, 2 LIMIT ?2",
+        )?;
+        let rows = statement
+            .query_map(params![id, limit as i64], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        rows.map(|row| {
+            let (user, device) = row?;
+            Ok((UserId::parse(&user)?, device))
+        })
+        .collect()
     }
 
     /// The first events that a service is to be told of.

@@ -86,6 +86,22 @@ impl Db<'_> {
         )
     }
 
+    /// The private ones of those.
+    pub fn private_receipts_between(
+        &self,
+        room: RoomKey,
+        (after, upto): (i64, i64),
+        limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        self.rows(
+            "SELECT user_id, type, thread, event_id, ts FROM receipts
+             WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 AND type = 'm.read.private'
+             ORDER BY stream DESC LIMIT ?4",
+            params![room, after, upto, limit as i64],
+            receipt_of,
+        )
+    }
+
     /// The public receipts of local users that came behind a position, in rooms that this server is in with them: the last first,
     /// so many at most. Sought by the local users, of whom a room mostly has few.
     pub fn receipts_for_server(
