@@ -138,13 +138,13 @@ impl Memberships<'_> {
         content: Map<String, Value>,
     ) -> Result<EventId> {
         self.store.read(|db| check_open(db, &room.room_id))?;
-        let draft =
-            Draft { origin_server_ts: self.at, ..member_draft(&room.room_id, sender, target, content) };
+        let mut draft = member_draft(&room.room_id, sender, target, content);
+        draft.origin_server_ts = self.at;
         if self.is_local(target) {
             self.check_own_invitees(std::slice::from_ref(target))?;
-            let invitee = target.clone();
             // Once more: a policy server may have been asked since.
-            return self.events().send_with(draft, move |tx, _| check_invitee(tx, &invitee));
+            let again = target.clone();
+            return self.events().send_with(draft, move |tx, _| check_invitee(tx, &again));
         }
         let server = target.server();
         // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then
@@ -328,8 +328,7 @@ pub(in crate::service) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()
     Ok(())
 }
 
-/// Whether a local user takes no invites: "they should be rejected automatically by the homeserver", and those that are
-/// there already "MUST NOT be served over client synchronisation endpoints".
+/// Whether a local user takes no invites; those that are there already "MUST NOT be served over … synchronisation endpoints".
 pub(in crate::service) fn blocks_invites(db: &Db<'_>, user: &UserId) -> Result<bool> {
     let config = db.account_data(user, None, "m.invite_permission_config")?;
     let config = config.and_then(|text| json::parse_object(text.as_bytes()).ok());
