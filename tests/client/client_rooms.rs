@@ -230,11 +230,21 @@ fn memberships_can_be_set_as_state() {
     // A name of this room alone.
     bob.set_state(&room, "m.room.member", bob.id(), json!({"membership": "join", "displayname": "Robert"}));
     assert_eq!(alice.state(&room, "m.room.member", bob.id()).unwrap()["displayname"], "Robert");
+    let path = room_path(&room, &format!("state/m.room.member/{}", segment(bob.id())));
+    for (wrong, errcode) in [
+        (json!("x".repeat(300)), "M_INVALID_PARAM"),
+        (json!({ "a": 1 }), "M_BAD_JSON"),
+        (json!(5), "M_BAD_JSON"),
+    ] {
+        let named = json!({"membership": "join", "displayname": wrong});
+        assert_eq!(refusal(&bob, "PUT", &path, Some(named)), says(400, errcode));
+        assert_eq!(alice.state(&room, "m.room.member", bob.id()).unwrap()["displayname"], "Robert");
+    }
+    bob.set_state(&room, "m.room.member", bob.id(), json!({"membership": "join", "displayname": null}));
     set(&alice, "leave", &bob);
     assert_eq!(alice.membership_of(&room, bob.id()).as_deref(), Some("leave"));
     set(&alice, "ban", &bob);
     assert_eq!(alice.membership_of(&room, bob.id()).as_deref(), Some("ban"));
-    let path = room_path(&room, &format!("state/m.room.member/{}", segment(bob.id())));
     assert_eq!(refusal(&bob, "PUT", &path, Some(json!({"membership": "join"}))), says(403, "M_FORBIDDEN"));
     assert_eq!(refusal(&bob, "PUT", &path, Some(json!({"membership": "guest"}))), says(400, "M_BAD_JSON"));
 }

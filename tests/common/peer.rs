@@ -501,6 +501,26 @@ impl FakeRoom {
         room
     }
 
+    /// A room of another server's, which a user of the peer's has joined. The join is its end.
+    #[track_caller]
+    pub fn entered(peer: &Peer, server: &str, room: &str, user: &UserId) -> Self {
+        let (join, (status, said)) = peer.hand_in(server, "join", room, user);
+        assert_eq!(status, 200, "{said}");
+        let mut entered = Self {
+            id: join.room_id().clone(),
+            version: join.version(),
+            creator: user.clone(),
+            state: BTreeMap::new(),
+            last: join.event_id().clone(),
+            depth: 0,
+        };
+        for event in said["state"].as_array().into_iter().flatten() {
+            entered.take(entered.read(event));
+        }
+        entered.take(join);
+        entered
+    }
+
     /// An event at the room's end, signed by the peer, which does not become part of the room.
     pub fn draft(&self, peer: &Peer, kind: &str, state_key: &str, sender: &UserId, content: Value) -> Pdu {
         let mut event = self.unsigned(kind, state_key, sender, content);
@@ -528,7 +548,7 @@ impl FakeRoom {
     /// Makes an event the room's end, and part of its state.
     pub fn take(&mut self, event: Pdu) {
         self.last = event.event_id().clone();
-        self.depth += 1;
+        self.depth = event.depth().max(self.depth + 1);
         let key = (event.event_type().to_owned(), event.state_key().unwrap_or_default().to_owned());
         self.state.insert(key, event);
     }

@@ -6,6 +6,7 @@
 //! - `handshakes`: knocks, invites, joins and leaves in every way they can end.
 //! - `handshakes_that_meet`: two handshakes of one user in one room, every pair, in both orders and at once.
 //! - `unheard_removals`: who leaves a room whose host has not heard that somebody removed them.
+//! - `ended_elsewhere`: knocks and invites that somebody of a third server ends; and what one server's nonsense does not end.
 //! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
 //! - `overtaken_joins`: what meets a join that was taken and is not answered yet.
 //! - `decided_meanwhile`: what is decided here while another server is asked.
@@ -58,6 +59,7 @@ mod beside_a_join;
 mod browsing;
 mod decided_meanwhile;
 mod device_lists;
+mod ended_elsewhere;
 mod ephemeral;
 mod federation_delivery;
 mod federation_keys;

@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use super::{
     CoveredMembership, Effect, Fact, Fields, InviteOrder, JoinFailure, LeaveAnswer, Prepared,
-    PriorMembership, Refusal, RemoteMembership, RemoteState, RemovalBearing, RoomAnswer, order_of_invite,
+    PriorMembership, Refusal, RemoteMembership, RemoteState, RemovalBearing, order_of_invite,
 };
 use crate::backoff::Backoff;
 use crate::protocol::pdu::{Membership, Pdu};
@@ -12,12 +12,6 @@ use crate::protocol::{EventId, Millis, ServerName, UserId};
 
 /// After how many attempts nothing more is tried: about a week.
 pub const ATTEMPTS_MAX: u32 = 60;
-
-/// When the room is asked once more about an invite that it does not know, or a removal, in milliseconds: its server may be
-/// slow to take in what we signed, or what others say. After the last it is as it says.
-const LOOK_PAUSES_MS: [Millis; 3] = [500, 1_500, 4_000];
-/// How often that is tried if no server can tell, and nobody said that the user was removed.
-const UNANSWERED_LOOKS_MAX: u32 = 6;
 
 /// How often a leave behind a join that may have been taken is tried although every server says that there is nothing
 /// to leave: for about half an hour.
@@ -34,7 +28,7 @@ pub fn backoff_ms(attempts: u32) -> Millis {
 }
 
 /// What becomes of a row.
-enum Next {
+pub(super) enum Next {
     /// It stays as it is.
     Same,
     /// It becomes this.
@@ -204,7 +198,7 @@ fn invite_arrives(
 
 impl Fields {
     /// Goes over to a state, or begins it anew. `due`: when something is to be done in it.
-    fn enter(&mut self, state: RemoteState, due: Option<Millis>) {
+    pub(super) fn enter(&mut self, state: RemoteState, due: Option<Millis>) {
         (self.state, self.attempts, self.due_ms) = (state, 0, due);
         (self.ended_ms, self.host_unaware) = (None, false);
         match state {
@@ -222,7 +216,7 @@ impl Fields {
 
     /// It has come to its end; it is kept for a while from now. So is a leave that was handed in, since what it rests
     /// on tells which invites are older.
-    fn close(&mut self, now: Millis) {
+    pub(super) fn close(&mut self, now: Millis) {
         self.enter(RemoteState::Closed, None);
         self.pending.take_if(|event| event.membership() != Some(Membership::Leave));
         (self.covered, self.may_be_in, self.ended_ms) = (None, false, Some(now));
@@ -230,7 +224,7 @@ impl Fields {
 
     /// The invite that was shown is worth nothing, and what it covered is what the user is: the room is asked whether it
     /// still is. False if there is nothing.
-    fn uncover(&mut self, now: Millis) -> bool {
+    pub(super) fn uncover(&mut self, now: Millis) -> bool {
         let knows_it = self.prior().is_some();
         let Some(CoveredMembership { event, stripped_state }) = self.covered.take() else { return false };
         // Who removes by what knows of it may speak of it as well.
@@ -272,10 +266,11 @@ impl Fields {
         if self.state == RemoteState::Knocking && self.told() == Some(knock) {
             // What was handed in before may have been answered since, and is taken for a repeat all the same.
             let (removal, is_repeat) = (self.removal.take(), self.attempts > 0);
-            self.enter(RemoteState::Knocked, (is_repeat || removal.is_some()).then_some(now));
+            let is_doubtful = is_repeat || removal.is_some();
+            self.enter(RemoteState::Knocked, Some(if is_doubtful { now } else { self.standing_look(now) }));
             self.stripped_state = stripped_state;
             match removal {
-                Some(removal) if removal.sender().server() == by => {
+                Some(removal) if removal.sender().server() == by && self.is_ended_by(&removal) => {
                     self.tell(removal);
                     self.close(now);
                 }
@@ -319,10 +314,16 @@ impl Fields {
         Next::Row(self)
     }
 
+    /// Whether a removal ends what the user is, if it is true.
+    fn is_ended_by(&self, removal: &Pdu) -> bool {
+        self.bearing_of(removal) == RemovalBearing::Ends
+    }
+
     /// Nobody answers. If the server that was asked first has removed the user, that is its answer.
     fn knock_unanswered(mut self, now: Millis) -> Next {
-        let is_answer = |removal: &mut Pdu| self.via.first() == Some(&removal.sender().server());
-        match self.removal.take_if(is_answer) {
+        let is_answer =
+            |removal: &Pdu| self.via.first() == Some(&removal.sender().server()) && self.is_ended_by(removal);
+        match self.removal.clone().filter(is_answer) {
             Some(removal) => {
                 self.tell(removal);
                 self.close(now);
@@ -330,66 +331,6 @@ impl Fields {
             }
             None => self.unanswered(now),
         }
-    }
-
-    /// The room is to be asked.
-    fn doubted(mut self, now: Millis) -> Next {
-        (self.attempts, self.due_ms) = (0, Some(now));
-        Next::Row(self)
-    }
-
-    fn looked_up(
-        mut self,
-        about: &EventId,
-        (answer, by): (RoomAnswer, Option<ServerName>),
-        leave: Pdu,
-        now: Millis,
-    ) -> Next {
-        // What is asked about has a time: if there is none, the matter is settled.
-        let waits = matches!(self.state, RemoteState::Invited | RemoteState::Knocked);
-        if !waits || self.told() != Some(about) || self.due_ms.is_none() {
-            return Next::Same;
-        }
-        let looks = self.attempts + 1;
-        let pause = usize::try_from(self.attempts).ok().and_then(|done| LOOK_PAUSES_MS.get(done));
-        // Whoever removes what the room knows has seen that it does; and a ban speaks against an invite from before it.
-        let is_ended = self.removal.as_ref().is_some_and(|removal| {
-            removal.membership() == Some(Membership::Ban) || removal.auth_events().contains(about)
-        });
-        match (answer, pause) {
-            (RoomAnswer::Stands, Some(pause)) if self.removal.is_some() => {
-                (self.attempts, self.due_ms) = (looks, Some(now + pause));
-            }
-            (RoomAnswer::Stands, _) => {
-                (self.attempts, self.due_ms, self.removal) = (0, None, None);
-            }
-            (RoomAnswer::Unanswered, _) => {
-                let most = if self.removal.is_some() { ATTEMPTS_MAX } else { UNANSWERED_LOOKS_MAX };
-                (self.attempts, self.due_ms) = (looks, (looks < most).then(|| now + backoff_ms(looks)));
-                self.removal.take_if(|_| looks >= most);
-            }
-            (RoomAnswer::Void(_), Some(pause)) if !is_ended => {
-                (self.attempts, self.due_ms) = (looks, Some(now + pause));
-            }
-            (RoomAnswer::Void(Some(Membership::Knock)), _)
-                if self.covered.is_none() && self.answers().is_some() =>
-            {
-                self.event = self.previous.take();
-                self.restore_version();
-                self.enter(RemoteState::Knocked, None);
-            }
-            (RoomAnswer::Void(_), _) => {
-                if !self.uncover(now) {
-                    let is_other = |host: ServerName| by.as_ref() != Some(&host);
-                    let host_unaware = self.removal.is_some() && self.other_host().is_some_and(is_other);
-                    let end = self.removal.take().unwrap_or(leave);
-                    self.tell(end);
-                    self.close(now);
-                    self.host_unaware = host_unaware;
-                }
-            }
-        }
-        Next::Row(self)
     }
 
     fn join_failed(mut self, join: &EventId, how: JoinFailure, leave: Pdu, now: Millis) -> Next {
@@ -428,7 +369,7 @@ impl Fields {
     }
 
     /// The row is about the event again that is told, and so is the version.
-    fn restore_version(&mut self) {
+    pub(super) fn restore_version(&mut self) {
         self.room_version = self.event.as_ref().map_or(self.room_version, Pdu::version);
     }
 
@@ -556,7 +497,8 @@ impl Fields {
             (RemoteState::Leaving, _) if !is_certain || self.has_join_on_its_way() => return Next::Same,
             (RemoteState::Leaving, _) => self.close(now),
             (RemoteState::Knocking, _) => {
-                (self.removal, self.due_ms) = (Some(removal), Some(now));
+                self.doubt_by(removal, bearing);
+                self.due_ms = Some(now);
                 self.attempts = self.attempts.min(ATTEMPTS_MAX - 1);
             }
             (RemoteState::Invited, RemovalBearing::Ends) if is_certain && self.covered.is_some() => {
@@ -575,11 +517,23 @@ impl Fields {
             }
             // It stays until the room has been asked.
             (_, RemovalBearing::Ends | RemovalBearing::Unclear) => {
-                self.removal = Some(removal);
-                return if self.due_ms.is_none() { self.doubted(now) } else { Next::Row(self) };
+                // A knock that nothing speaks against has a time too, which is far off.
+                let is_asked = match self.state {
+                    RemoteState::Knocked => self.removal.is_some(),
+                    _ => self.due_ms.is_some(),
+                };
+                self.doubt_by(removal, bearing);
+                return if is_asked { Next::Row(self) } else { self.doubted(now) };
             }
         }
         Next::Row(self)
+    }
+
+    /// Keeps a removal that nobody has vouched for yet. One that may be over takes the place of none that says more.
+    fn doubt_by(&mut self, removal: Pdu, bearing: RemovalBearing) {
+        if bearing == RemovalBearing::Ends || self.removal.is_none() {
+            self.removal = Some(removal);
+        }
     }
 
     /// What the invite covers is over, of which the inviter's server may know more.

@@ -3,7 +3,7 @@
 //! A [`RemoteMembership`] is a row of the `remote_memberships` table; no row means "nothing to do with that room".
 //! [`apply`] says what a [`Fact`] makes of it, for every state and fact: the state, the events, what is still owed to
 //! other servers and when it is tried again, and whether the user's clients are told. Nobody else can change a row,
-//! so that no two places can disagree about it. `row` has what can be read from a row; `order` says what comes first
+//! so that no two places can disagree about it. `row` has what can be read from a row; `look_up` what the room is asked; `order` says what comes first
 //! of what two servers did at the same moment. The machine holds no clock and sends nothing: `service::membership`
 //! does, and lets facts take effect inside the transaction that writes the result.
 //!
@@ -12,6 +12,7 @@
 //! and whatever clients are shown of a row that they were not shown before, they are told.
 
 mod apply;
+mod look_up;
 mod order;
 mod row;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::fmt;
 use serde_json::value::RawValue;
 
 pub use apply::{ATTEMPTS_MAX, apply, backoff_ms};
+pub use look_up::UNANSWERED_LOOKS_MAX;
 pub use order::{InviteOrder, RemovalBearing, bearing, order_of_invite};
 pub use row::{CoveredMembership, Fields, PriorMembership, RemoteMembership, SyncSection};
 

@@ -47,9 +47,10 @@ pub enum RemovalBearing {
 /// What a removal (a kick, a refusal, a ban) means in this state. `present`: the member event that would be removed,
 /// `previous`: the one before.
 ///
-/// Whoever removes the present membership rests on its event, or at least comes later in the room. An invite and a
-/// removal that were made at the same moment rest on the same event. By state resolution the removal comes first
-/// then, and so an invite survives a kick, but not a ban; if the room ever got the invite.
+/// Whoever removes the present membership rests on its event, or at least comes later in the room. A removal and an invite,
+/// or another knock, that were made at the same moment rest on the same event. By state resolution the removal comes first
+/// then, and so an invite or a knock survives a kick or a refusal, but not a ban; if the room ever got it. How deep they are
+/// says nothing of that: each lies beside the other.
 pub fn bearing(
     state: RemoteState,
     removal: &Pdu,
@@ -63,7 +64,7 @@ pub fn bearing(
         return RemovalBearing::Ends;
     }
     let is_later = removal.depth() > present.depth();
-    if state != RemoteState::Invited {
+    if !matches!(state, RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited) {
         return if is_later { RemovalBearing::Ends } else { RemovalBearing::Over };
     }
     if present.auth_events().contains(removal.event_id()) {

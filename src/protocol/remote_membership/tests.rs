@@ -609,6 +609,94 @@ fn a_room_is_asked_about_an_invite_a_few_times_and_not_for_ever() {
     assert_eq!((banned.state, banned.attempts, banned.due_ms), (Invited, 0, Some(NOW)));
 }
 
+/// What the room's host says of the row.
+fn looked_up(row: RemoteMembership, answer: RoomAnswer) -> RemoteMembership {
+    let about = row.told().expect("it is told something").clone();
+    let fact =
+        Fact::LookedUp { about, answer, by: Some(server("b.example")), leave: event(CAROL, "leave", 9, &[]) };
+    stored(None, apply(Some(row), fact, NOW).expect("an answer")).expect("a row")
+}
+
+#[test]
+fn a_knock_that_stands_is_looked_up_about_once_a_day_also_while_nobody_answers() {
+    const HOUR: Millis = 3_600_000;
+    let pause = |row: &RemoteMembership| row.due_ms.expect("it is looked up some day") - NOW;
+    let is_far = |row: &RemoteMembership| (20 * HOUR..28 * HOUR).contains(&pause(row));
+    let knocked = || after(&["knocks", "taken"]).expect("a row");
+    let row = looked_up(knocked(), RoomAnswer::Stands);
+    assert!(is_far(&knocked()) && is_far(&row) && row.state == Knocked);
+    assert_ne!(pause(&knocked()), pause(&knocked()), "not all at one moment");
+    let (mut row, mut pauses) = (row, Vec::new());
+    for _ in 0..20 {
+        row = looked_up(row, RoomAnswer::Unanswered);
+        pauses.push(pause(&row));
+    }
+    assert!(pauses[..5].is_sorted() && pauses[4] <= 3 * HOUR, "{pauses:?}");
+    assert!(pauses[5..].iter().all(|pause| *pause >= 20 * HOUR), "{pauses:?}");
+    assert_eq!(looked_up(row.clone(), RoomAnswer::Stands).attempts, 0);
+    // Somebody's word against it has it looked up at once.
+    let doubted = after(&["knocks", "taken", "kicked by a member"]).expect("a row");
+    assert_eq!(doubted.due_ms, Some(NOW));
+    let mut row = looked_up(knocked(), RoomAnswer::Void(None));
+    for pause in [500, 1_500, 4_000] {
+        assert_eq!((row.state, row.due_ms), (Knocked, Some(NOW + pause)));
+        row = looked_up(row, RoomAnswer::Void(None));
+    }
+    assert_eq!((row.state, row.due_ms), (Closed, None));
+}
+
+#[test]
+fn what_crosses_another_knock_ends_it_if_it_is_a_ban_and_else_the_room_is_asked_in_every_order() {
+    for (membership, depth) in
+        [("leave", 4), ("leave", 6), ("leave", 40), ("ban", 4), ("ban", 6), ("ban", 40)]
+    {
+        for order in ["knocks removed taken", "knocks taken removed", "removed knocks taken"] {
+            let mut row = after(&["knocks", "taken"]);
+            let first = row.as_ref().and_then(|row| row.event.clone()).expect("a knock");
+            let second = event(CAROL, "knock", 6, &[&first]);
+            let before = PriorMembership::of(row.as_ref());
+            let removal = event(HOST, membership, depth, &[&first]);
+            for what in order.split(' ') {
+                let fact = match what {
+                    "knocks" => Fact::UserKnocks(Prepared {
+                        event: second.clone(),
+                        before: before.clone(),
+                        via: vec![server("b.example")],
+                    }),
+                    "taken" => Fact::KnockTaken {
+                        knock: second.event_id().clone(),
+                        by: server("b.example"),
+                        stripped_state: shown(),
+                    },
+                    _ => Fact::Removed { removal: removal.clone(), from: server("b.example") },
+                };
+                match apply(row.clone(), fact, NOW) {
+                    Ok(effect) => row = stored(row.as_ref(), effect),
+                    Err(refusal) => assert_eq!((what, refusal), ("knocks", Refusal::RemovedMeanwhile)),
+                }
+            }
+            let row = row.expect("a row");
+            let case = format!("{membership} at {depth}: {order}");
+            if membership == "ban" || order.starts_with("removed") {
+                assert_eq!((row.state, row.told()), (Closed, Some(removal.event_id())), "{case}");
+                continue;
+            }
+            assert_eq!((row.state, row.due_ms), (Knocked, Some(NOW)), "{case}");
+            assert_eq!(row.told(), Some(second.event_id()), "{case}");
+            let mut kept = row.clone();
+            while kept.removal.is_some() {
+                kept = looked_up(kept, RoomAnswer::Stands);
+            }
+            assert!(kept.state == Knocked && kept.due_ms > Some(NOW + 3_600_000), "{case}");
+            let mut ended = row;
+            while ended.state == Knocked {
+                ended = looked_up(ended, RoomAnswer::Void(None));
+            }
+            assert_eq!(ended.told(), Some(removal.event_id()), "{case}");
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_told_is_tried_for_about_a_week() {
     let total: Millis = (1..ATTEMPTS_MAX).map(backoff_ms).sum();
@@ -681,9 +769,13 @@ fn a_removal_bears_on_what_it_rests_on_and_on_what_comes_before_it() {
     assert_eq!(on(Invited, &old, &invite, Some(&knock)), RemovalBearing::Unclear);
     let again = event(HOST, "invite", 6, &[&old]);
     assert_eq!(on(Invited, &old, &again, None), RemovalBearing::Over);
+    // Another knock, at the same moment as a removal of the first.
+    let second = event(CAROL, "knock", 6, &[&knock]);
     for state in [Knocking, Knocked] {
-        assert_eq!(on(state, &old, &knock, None), RemovalBearing::Over);
+        assert_eq!(on(state, &old, &knock, None), RemovalBearing::Unclear);
         assert_eq!(on(state, &at_once("leave"), &knock, None), RemovalBearing::Ends);
+        assert_eq!(on(state, &at_once("leave"), &second, Some(&knock)), RemovalBearing::Unclear);
+        assert_eq!(on(state, &at_once("ban"), &second, Some(&knock)), RemovalBearing::Ends);
     }
     assert_eq!(on(Closed, &of_invite, &invite, None), RemovalBearing::Over);
     assert_eq!(bearing(Joining, &of_invite, None, None), RemovalBearing::Ends);

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::{AdmittedRoom, HandshakeRequest, check_may_ask, check_open, check_still_holds};
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::shown_state::stripped_events;
-use super::template::{INVITE_TIMEOUT, member_draft};
+use super::template::{INVITE_TIMEOUT, member_draft, own_names};
 use super::template_expectation::TemplateExpectation;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
@@ -34,19 +35,44 @@ impl Memberships<'_> {
     /// `room_version`, 429 `M_LIMIT_EXCEEDED` if the user, or the room, has had too many, 502 if no server could be
     /// reached: a knock that was already signed is then repeated later.
     pub fn knock(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
+        self.knock_named(user, target, reason, &Map::new())
+    }
+
+    /// [`Memberships::knock`] by way of `PUT /state`, where the body is the event's content: the name and the avatar that it
+    /// has, if any, are those of this room. Errors: also 400 `M_INVALID_PARAM` if they are too long, `M_BAD_JSON` if they are
+    /// none.
+    pub fn knock_by_state(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        reason: Option<&str>,
+        content: &Map<String, Value>,
+    ) -> Result<()> {
+        self.knock_named(user, target, reason, &own_names(content)?)
+    }
+
+    fn knock_named(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        reason: Option<&str>,
+        names: &Map<String, Value>,
+    ) -> Result<()> {
         let knocked = self.with_handshake_lock(&target.room_id, user, || {
             self.store.read(|db| check_open(db, &target.room_id))?;
+            let mut content = self.member_content(user, Membership::Knock, reason)?;
+            content.extend(names.clone());
             self.as_resident_or_remotely(
                 &target.room_id,
-                |room| self.knock_as_resident(room, user, reason),
-                || self.knock_remotely(user, target, reason),
+                |room| self.knock_as_resident(room, user, &content),
+                || self.knock_remotely(user, target, &content),
             )
         });
         self.count_ending(|metrics| &metrics.knocks_out, &knocked);
         knocked
     }
 
-    fn knock_remotely(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
+    fn knock_remotely(&self, user: &UserId, target: &JoinTarget, content: &Map<String, Value>) -> Result<()> {
         let row = self.store.read(|db| remote_membership_or_state(db, &target.room_id, user))?;
         PriorMembership::of(row.as_ref()).may_knock()?;
         let candidates = self.candidates_to_enter(target, row.as_ref())?;
@@ -55,7 +81,7 @@ impl Memberships<'_> {
             Some(row) if row.state == RemoteState::Knocking => self.deliver_knock(&row, &candidates),
             row => {
                 let permit = self.knock_budget.permit_remote_knock(self, user, &target.room_id)?;
-                let Some(row) = self.prepare_knock(user, target, reason, row, &candidates)? else {
+                let Some(row) = self.prepare_knock(user, target, content, row, &candidates)? else {
                     return Ok(());
                 };
                 permit.into_iter().for_each(KnockPermit::keep);
@@ -65,14 +91,13 @@ impl Memberships<'_> {
     }
 
     /// In a room that this server is in a knock is an ordinary event.
-    fn knock_as_resident(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
+    fn knock_as_resident(&self, room: &Room, user: &UserId, content: &Map<String, Value>) -> Result<()> {
         self.wait_for_signed_invite(room, user)?;
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Knock) {
             return Ok(());
         }
         let permit = self.knock_budget.permit_knock(self, room, user, None)?;
-        let content = self.member_content(user, Membership::Knock, reason)?;
-        let draft = member_draft(&room.room_id, user, user, content);
+        let draft = member_draft(&room.room_id, user, user, content.clone());
         self.events().send(Draft { origin_server_ts: self.at, ..draft })?;
         permit.into_iter().for_each(KnockPermit::keep);
         Ok(())
@@ -84,11 +109,10 @@ impl Memberships<'_> {
         &self,
         user: &UserId,
         target: &JoinTarget,
-        reason: Option<&str>,
+        content: &Map<String, Value>,
         row: Option<RemoteMembership>,
         candidates: &[ServerName],
     ) -> Result<Option<RemoteMembership>> {
-        let content = self.member_content(user, Membership::Knock, reason)?;
         let mut answers = HandshakeAnswers::new(self.clock.instant());
         let mut expected = self.store.read(|db| {
             TemplateExpectation::to_enter(db, HandshakeKind::Knock, &target.room_id, user, row.as_ref())
@@ -101,9 +125,12 @@ impl Memberships<'_> {
                 let expected = (&mut expected, within);
                 self.ask_template_in_time(&peer, HandshakeKind::Knock, &target.room_id, user, expected)
             });
-            match template {
-                Ok((template, version)) => {
-                    let knock = self.sign_template(&template, version, &content)?;
+            let knock = match template {
+                Ok((template, version)) => self.sign_template_of_peer(&template, version, content)?,
+                Err(error) => Err(error),
+            };
+            match knock {
+                Ok(knock) => {
                     if still_stands(row.as_ref(), &knock) {
                         return Ok(None);
                     }

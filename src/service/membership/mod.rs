@@ -89,6 +89,7 @@ pub(in crate::service) use self::replaced_rooms::{follow_tombstone, follow_upgra
 pub(crate) use self::restricted_join::AUTHORISER;
 pub(in crate::service) use self::rows::stripped_state_for_client;
 pub(in crate::service) use self::shown_state::stripped_state_for_servers;
+pub(in crate::service) use self::template::own_names;
 use super::Homeserver;
 use crate::error::Result;
 use crate::protocol::remote_membership::RemoteState;

@@ -24,6 +24,9 @@ use crate::store::{Db, Room};
 const PROFILE_FIELDS: [&str; 2] = ["displayname", "avatar_url"];
 /// So much of a client's own may be in a join: the whole event has 64 KiB.
 const FIELDS_BYTES_MAX: usize = 16 * 1024;
+/// So much is in a member event's content at most: of the 64 KiB of an event its template, with as many events as it may name,
+/// and the signatures have some.
+const CONTENT_BYTES_MAX: usize = 56 * 1024;
 /// How long another server's user waits for the invite that is under way to them.
 pub(super) const INVITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a server that is asked for a template.
@@ -174,6 +177,22 @@ impl Memberships<'_> {
             version,
         )
     }
+
+    /// [`Self::sign_template`] of another server's. One that makes no event is that server's nonsense, and says nothing of what
+    /// others have. The outer error: 413 `M_TOO_LARGE` if what the user wants to say is too much for any of them.
+    pub(super) fn sign_template_of_peer(
+        &self,
+        template: &Map<String, Value>,
+        version: RoomVersion,
+        content: &Map<String, Value>,
+    ) -> Result<CallResult<Pdu>> {
+        if Value::Object(content.clone()).to_string().len() > CONTENT_BYTES_MAX {
+            return Err(Error::new(ErrCode::TooLarge, "There is too much in the membership for an event"));
+        }
+        Ok(self
+            .sign_template(template, version, content)
+            .map_err(|e| CallError::bad(format!("a template that makes no event: {}", e.message()))))
+    }
 }
 
 // ----- what it is about -----
@@ -222,14 +241,18 @@ pub(super) fn member_draft(
     }
 }
 
-/// The name and the avatar that a member event's content says itself, as long as they may be in a profile. Errors: 400
-/// `M_INVALID_PARAM`.
-pub(super) fn own_names(content: &Map<String, Value>) -> Result<Map<String, Value>> {
+/// The name and the avatar that a member event's content says itself. Errors: 400 `M_INVALID_PARAM` if they may not be in a
+/// profile, `M_BAD_JSON` if they are no text; null is as if there were none.
+pub(in crate::service) fn own_names(content: &Map<String, Value>) -> Result<Map<String, Value>> {
     let mut names = Map::new();
     for field in PROFILE_FIELDS {
-        if let Some(Value::String(text)) = content.get(field) {
-            check_text(field, text)?;
-            names.insert(field.to_owned(), text.as_str().into());
+        match content.get(field) {
+            Some(Value::String(text)) => {
+                check_text(field, text)?;
+                names.insert(field.to_owned(), text.as_str().into());
+            }
+            None | Some(Value::Null) => {}
+            Some(_) => return Err(Error::bad_json(format!("{field} has to be a string"))),
         }
     }
     Ok(names)

@@ -14,8 +14,11 @@ use crate::error::{ErrCode, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, RemoteMembership, RemoteState, RoomAnswer};
+use crate::protocol::remote_membership::{
+    Fact, RemoteMembership, RemoteState, RoomAnswer, UNANSWERED_LOOKS_MAX,
+};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
+use crate::service::limits::silent_servers::{AskedFor, Likelihood};
 use crate::service::membership::Memberships;
 use crate::store::Db;
 
@@ -150,19 +153,24 @@ impl Memberships<'_> {
         self.note_fact(room_id, user, Fact::InviteDoubted).map(drop)
     }
 
-    /// What the scheduler does with a row that is `invited` or `knocked` and in doubt: asks the room.
+    /// What the scheduler does with a row that is `invited` or `knocked` and in doubt, or a knock that has stood for a day: asks
+    /// the room.
     pub(super) fn look_up(&self, row: &RemoteMembership) -> Result<()> {
         let (Some(about), Some(_)) = (row.told().cloned(), row.due_ms) else { return Ok(()) };
         let servers = self.servers_that_know(row)?;
+        // Nobody waits for word of a knock that nothing speaks against: the silent are not disturbed for it again and again.
+        let is_pressing = row.state != RemoteState::Knocked || row.removal.is_some() || row.attempts == 0;
+        let is_asked = |peer: &&ServerName| is_pressing || self.likelihood(peer) != Likelihood::Doubtful;
         // Where there is nobody to ask, nobody but this server was in the room, and it stands there as it is known here.
         let own_word = servers.is_empty().then_some((RoomAnswer::Stands, None));
-        let said = servers.iter().take(SERVERS_ASKED_MAX).find_map(|peer| {
-            let template =
-                self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, TEMPLATE_TIMEOUT);
+        let said = servers.iter().take(SERVERS_ASKED_MAX).filter(is_asked).find_map(|peer| {
+            let template = self.ask_peer(peer, AskedFor::Template, TEMPLATE_TIMEOUT, |within| {
+                self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, within)
+            });
             answer_of(row, template).map(|answer| (answer, Some(peer.clone())))
         });
         let (answer, by) = said.or(own_word).unwrap_or((RoomAnswer::Unanswered, None));
-        if answer == RoomAnswer::Unanswered {
+        if answer == RoomAnswer::Unanswered && row.attempts < UNANSWERED_LOOKS_MAX {
             self.scheduler.waits_for(&servers, &row.room_id, &row.user_id);
         }
         let fact = Fact::LookedUp { about, answer, by, leave: self.local_leave(row, None)? };
@@ -178,6 +186,10 @@ impl Memberships<'_> {
     fn servers_that_know(&self, row: &RemoteMembership) -> Result<Vec<ServerName>> {
         if let (Some(_), Some(inviter)) = (&row.covered, row.inviter()) {
             return Ok(vec![inviter.server()]);
+        }
+        // Of a knock that nothing speaks against, who took it.
+        if let (RemoteState::Knocked, None, Some(host)) = (row.state, &row.removal, row.via.first()) {
+            return Ok(vec![host.clone()]);
         }
         let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let mut servers = self.candidates(&target, Some(row))?;

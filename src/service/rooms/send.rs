@@ -7,7 +7,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::events::accept::Sent;
 use crate::service::events::draft::Draft;
-use crate::service::membership::{AUTHORISER, JoinTarget, follow_tombstone};
+use crate::service::membership::{AUTHORISER, JoinTarget, follow_tombstone, own_names};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::client_drafts::{check_relation, membership_in};
 use crate::service::rooms::view::readable_room;
@@ -107,6 +107,7 @@ impl Rooms<'_> {
         // signature of that user's server.
         draft.content.remove(AUTHORISER);
         let membership = membership_in(&draft.content)?;
+        own_names(&draft.content)?;
         let own = target == draft.sender;
         let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
         let room = JoinTarget { room_id: draft.room.clone(), via: Vec::new() };
@@ -123,7 +124,9 @@ impl Rooms<'_> {
                 let content = draft.content.clone();
                 memberships.join_by_state(&draft.sender, &room, reason.as_deref(), content)?;
             }
-            Membership::Knock if own => memberships.knock(&draft.sender, &room, reason.as_deref())?,
+            Membership::Knock if own => {
+                memberships.knock_by_state(&draft.sender, &room, reason.as_deref(), &draft.content)?;
+            }
             Membership::Leave if own => match resident {
                 None => memberships.leave(&draft.sender, &draft.room, reason.as_deref())?,
                 Some(room) => {

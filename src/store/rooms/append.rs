@@ -4,8 +4,8 @@
 use super::{Gap, Room};
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::PowerLevels;
-use crate::protocol::pdu::{Membership, PREV_EVENTS_MAX};
-use crate::protocol::{EventId, Pdu, ServerName, UserId, VerifiedPdu};
+use crate::protocol::pdu::PREV_EVENTS_MAX;
+use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::push::evaluate::PlacedEvent;
 use crate::store::rooms::events::{CachedEvent, ForwardExtremity, NewEvent, Place, Status};
 use crate::store::rooms::snapshots::Delta;
@@ -251,30 +251,6 @@ impl Tx<'_> {
             self.wake_user(&user);
         }
         Ok(Some(new))
-    }
-
-    /// A kick or ban, or a refused knock or invite, is owed to the server of the user that it removes, which may not
-    /// be in the room (any more) to get it otherwise.
-    fn owe_to_those_removed(&mut self, event: &Append<'_>, key: EventKey, at: i64) -> Result<()> {
-        let pdu = event.pdu;
-        let Some(target) = pdu.state_key().filter(|_| event.outgoing && pdu.event_type() == "m.room.member")
-        else {
-            return Ok(());
-        };
-        if !matches!(pdu.membership(), Some(Membership::Leave | Membership::Ban)) || self.is_local(target) {
-            return Ok(());
-        }
-        let Ok(target_id) = UserId::parse(target) else { return Ok(()) };
-        let before = self.membership(event.room.key, &target_id)?;
-        if !matches!(before, Some(Membership::Join | Membership::Invite | Membership::Knock)) {
-            return Ok(());
-        }
-        if let Ok(server) = ServerName::parse(target_id.server_name())
-            && server.as_str() != pdu.sender().server_name()
-        {
-            self.owe_event(&server, key, at)?;
-        }
-        Ok(())
     }
 
     /// Returns whether the event relates to another. An outlier may have been redacted before it got its place, or be kept

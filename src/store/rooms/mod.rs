@@ -11,6 +11,7 @@
 //!   authorised yet;
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
+//!   `owed_removals`: kicks, bans and refusals that servers outside of the room are told;
 //!   `owed_bans`: bans of a room that was replaced, which the new one is to have; `owed_upgrades`: rooms whose members were in
 //!   them before they replaced another; `failed_jobs`: what becomes of those
 //!   that could not be read;
@@ -35,6 +36,7 @@ pub mod memberships;
 pub mod owed_bans;
 pub mod owed_invites;
 pub mod owed_joins;
+mod owed_removals;
 pub mod owed_upgrades;
 pub mod pending_events;
 pub mod purge;

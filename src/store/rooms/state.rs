@@ -429,6 +429,7 @@ impl Tx<'_> {
                 let change = MembershipChange { user: &state_key, old, new, stream: at };
                 if let Some(previous) = previous {
                     self.follow_knock(room, &change, (previous, *tuple_id))?;
+                    self.owe_to_who_waited(room, &change, previous)?;
                 }
                 if self.change_membership(room, &change)?
                     && let Ok(user) = UserId::parse(&state_key)

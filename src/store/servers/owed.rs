@@ -50,6 +50,12 @@ impl Db<'_> {
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
+
+    /// Whether a server is owed an event in particular at this position: it has room for one.
+    pub(in crate::store) fn is_owed_at(&self, server: &ServerName, stream: i64) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM owed_events WHERE server = ?1 AND stream = ?2)";
+        Ok(self.conn().prepare_cached(sql)?.query_row((server.as_str(), stream), |row| row.get(0))?)
+    }
 }
 
 /// The number of the next message in a line of messages, and what all up to it come to in bytes. None: too many wait.

@@ -79,7 +79,8 @@ impl Memberships<'_> {
     }
 
     /// [`Memberships::join_with`] by way of `PUT /state`, where the body is the event's content: the name and the avatar that it
-    /// has, if any, are those of this room. Errors: also 400 `M_INVALID_PARAM` if they are too long.
+    /// has, if any, are those of this room. Errors: also 400 `M_INVALID_PARAM` if they are too long, `M_BAD_JSON` if they are
+    /// none.
     pub fn join_by_state(
         &self,
         user: &UserId,
@@ -210,10 +211,11 @@ impl Memberships<'_> {
                 self.ask_template(&peer, HandshakeKind::Join, &room.room_id, user, within)
             });
             let within = answers.share(self.clock.instant(), queue.left());
-            let joined = template.and_then(|(template, version)| {
-                let join = self.sign_template(&template, version, content).map_err(ours)?;
-                self.join_in_their_name(&peer, &join, within)
-            });
+            let join = match template {
+                Ok((template, version)) => self.sign_template_of_peer(&template, version, content)?,
+                Err(error) => Err(error),
+            };
+            let joined = join.and_then(|join| self.join_in_their_name(&peer, &join, within));
             match joined {
                 Ok(join) => {
                     self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?)?;
@@ -309,14 +311,17 @@ impl Memberships<'_> {
                 let expected = (&mut expected, within);
                 self.ask_template_in_time(&peer, HandshakeKind::Join, &target.room_id, user, expected)
             });
-            let (template, version) = match template {
-                Ok(answer) => answer,
+            let join = match template {
+                Ok((template, version)) => self.sign_template_of_peer(&template, version, content)?,
+                Err(error) => Err(error),
+            };
+            let join = match join {
+                Ok(join) => join,
                 Err(error) => {
                     attempts.add(&peer, error);
                     continue;
                 }
             };
-            let join = self.sign_template(&template, version, content)?;
             let via = std::iter::once(&peer).chain(&candidates).cloned().collect();
             let prepared = Prepared { event: join.clone(), before: before.clone(), via };
             if let Err(error) = self.intend_join(prepared, attempts.may_be_in(), by) {
@@ -345,7 +350,7 @@ impl Memberships<'_> {
         Err(error)
     }
 
-    /// Takes up a join that was on its way when its request ended, or we did.
+    /// Takes up a join that was on its way when its request ended, or we did, with what that request said of its user.
     pub(super) fn resume_join(&self, row: &RemoteMembership) -> Result<()> {
         if self.store.read(|db| db.is_past_going(&row.room_id))? {
             // Another of the timer's threads is to have that done first.
@@ -353,7 +358,10 @@ impl Memberships<'_> {
             let later = self.clock.now_ms() + PURGE_PAUSE_MS;
             return self.store.write(move |tx| tx.lease_remote_membership(&room_id, &user, later));
         }
-        let content = self.member_content(&row.user_id, Membership::Join, None)?;
+        let content = match row.pending.as_ref().filter(|_| row.has_join_on_its_way()) {
+            Some(join) => wanted_content(join),
+            None => self.member_content(&row.user_id, Membership::Join, None)?,
+        };
         let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let Some(room) = self.resident_room(&row.room_id)? else {
             return self.join_remotely(&row.user_id, &target, &content, (None, Waiter::Timer));
@@ -530,15 +538,16 @@ impl Memberships<'_> {
     }
 }
 
+/// What a join says that its user wants to be said. In whose name they are let in, the next template says anew.
+fn wanted_content(join: &Pdu) -> Map<String, Value> {
+    let mut content = join.content().clone();
+    content.remove(AUTHORISER);
+    content
+}
+
 /// The invite by which somebody was to be joined is not what they are in the room any more.
 fn stands_no_more() -> Error {
     Error::forbidden("The invite that accepted the knock does not stand any more")
-}
-
-/// A failure of our own during a handshake, as one more reason why it did not work out with this server.
-fn ours(error: Error) -> CallError {
-    log::log!(error.level(log::Level::Error), "a handshake failed on our side: {error}");
-    CallError::bad(format!("something that we could not use: {}", error.message()))
 }
 
 // ----- another server's user joins -----
