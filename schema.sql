@@ -387,7 +387,7 @@ CREATE TABLE remote_memberships (
   -- A JSON array of servers worth asking, best first: the one we knocked through leads.
   via TEXT NOT NULL,
   -- For the scheduler: how often it tried in this state, and when it tries next; NULL if there is nothing to do. Of a
-  -- knock that was taken, and of an invite, when the room is asked about it.
+  -- knock that was taken, and of an invite, when the room is asked about it: of a knock that stands about once a day.
   attempts INTEGER NOT NULL,
   due_ms INTEGER,
   -- Of one that somebody else's removal closed: 1 if the server that invited, or took the knock, may not know of that,

@@ -165,16 +165,15 @@ fn a_knock_that_stands_is_looked_up_once_a_day_so_that_a_refusal_that_nobody_tol
 
 #[test]
 fn a_removal_of_the_first_knock_that_crosses_the_second_counts_if_it_is_a_ban_however_deep_they_are() {
-    let server = TestServer::start();
-    for (number, (membership, deeper)) in
-        [("ban", 0), ("ban", 30), ("leave", 0), ("leave", 30)].into_iter().enumerate()
-    {
-        let (peer, bob) = (Peer::start(), server.user(&format!("bob{number}")));
+    for (membership, deeper) in [("ban", 0), ("ban", 30), ("leave", 0), ("leave", 30)] {
+        let (server, peer) = (TestServer::start(), Peer::start());
+        let bob = server.user("bob");
         let mut room = FakeRoom::new(&peer, "11", "knock");
         let path = format!("knock/{}?via={}", segment(room.id.as_str()), segment(peer.name().as_str()));
         let ask = |reason: &str| post(&bob, &path, json!({ "reason": reason })).0;
         peer.let_knock(&room, bob.id());
         assert_eq!(ask("once"), 200);
+        bob.wait_for_room("knock", room.id.as_str());
         let first = room.read(&peer.wait_for("send_knock").body);
         room.take(first);
         peer.let_knock(&room, bob.id());
@@ -190,7 +189,7 @@ fn a_removal_of_the_first_knock_that_crosses_the_second_counts_if_it_is_a_ban_ho
         // What the room keeps: by state resolution the second knock stands, unless it was a ban.
         room.take(room.read(&knocks[1].body));
         peer.let_leave(&room, bob.id());
-        let (status, said) = peer.send_transaction(server.name(), &format!("{number}"), &[&removal]);
+        let (status, said) = peer.send_transaction(server.name(), "removal", &[&removal]);
         assert_eq!((status, &said["pdus"][removal.event_id().as_str()]), (200, &json!({})), "{said}");
         if membership == "ban" {
             bob.wait_for_room("leave", room.id.as_str());
@@ -286,7 +285,7 @@ fn a_join_that_is_taken_up_again_says_what_its_user_said() {
     let fields = json!({ "membership": "join", "displayname": "Roomy", "reason": "why not",
         "org.example.colour": "blue" });
     let path = room_path(room.id.as_str(), &format!("state/m.room.member/{}", segment(bob.id())));
-    assert_eq!(bob.request("PUT", &path, Some(fields.clone())).0, 502);
+    assert!(bob.request("PUT", &path, Some(fields.clone())).0 >= 500);
     let made = || {
         let mut times: Vec<_> =
             peer.asked("send_join").iter().map(|a| a.body["hashes"].to_string()).collect();

@@ -56,13 +56,13 @@ impl Incoming<'_> {
             self.store.read(|db| remote_room_version(db, room_id, &user, json))?.ok_or_else(not_resident)?;
         // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to
         // wait.
-        if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
+        if self.of_concern(origin, room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
             return Ok(RemoteOutcome::Settled);
         }
         match self.keys().check_received(origin, &[json], version, within).pop() {
             Some(Checked::Passed(event)) => {
                 // The room may have said more while the key was fetched.
-                if let Some(row) = self.of_concern(room_id, &user, &event)? {
+                if let Some(row) = self.of_concern(origin, room_id, &user, &event)? {
                     self.apply_news(MemberNews { event, user, row: *row }, origin)?;
                 }
                 Ok(RemoteOutcome::Settled)
@@ -77,6 +77,7 @@ impl Incoming<'_> {
     /// what we know of it. None: no more. Errors as for [`Incoming::remote_member_event`].
     fn of_concern(
         &self,
+        origin: &ServerName,
         room_id: &RoomId,
         user: &UserId,
         event: &Pdu,
@@ -101,7 +102,7 @@ impl Incoming<'_> {
             }
             Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
                 let row = row.as_ref().ok_or_else(not_resident)?;
-                if !comes_from_the_room(row, event) {
+                if !comes_from_the_room(row, event, origin) {
                     return Err(Error::forbidden("Nothing shows that this event is of that room"));
                 }
                 if row.bearing_of(event) == RemovalBearing::Over {
@@ -185,14 +186,16 @@ struct MemberEventHead {
 }
 
 /// Whoever removes a local user knows the member event that they remove (auth events selection names the target's), which
-/// those do not who are not in the room; or else speaks for the server that invited them, or that took their knock. Other
+/// those do not who are not in the room; or else speaks for the server that invited them, or that took their knock, or is
+/// passed on by it (`origin`): what somebody did who did not know of the knock yet may have won over it. Other
 /// servers that we asked, perhaps in vain and because a link said so, have no say. Whether it is true is another question:
 /// every server in the room is told that event, whatever its users may do there.
-fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
+fn comes_from_the_room(row: &RemoteMembership, event: &Pdu, origin: &ServerName) -> bool {
     let rests_on_ours = row.events().any(|ours| event.auth_events().contains(ours.event_id()));
     let server = event.sender().server();
     let inviter = row.event.as_ref().map(|e| e.sender().server());
     let knocked = matches!(row.state, RemoteState::Knocking | RemoteState::Knocked);
     let knocked_through = row.via.first().filter(|_| knocked);
-    rests_on_ours || inviter.as_ref() == Some(&server) || knocked_through == Some(&server)
+    let is_said_by = |host: Option<&ServerName>| host == Some(&server) || host == Some(origin);
+    rests_on_ours || is_said_by(inviter.as_ref()) || is_said_by(knocked_through)
 }

@@ -47,7 +47,7 @@
 //!    template rests on what the local user is no longer, or an invite that this server signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands,
 //!    or one with which the local user was not let in; and whether a removal is one that neither the inviter's server nor
-//!    the one that took the knock vouches for (`look_up`). Where others have confirmed it, that server is told if the
+//!    the one that took the knock vouches for (`look_up`). So is, once a day, a knock that stands. Where others have confirmed it, that server is told if the
 //!    user leaves, in the background like of any leave.
 //! 6. **What meets a join that a server has taken waits for its answer.** Who left meanwhile leaves the room that they
 //!    are in then, who was removed is removed from it; and if they were invited anew after that, the room is not entered
@@ -89,7 +89,7 @@ pub(in crate::service) use self::replaced_rooms::{follow_tombstone, follow_upgra
 pub(crate) use self::restricted_join::AUTHORISER;
 pub(in crate::service) use self::rows::stripped_state_for_client;
 pub(in crate::service) use self::shown_state::stripped_state_for_servers;
-pub(in crate::service) use self::template::own_names;
+pub(in crate::service) use self::template::check_names;
 use super::Homeserver;
 use crate::error::Result;
 use crate::protocol::remote_membership::RemoteState;

@@ -241,21 +241,27 @@ pub(super) fn member_draft(
     }
 }
 
-/// The name and the avatar that a member event's content says itself. Errors: 400 `M_INVALID_PARAM` if they may not be in a
-/// profile, `M_BAD_JSON` if they are no text; null is as if there were none.
-pub(in crate::service) fn own_names(content: &Map<String, Value>) -> Result<Map<String, Value>> {
+/// The name and the avatar that a member event's content says itself, as long as they may be in a profile. Errors: 400
+/// `M_INVALID_PARAM`.
+pub(super) fn own_names(content: &Map<String, Value>) -> Result<Map<String, Value>> {
     let mut names = Map::new();
     for field in PROFILE_FIELDS {
-        match content.get(field) {
-            Some(Value::String(text)) => {
-                check_text(field, text)?;
-                names.insert(field.to_owned(), text.as_str().into());
-            }
-            None | Some(Value::Null) => {}
-            Some(_) => return Err(Error::bad_json(format!("{field} has to be a string"))),
+        if let Some(Value::String(text)) = content.get(field) {
+            check_text(field, text)?;
+            names.insert(field.to_owned(), text.as_str().into());
         }
     }
     Ok(names)
+}
+
+/// Whether a member event may be sent with the name and the avatar that its content says; null says that there is none.
+/// Errors: 400 `M_INVALID_PARAM` for what is too long for a profile, `M_BAD_JSON` for what is no text.
+pub(in crate::service) fn check_names(content: &Map<String, Value>) -> Result<()> {
+    let is_text = |field: &str| content.get(field).is_none_or(|value| value.is_string() || value.is_null());
+    if let Some(field) = PROFILE_FIELDS.into_iter().find(|field| !is_text(field)) {
+        return Err(Error::bad_json(format!("{field} has to be a string")));
+    }
+    own_names(content).map(drop)
 }
 
 /// What of the fields of a client's request goes into its member event.

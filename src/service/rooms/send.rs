@@ -7,7 +7,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::events::accept::Sent;
 use crate::service::events::draft::Draft;
-use crate::service::membership::{AUTHORISER, JoinTarget, follow_tombstone, own_names};
+use crate::service::membership::{AUTHORISER, JoinTarget, check_names, follow_tombstone};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::client_drafts::{check_relation, membership_in};
 use crate::service::rooms::view::readable_room;
@@ -107,7 +107,6 @@ impl Rooms<'_> {
         // signature of that user's server.
         draft.content.remove(AUTHORISER);
         let membership = membership_in(&draft.content)?;
-        own_names(&draft.content)?;
         let own = target == draft.sender;
         let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
         let room = JoinTarget { room_id: draft.room.clone(), via: Vec::new() };
@@ -130,11 +129,15 @@ impl Rooms<'_> {
             Membership::Leave if own => match resident {
                 None => memberships.leave(&draft.sender, &draft.room, reason.as_deref())?,
                 Some(room) => {
+                    check_names(&draft.content)?;
                     memberships.wait_for_signed_invite(&room, &target)?;
                     return self.events().send(draft).map_err(not_there_as_forbidden);
                 }
             },
-            _ => return self.events().send(draft).map_err(not_there_as_forbidden),
+            _ => {
+                check_names(&draft.content)?;
+                return self.events().send(draft).map_err(not_there_as_forbidden);
+            }
         }
         self.store.read(|db| {
             if let Some(room) = db.room(&draft.room)?

@@ -79,8 +79,7 @@ impl Memberships<'_> {
     }
 
     /// [`Memberships::join_with`] by way of `PUT /state`, where the body is the event's content: the name and the avatar that it
-    /// has, if any, are those of this room. Errors: also 400 `M_INVALID_PARAM` if they are too long, `M_BAD_JSON` if they are
-    /// none.
+    /// has, if any, are those of this room. Errors: also 400 `M_INVALID_PARAM` if they are too long.
     pub fn join_by_state(
         &self,
         user: &UserId,
