@@ -274,16 +274,15 @@ impl Homeserver {
             admin::backup::sweep(folder)?;
         }
         let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
-        let federation = way_out(client_settings(&config, &clock), key_ring.signer())?;
-        let federation = federation.limited_to(config.peers.clone());
+        let federation =
+            way_out(client_settings(&config, &clock), key_ring.signer())?.limited_to(config.peers.clone());
         let metrics = (!config.metrics.is_empty()).then(Arc::default);
         if metrics.is_some() {
             store.count_writes();
         }
-        let appservices = appservices::Appservices::new(&config.appservices, &config.server_name)?;
         let homeserver = Arc::new(Self {
             metrics,
-            appservices,
+            appservices: appservices::Appservices::new(&config.appservices, &config.server_name)?,
             config,
             clock,
             notifier,

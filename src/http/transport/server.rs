@@ -308,13 +308,13 @@ impl ServerState {
 
     /// Tells the operator, now and then, that all slots are at work, and who has most of them.
     fn warn_of_crowd(&self, registry: &Registry) {
-        if self.is_due(&self.warned) {
-            if let Some((owner, count)) = registry.largest_holder() {
-                let all = registry.open.len();
-                log::warn!(
-                    "all {all} connections are at work, and new ones wait; most, {count}, are for {owner}"
-                );
-            }
+        if self.is_due(&self.warned)
+            && let Some((owner, count)) = registry.largest_holder()
+        {
+            let all = registry.open.len();
+            log::warn!(
+                "all {all} connections are at work, and new ones wait; most, {count}, are for {owner}"
+            );
         }
     }
 

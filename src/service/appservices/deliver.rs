@@ -106,11 +106,14 @@ struct Contents {
     withdrawn: Withdrawn,
 }
 
+/// Something of each device of each user.
+type OfDevices<T> = BTreeMap<UserId, BTreeMap<String, T>>;
+
 /// What end-to-end encryption of a service's users takes (MSC3202).
 struct Encryption {
     device_lists: DeviceLists,
-    one_time_keys: BTreeMap<UserId, BTreeMap<String, BTreeMap<String, u64>>>,
-    fallback_keys: BTreeMap<UserId, BTreeMap<String, Vec<String>>>,
+    one_time_keys: OfDevices<BTreeMap<String, u64>>,
+    fallback_keys: OfDevices<Vec<String>>,
 }
 
 /// Whose keys are to be looked at anew, and whose no more.
@@ -136,12 +139,12 @@ struct Body<'b> {
         rename = "org.matrix.msc3202.device_one_time_keys_count",
         skip_serializing_if = "Option::is_none"
     )]
-    one_time_keys: Option<&'b BTreeMap<UserId, BTreeMap<String, BTreeMap<String, u64>>>>,
+    one_time_keys: Option<&'b OfDevices<BTreeMap<String, u64>>>,
     #[serde(
         rename = "org.matrix.msc3202.device_unused_fallback_key_types",
         skip_serializing_if = "Option::is_none"
     )]
-    fallback_keys: Option<&'b BTreeMap<UserId, BTreeMap<String, Vec<String>>>>,
+    fallback_keys: Option<&'b OfDevices<Vec<String>>>,
 }
 
 /// Makes the next transaction, if there is anything for the service: `ephemeral` too, which it is worth no wait for the disk.
