@@ -51,8 +51,8 @@ pub enum Verdict {
     Beyond,
 }
 
-/// Judges the events that could be in a page, in the order in which they are walked over.
-type Judge<'j> = dyn FnMut(&StoredEvent) -> Result<Verdict> + 'j;
+/// Decides on the events that could be in a page, in the order in which they are walked over.
+type Decide<'d> = dyn FnMut(&StoredEvent) -> Result<Verdict> + 'd;
 
 /// Walks a range of a room's timeline and keeps what the reader may see and the filter lets through, at most `limit`
 /// events and no more than make a page: of none the page says whether there is anything to see. `range.limit` does not
@@ -67,7 +67,7 @@ fn walk_judging(
     filter: &EventFilter,
     mut range: TimelineRange,
     mut limit: usize,
-    judge: &mut Judge<'_>,
+    judge: &mut Decide<'_>,
 ) -> Result<Page> {
     let mut page = Page::default();
     if !filter.wants_room(view.room.room_id.as_str()) {
@@ -153,7 +153,7 @@ pub fn latest_judging(
     filter: &EventFilter,
     (from, to): (Place, Place),
     limit: usize,
-    judge: &mut Judge<'_>,
+    judge: &mut Decide<'_>,
 ) -> Result<Page> {
     let above = Place { stream: to.stream, sub: to.sub.saturating_add(1) };
     // Of a room that this server is not in nobody gives us any more.
