@@ -214,8 +214,8 @@ const NEVER: &[(&str, &str)] = &[
     (
         "a remote membership that nobody pursues, or a closed one that is",
         "SELECT user_id FROM remote_memberships
-         WHERE (due_ms IS NULL AND attempts < 3 AND state IN ('knocking', 'joining', 'leaving'))
-            OR (due_ms IS NOT NULL AND state IN ('knocked', 'closed'))",
+         WHERE (due_ms IS NULL AND (state = 'knocked' OR attempts < 3 AND state IN ('knocking', 'joining', 'leaving')))
+            OR (due_ms IS NOT NULL AND state = 'closed')",
     ),
     (
         "a gap is an event that we have",
