@@ -43,7 +43,8 @@
 //!   who has to sign makes a [`protocol::VerifiedPdu`], and only that gets into a room, in the very form that was judged. It
 //!   says whether its keys are certain, or rest on the word of the server that shows us a room (`store/rooms/vouched_events.rs`).
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
-//!   budget by its length. Everything else stays text until somebody needs it.
+//!   budget by its length. Everything else stays text until somebody needs it. What is built for all at once:
+//!   `http/transport/large_bodies.rs`, a part of what `src/machine.rs` says that there is.
 //! - *There is too much of it.* `src/store/bounds.rs`: who fills each table, with whose share, and what cleans it. Knocks have
 //!   their budget in `service/limits/knock_budget.rs`, invites theirs in `service/membership/invite_place.rs`, passwords
 //!   in `service/accounts/passwords.rs`; [`protocol::limits::fair_share`] says how a bound is shared out between servers.
@@ -145,6 +146,7 @@ pub(crate) mod http;
 pub mod launch;
 pub(crate) mod locks;
 pub mod log_tail;
+pub(crate) mod machine;
 pub(crate) mod metrics;
 pub(crate) mod order;
 pub mod protocol;

@@ -187,17 +187,38 @@ pub(super) fn asker(request: &Request, requester: Option<&Requester>) -> Asker {
 /// Most signatures of one request that are looked at: each may mean asking a server for its keys.
 const SIGNATURES_MAX: usize = 3;
 
+/// Bodies of servers up to so much are read before anything is known of who sends them.
+const UNKNOWN_BODY_BYTES_MAX: u64 = 64 << 10;
+
+/// Whether a request whose body is large, or as long as it will be, says that it comes from a server whose key we have, or can
+/// have: nobody makes us keep and read megabytes by a name that is not theirs. Errors: those of [`origin`].
+pub(super) fn expect_origin(hs: &Homeserver, head: &Request) -> Result<()> {
+    let length = head.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
+    let is_short = length.unwrap_or(0) <= UNKNOWN_BODY_BYTES_MAX;
+    if is_short && head.header("transfer-encoding").is_none() {
+        return Ok(());
+    }
+    by_any_signature(head, |signature| hs.keys().expect_request(signature, &asker(head, None)))
+}
+
 /// Checks the X-Matrix signature over method, target and body. A server that signs with several keys sends a header
 /// for each, and one that verifies is enough. Errors: 401 `M_UNAUTHORIZED`.
 pub(super) fn origin(hs: &Homeserver, request: &Request) -> Result<Origin> {
+    let body = Some(request.body()).filter(|body| !body.is_empty());
+    let (method, target) = (request.method().as_str(), request.target());
+    by_any_signature(request, |signature| {
+        hs.keys().verify_request(signature, method, target, body, &asker(request, None)).map(Origin)
+    })
+}
+
+/// What is made of the first signature of which it can be. Errors: the last one's.
+fn by_any_signature<T>(request: &Request, look: impl Fn(&str) -> Result<T>) -> Result<T> {
     let is_signature =
         |value: &&str| value.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("x-matrix"));
-    let body = Some(request.body()).filter(|body| !body.is_empty());
     let mut refusal = Error::new(ErrCode::Unauthorized, "The request is not signed");
     for signature in request.header_all("authorization").filter(is_signature).take(SIGNATURES_MAX) {
-        let asker = asker(request, None);
-        match hs.keys().verify_request(signature, request.method().as_str(), request.target(), body, &asker) {
-            Ok(server) => return Ok(Origin(server)),
+        match look(signature) {
+            Ok(found) => return Ok(found),
             Err(e) => refusal = e,
         }
     }

@@ -323,10 +323,12 @@ impl Router {
                 (upload(move |head| begin(&hs, head, &requester), self.hs.clone(), finish), user)
             }
             Handler::Peer(handler) => {
+                auth::expect_origin(&hs, head)?;
                 let call = move |request: &Request| handler(&hs, request, &auth::origin(&hs, request)?);
                 (at_once(call), None)
             }
             Handler::PeerWaiting(handler) => {
+                auth::expect_origin(&hs, head)?;
                 let call = move |request: &Request, poll| {
                     let origin = auth::origin(&hs, request)?;
                     request.set_owner(RequestOwner::Server(origin.0.clone()));

@@ -95,6 +95,20 @@ fn a_query_that_is_none_is_refused() {
         (0..10_001).map(|n| (format!("D{n}"), json!("signed_curve25519"))).collect();
     let many = json!({ "one_time_keys": { alice.id(): many } });
     refused(post(&alice, "keys/claim", many), 413, "M_TOO_LARGE");
+    let users = |count: usize, of_each: Value| -> Value {
+        let users = (0..count).map(|n| (format!("@u{n}:x.invalid"), of_each.clone()));
+        users.collect::<Map<String, Value>>().into()
+    };
+    refused(
+        post(&alice, "keys/query", json!({ "device_keys": users(20_001, json!([])) })),
+        400,
+        "M_BAD_JSON",
+    );
+    refused(
+        post(&alice, "keys/claim", json!({ "one_time_keys": users(10_001, json!({})) })),
+        400,
+        "M_BAD_JSON",
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The key and version endpoints between servers, over real TLS.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -194,4 +196,28 @@ fn the_operator_lists_and_rotates_the_keys_of_a_server_that_does_not_run() {
     let nowhere = folder.join("nowhere");
     assert!(!keys(&nowhere, "list").0);
     assert!(!nowhere.exists(), "nothing is made in a wrong folder");
+}
+
+#[test]
+fn nothing_is_read_of_a_large_body_by_who_has_no_key() {
+    let server = TestServer::start();
+    let nobody =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+    let (name, signature) = (server.name(), "A".repeat(86));
+    for length in ["Content-Length: 11000000", "Transfer-Encoding: chunked"] {
+        let mut stream =
+            TcpStream::connect(server.url().trim_start_matches("http://")).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+        write!(
+            stream,
+            "PUT /_matrix/federation/v1/send/1 HTTP/1.1\r\nHost: x\r\n{length}\r\nExpect: 100-continue\r\n\
+             Authorization: X-Matrix origin=\"localhost:{}\",destination=\"{name}\",key=\"ed25519:a\",\
+             sig=\"{signature}\"\r\n\r\n",
+            nobody.port()
+        )
+        .expect("it is sent");
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).expect("an answer");
+        assert!(line.starts_with("HTTP/1.1 401 "), "{length}: {line}");
+    }
 }

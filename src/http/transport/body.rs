@@ -8,11 +8,11 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::error::{ErrCode, Error};
-use crate::http::transport::bounds::BodyMemory;
 use crate::http::transport::connection::{Connection, READ_BYTES};
 use crate::http::transport::framing::{
     BodyFraming, RequestError, bad_request, parse_chunk_size, refused, too_large,
 };
+use crate::http::transport::large_bodies::BodyMemory;
 use crate::http::transport::patience::transfer_deadline;
 use crate::http::transport::service::BodySink;
 

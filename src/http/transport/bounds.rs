@@ -4,12 +4,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::address::TrustedProxies;
+use crate::http::transport::large_bodies::{BodyMemory, LargeBodies};
 use crate::locks::{lock, wait, wait_timeout};
+use crate::machine::part_of_memory;
 use crate::protocol::{ServerName, UserId};
 
 /// The fewest woken requests that may look again at once.
@@ -18,6 +20,15 @@ const WOKEN_AT_ONCE_MIN: usize = 8;
 /// Of a quota, the part that requests for one user or address may have, and what they may have in any case.
 const SHARE_OF_QUOTA: usize = 32;
 const SHARE_MIN: usize = 8;
+
+/// Of the memory that there is, one part of so many is for the text of bodies of one quota, and one for what is built of it:
+/// with both quotas, all that is made of it and the rest of the server that leaves room on a machine of 512 MiB.
+const PARTS_FOR_TEXT: usize = 16;
+const PARTS_FOR_TREES: usize = 16;
+/// There is room for the largest of bodies in any case, and for what may be built of it.
+const BODY_MEMORY_MIN: usize = 16 << 20;
+const TEXT_MEMORY_MAX: usize = 128 << 20;
+const TREE_MEMORY_MAX: usize = 64 << 20;
 
 /// Whom a request is made for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -75,8 +86,10 @@ pub struct ConnectionLimits {
     pub transfer_grace: Duration,
     /// Slowest body or reply beyond the grace, in bytes a second.
     pub transfer_rate: usize,
-    /// Memory for request bodies of one quota, in bytes; bodies up to 16 KiB are not counted.
+    /// Memory for the text of request bodies of one quota, in bytes; bodies up to 16 KiB are not counted.
     pub body_memory: usize,
+    /// And for what is built of it.
+    pub body_tree_memory: usize,
     /// How often a waiting request looks whether its client is still there.
     pub hang_up_check_interval: Duration,
     /// How long a request that waits has its place in a share before another of the same may have it.
@@ -97,7 +110,8 @@ impl Default for ConnectionLimits {
             idle_timeout: Duration::from_secs(90),
             transfer_grace: Duration::from_secs(20),
             transfer_rate: 2048,
-            body_memory: 128 << 20,
+            body_memory: part_of_memory(PARTS_FOR_TEXT, BODY_MEMORY_MIN, TEXT_MEMORY_MAX),
+            body_tree_memory: part_of_memory(PARTS_FOR_TREES, BODY_MEMORY_MIN, TREE_MEMORY_MAX),
             hang_up_check_interval: Duration::from_secs(5),
             long_wait: Duration::from_secs(30),
             brief_wait: Duration::from_secs(5),
@@ -119,8 +133,9 @@ pub(super) struct Bounds {
     clients: QuotaBound,
     servers: QuotaBound,
     woken: QuotaBound,
+    bodies_of_clients: Arc<LargeBodies>,
+    bodies_of_servers: Arc<LargeBodies>,
     quota_timeout: Duration,
-    body_memory: usize,
     closed: AtomicBool,
 }
 
@@ -135,7 +150,7 @@ struct InFlight {
     waiting: usize,
 }
 
-/// One share: requests in handlers, and bytes of bodies.
+/// One share: requests in handlers.
 struct QuotaBound {
     most: usize,
     /// For each owner.
@@ -144,7 +159,6 @@ struct QuotaBound {
     freed: Condvar,
     /// One of an owner who had all of their share.
     freed_of_owner: Condvar,
-    body_bytes: AtomicUsize,
 }
 
 impl QuotaBound {
@@ -155,7 +169,6 @@ impl QuotaBound {
             in_flight: Mutex::default(),
             freed: Condvar::new(),
             freed_of_owner: Condvar::new(),
-            body_bytes: AtomicUsize::new(0),
         }
     }
 
@@ -204,48 +217,17 @@ impl Drop for HeldPermit {
     }
 }
 
-/// Bytes of body that a request holds in memory; dropping it gives them back.
-pub(super) struct BodyMemory {
-    bounds: Option<(Arc<Bounds>, QuotaShare)>,
-    held: usize,
-}
-
-impl BodyMemory {
-    /// Accounts for a body of now this many bytes. False: the quota is used up.
-    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
-        const UNCOUNTED_BYTES_MAX: usize = 16 << 10;
-        const ACCOUNT_STEP_BYTES: usize = 64 << 10;
-        let Some((bounds, share)) = &self.bounds else { return true };
-        let wanted =
-            if bytes <= UNCOUNTED_BYTES_MAX { 0 } else { bytes.next_multiple_of(ACCOUNT_STEP_BYTES) };
-        if wanted > self.held {
-            let more = wanted - self.held;
-            let before = bounds.bound(*share).body_bytes.fetch_add(more, Ordering::SeqCst);
-            self.held = wanted;
-            return before + more <= bounds.body_memory;
-        }
-        true
-    }
-}
-
-impl Drop for BodyMemory {
-    fn drop(&mut self) {
-        if let Some((bounds, share)) = &self.bounds {
-            bounds.bound(*share).body_bytes.fetch_sub(self.held, Ordering::SeqCst);
-        }
-    }
-}
-
 impl Bounds {
     pub(super) fn new(limits: &ConnectionLimits) -> Self {
-        let ConnectionLimits { in_flight, quota_timeout, body_memory, .. } = *limits;
+        let ConnectionLimits { in_flight, quota_timeout, body_memory, body_tree_memory, .. } = *limits;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             clients: QuotaBound::new(in_flight),
             servers: QuotaBound::new(in_flight),
             woken: QuotaBound::new((2 * processors).max(WOKEN_AT_ONCE_MIN)),
+            bodies_of_clients: Arc::new(LargeBodies::new(body_memory, body_tree_memory)),
+            bodies_of_servers: Arc::new(LargeBodies::new(body_memory, body_tree_memory)),
             quota_timeout,
-            body_memory,
             closed: AtomicBool::new(false),
         }
     }
@@ -315,16 +297,23 @@ impl Bounds {
             bound.freed.notify_all();
             bound.freed_of_owner.notify_all();
         }
+        self.bodies_of_clients.close();
+        self.bodies_of_servers.close();
     }
 
-    /// What all bodies of both quotas hold.
+    /// What the text of all bodies of both quotas hold.
     pub(super) fn body_bytes(&self) -> usize {
-        [&self.clients, &self.servers].iter().map(|bound| bound.body_bytes.load(Ordering::SeqCst)).sum()
+        self.bodies_of_clients.text_bytes() + self.bodies_of_servers.text_bytes()
     }
 
     /// An account of the body that is about to be read.
-    pub(super) fn body_memory(self: &Arc<Self>, quota: Quota) -> BodyMemory {
-        BodyMemory { bounds: quota.share().map(|share| (self.clone(), share)), held: 0 }
+    pub(super) fn body_memory(&self, quota: Quota, owner: Option<RequestOwner>) -> BodyMemory {
+        let bodies = match quota {
+            Quota::Clients => Some(self.bodies_of_clients.clone()),
+            Quota::Servers => Some(self.bodies_of_servers.clone()),
+            Quota::Uncounted => None,
+        };
+        BodyMemory::new(bodies, owner)
     }
 }
 

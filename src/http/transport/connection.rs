@@ -16,13 +16,14 @@ use rustls::ServerConfig;
 use crate::allocator;
 use crate::error::{ErrCode, Error};
 use crate::http::transport::body::BodyBytes;
-use crate::http::transport::bounds::{BodyMemory, Permit, Quota};
+use crate::http::transport::bounds::{Permit, Quota};
 use crate::http::transport::failure::failure;
 use crate::http::transport::framing::{
     BodyFraming, ReplyFraming, RequestError, RequestHead, UNREAD_REQUEST, bad_request, parse_head, refused,
     too_large,
 };
 use crate::http::transport::head::{BodyEnd, has_body, reply_head};
+use crate::http::transport::large_bodies::BodyMemory;
 use crate::http::transport::patience::Patience;
 use crate::http::transport::registry::ConnectionSlot;
 use crate::http::transport::reply::{Exactly, Reply, ReplyBody};
@@ -159,7 +160,7 @@ impl Connection {
         let admission = match admitted {
             Ok(admission) => admission,
             Err(reply) => {
-                let mut memory = shared.bounds.body_memory(Quota::Uncounted);
+                let mut memory = shared.bounds.body_memory(Quota::Uncounted, None);
                 let bytes_max = DRAINED_BYTES_MAX;
                 let mut drained = BodyBytes::Kept { body: Vec::new(), bytes_max, memory: &mut memory };
                 reply_framing.keep_alive &=
@@ -170,12 +171,17 @@ impl Connection {
                 return self.answer(reply, reply_framing);
             }
         };
-        let memory =
-            self.read_admitted(&mut request, admission.body, (framing, expects_continue), admission.quota)?;
+        let share = Some(request.owner()).filter(|owner| shared.has_share(owner));
+        let mut memory = shared.bounds.body_memory(admission.quota, share.clone());
+        self.read_admitted(&mut request, admission.body, (framing, expects_continue), &mut memory)?;
         if !self.slot.working() {
             return Err(RequestError::Gone);
         }
-        let share = Some(request.owner()).filter(|owner| shared.has_share(owner));
+        let gone = request.hung_up();
+        let is_wanted = || !gone.as_ref().is_some_and(|gone| gone());
+        if let Err(refusal) = memory.take_turn(request.body().len(), is_wanted) {
+            return self.answer(Reply::error(&refusal), reply_framing);
+        }
         let Some(permit) = shared.bounds.permit(admission.quota, share) else {
             return self.answer(busy(), reply_framing);
         };
@@ -186,6 +192,7 @@ impl Connection {
             }
             Outcome::Wait { user, after, until } => {
                 drop(permit);
+                memory.end_turn();
                 let (poll, woken) = (Poll::First, None);
                 let (owner, place) = (request.owner(), request.wait_place());
                 let has_share = shared.has_share(&owner);
@@ -211,14 +218,14 @@ impl Connection {
         }
     }
 
-    /// Reads the body of a request that was admitted; gives what it takes of its quota's memory.
+    /// Reads the body of a request that was admitted.
     fn read_admitted(
         &mut self,
         request: &mut Request,
         body: BodyUse,
         (framing, expects_continue): (BodyFraming, bool),
-        quota: Quota,
-    ) -> Result<BodyMemory, RequestError> {
+        memory: &mut BodyMemory,
+    ) -> Result<(), RequestError> {
         if expects_continue && self.pending.is_empty() && framing != BodyFraming::Length(0) {
             if let (BodyFraming::Length(length), BodyUse::Whole(bytes_max)) = (framing, &body)
                 && length > *bytes_max as u64
@@ -230,9 +237,8 @@ impl Connection {
             self.transport.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             self.transport.flush()?;
         }
-        let mut memory = self.slot.shared.bounds.body_memory(quota);
         let mut bytes = match body {
-            BodyUse::Whole(bytes_max) => BodyBytes::Kept { body: Vec::new(), bytes_max, memory: &mut memory },
+            BodyUse::Whole(bytes_max) => BodyBytes::Kept { body: Vec::new(), bytes_max, memory },
             BodyUse::Handed(sink) => BodyBytes::Handed(sink),
         };
         self.read_body(framing, &mut bytes)?;
@@ -240,7 +246,7 @@ impl Connection {
             allocator::has(body.len());
             request.set_body(body);
         }
-        Ok(memory)
+        Ok(())
     }
 
     /// The next call of a handler that has waited.

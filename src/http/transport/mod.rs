@@ -7,7 +7,8 @@
 //! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited;
 //!   `body`: how that is read; `patience`: how slowly; `parked`: one that waits.
 //! - `pool`: the threads that work and those that wait.
-//! - `bounds`: how much of everything there may be, apart for clients and other servers; `waits`: and for who waits.
+//! - `bounds`: how much of everything there may be, apart for clients and other servers; `waits`: and for who waits;
+//!   `large_bodies`: how much of bodies, and how much is built of them.
 //! - `socket`: reads and writes that end by a deadline; `tls`: certificates.
 //! - `request`, `reply`: what handlers are given and give back; `head`: a reply's head as bytes;
 //!   `failure`: what is answered where something of ours failed.
@@ -18,6 +19,7 @@ pub(super) mod connection;
 pub(super) mod failure;
 pub(super) mod framing;
 pub(super) mod head;
+pub(super) mod large_bodies;
 pub mod listeners;
 pub mod local_socket;
 pub(super) mod parked;

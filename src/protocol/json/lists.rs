@@ -1,6 +1,7 @@
-//! Lists whose length strangers choose: [`AtMost`] refuses what is more, [`First`] and [`FirstMembers`] pass over
-//! what comes behind.
+//! Lists whose length strangers choose: [`AtMost`] and [`AtMostMembers`] refuse what is more, [`First`] and [`FirstMembers`]
+//! pass over what comes behind.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -55,6 +56,10 @@ pub struct First<T, const MOST: usize>(pub Vec<T>);
 /// twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirstMembers<K, V, const MOST: usize>(pub Vec<(K, V)>);
+
+/// An object of at most so many members. One that has more, repeated keys included, is refused before it is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AtMostMembers<V, const MOST: usize>(pub BTreeMap<String, V>);
 
 impl<K, V, const MOST: usize> Default for FirstMembers<K, V, MOST> {
     fn default() -> Self {
@@ -139,5 +144,36 @@ impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deseriali
         inner
             .deserialize_struct("FirstMembers", &[], FirstMembersVisitor::<K, V, MOST>(PhantomData))
             .map(Self)
+    }
+}
+
+impl<'de, V: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMostMembers<V, MOST> {
+    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
+        struct AtMostMembersVisitor<V, const MOST: usize>(PhantomData<V>);
+
+        impl<'de, V: Deserialize<'de>, const MOST: usize> Visitor<'de> for AtMostMembersVisitor<V, MOST> {
+            type Value = BTreeMap<String, V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut members: A,
+            ) -> std::result::Result<BTreeMap<String, V>, A::Error> {
+                let (mut object, mut count) = (BTreeMap::new(), 0);
+                while let Some((key, value)) = members.next_entry()? {
+                    count += 1;
+                    if count > MOST {
+                        return Err(de::Error::custom(format_args!("an object of more than {MOST}")));
+                    }
+                    object.insert(key, value);
+                }
+                Ok(object)
+            }
+        }
+
+        inner.deserialize_map(AtMostMembersVisitor::<V, MOST>(PhantomData)).map(Self)
     }
 }

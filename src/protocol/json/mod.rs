@@ -26,11 +26,11 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
-pub use lists::{AtMost, First, FirstMembers};
+pub use lists::{AtMost, AtMostMembers, First, FirstMembers};
 pub use object::CanonicalObject;
 pub(crate) use object::{member_of, members_of, string};
 pub use parse::{
-    ObjectText, is_object, parse_object, read, read_large, read_object, shaped, what_was_expected,
+    ObjectText, is_object, parse_object, read, read_large, read_object, shaped, weight_max, what_was_expected,
 };
 pub(crate) use parse::{object_tree, read_stored, tree};
 pub use text::{Oddities, append_canonical, canonical_text};

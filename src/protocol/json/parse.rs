@@ -57,12 +57,12 @@ pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
 /// Errors: `M_NOT_JSON`; `M_BAD_JSON` for JSON of another shape, nested more than [`JSON_DEPTH_MAX`] levels as far as
 /// it is looked at, or which would weigh too much for its size.
 pub fn read<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
-    weighed(text, WEIGHT_BYTES_MAX)
+    weighed(text, weight_max(text.len()))
 }
 
 /// [`read`] for an answer that tells of a whole room, and is long for a good reason.
 pub fn read_large<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
-    weighed(text, LARGE_WEIGHT_BYTES_MAX)
+    weighed(text, weight_of(text.len(), LARGE_WEIGHT_BYTES_MAX))
 }
 
 /// [`read`] of nothing but an object.
@@ -87,12 +87,17 @@ pub fn shaped<T: DeserializeOwned>(object: &Map<String, Value>) -> Result<T> {
     read_large(&serde_json::to_vec(object).map_err(Error::internal)?)
 }
 
-fn weighed<'t, T: Deserialize<'t>>(text: &'t [u8], most: usize) -> Result<T> {
-    let scale = Scale {
-        left: Cell::new(
-            text.len().saturating_mul(WEIGHT_PER_BYTE).saturating_add(WEIGHT_BASE_BYTES).min(most),
-        ),
-    };
+/// What may be built at most of text of so many bytes by [`read`].
+pub fn weight_max(text_bytes: usize) -> usize {
+    weight_of(text_bytes, WEIGHT_BYTES_MAX)
+}
+
+fn weight_of(text_bytes: usize, most: usize) -> usize {
+    text_bytes.saturating_mul(WEIGHT_PER_BYTE).saturating_add(WEIGHT_BASE_BYTES).min(most)
+}
+
+fn weighed<'t, T: Deserialize<'t>>(text: &'t [u8], weight: usize) -> Result<T> {
+    let scale = Scale { left: Cell::new(weight) };
     // As text, like everything that is read here, so that what reads is compiled once.
     let text = std::str::from_utf8(text)
         .map_err(|e| Error::new(ErrCode::NotJson, "not JSON: not UTF-8").with_cause(e))?;

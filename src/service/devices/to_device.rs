@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::edu::{DeviceMessages, DirectToDevice};
-use crate::protocol::json::{ObjectText, read, read_object};
+use crate::protocol::json::{AtMostMembers, ObjectText, read, read_object};
 use crate::protocol::{ServerName, UserId};
 use crate::random;
 use crate::service::devices::{Devices, is_of};
@@ -55,7 +55,8 @@ impl Devices<'_> {
     /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of
     /// many hundreds some, and the same request sends the others.
     pub fn send_to_device(&self, event_type: &str, messages: &RawValue, txn: ClientTxn) -> Result<()> {
-        let messages: DeviceMessages = read(messages.get().as_bytes()).map_err(|e| {
+        type OfUsers = AtMostMembers<BTreeMap<String, ObjectText>, MESSAGES_MAX>;
+        let AtMostMembers(messages): OfUsers = read(messages.get().as_bytes()).map_err(|e| {
             let why = format!("messages must have users, their devices and objects: {}", e.message());
             Error::bad_json(why)
         })?;

@@ -33,6 +33,11 @@ const EVENTS_READ_AT_ONCE_MAX: usize = 4096;
 /// So many are read by one thread.
 const EVENTS_READ_BY_THREAD_MAX: usize = 512;
 
+/// A retired key verifies old events, not new requests.
+fn is_good_for_requests(key: &KnownKey, now: Millis) -> bool {
+    !key.retired && key.valid_until_ms >= now
+}
+
 impl Keys<'_> {
     /// Checks the X-Matrix signature of a request (server-server API, "Request Authentication"). `uri` is path and
     /// query as on the request line; `body` none if it was empty. Gives the server that sent it, which from now on
@@ -49,33 +54,10 @@ impl Keys<'_> {
         body: Option<&[u8]>,
         asker: &Asker,
     ) -> Result<ServerName> {
-        let claim = x_matrix::parse(authorization)?;
-        if claim.destination.as_ref().is_some_and(|d| d != self.server_name()) {
-            return Err(unauthorized("The request was meant for another server"));
-        }
-        if claim.origin == *self.server_name() {
-            return Err(unauthorized("The request says that it comes from this server itself"));
-        }
-        if !self.config.peers.allows(claim.origin.as_str()) {
-            return Err(Error::forbidden("This server does not talk to yours"));
-        }
+        let claim = self.claim_of_request(authorization)?;
         let (now, deadline) = (self.clock.now_ms(), Instant::now() + REQUEST_KEY_TIMEOUT);
-        // A retired key verifies old events, not new requests.
-        let is_good = |k: &KnownKey| !k.retired && k.valid_until_ms >= now;
-        let key = match self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good) {
-            Some(key) => key,
-            None => {
-                let wanted =
-                    WantedKey { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
-                let found =
-                    self.gather_keys(&[wanted], None, KeyPurpose::Request(asker), REQUEST_KEY_TIMEOUT);
-                let key = self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good);
-                key.ok_or_else(|| match found.lacks_slots() {
-                    true => too_many_asked(),
-                    false => unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)),
-                })?
-            }
-        };
+        let is_good = |k: &KnownKey| is_good_for_requests(k, now);
+        let key = self.key_of_request(&claim, asker)?;
         let verify = |key: &KnownKey| claim.verify(method, uri, self.server_name(), body, &key.key);
         if let Err(e) = verify(&key) {
             let is_wrong = e.errcode() == ErrCode::Unauthorized;
@@ -86,6 +68,46 @@ impl Keys<'_> {
         }
         self.peer_spoke(&claim.origin);
         Ok(claim.origin)
+    }
+
+    /// Whether there is a key with which such a request can be signed, which is asked for if need be: before the body is read,
+    /// if that is much to take of who may be nobody. Errors: those of [`Self::verify_request`].
+    pub fn expect_request(&self, authorization: &str, asker: &Asker) -> Result<()> {
+        let claim = self.claim_of_request(authorization)?;
+        self.key_of_request(&claim, asker).map(|_| ())
+    }
+
+    /// What a request says of who has signed it.
+    fn claim_of_request(&self, authorization: &str) -> Result<x_matrix::Authorization> {
+        let claim = x_matrix::parse(authorization)?;
+        if claim.destination.as_ref().is_some_and(|d| d != self.server_name()) {
+            return Err(unauthorized("The request was meant for another server"));
+        }
+        if claim.origin == *self.server_name() {
+            return Err(unauthorized("The request says that it comes from this server itself"));
+        }
+        if !self.config.peers.allows(claim.origin.as_str()) {
+            return Err(Error::forbidden("This server does not talk to yours"));
+        }
+        Ok(claim)
+    }
+
+    /// The key that a request says it is signed with.
+    fn key_of_request(&self, claim: &x_matrix::Authorization, asker: &Asker) -> Result<KnownKey> {
+        let now = self.clock.now_ms();
+        let known = || {
+            let known = self.key_ring.in_memory(claim.origin.as_str(), &claim.key);
+            known.filter(|key| is_good_for_requests(key, now))
+        };
+        if let Some(key) = known() {
+            return Ok(key);
+        }
+        let wanted = WantedKey { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
+        let found = self.gather_keys(&[wanted], None, KeyPurpose::Request(asker), REQUEST_KEY_TIMEOUT);
+        known().ok_or_else(|| match found.lacks_slots() {
+            true => too_many_asked(),
+            false => unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)),
+        })
     }
 
     /// Checks 1 to 3 on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if need be. A

@@ -293,3 +293,43 @@ fn who_waits_too_often_and_has_not_waited_for_long_waits_briefly_beyond_their_sh
     get(house.0.local_addrs()[0], "/wake");
     all.iter_mut().for_each(|client| assert_eq!(client.read().body, b"news"));
 }
+
+#[test]
+fn forty_others_go_on_while_one_address_has_all_that_may_be_built_of_large_bodies() {
+    let house = Arc::new(House::default());
+    let (body_memory, body_tree_memory) = (256 * MIB, 16 * MIB);
+    let limits = ConnectionLimits { body_memory, body_tree_memory, ..ConnectionLimits::default() };
+    let server = serve_house(&house, limits);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    *house.neighbour.lock().unwrap() = Some(silent.local_addr().unwrap());
+    let sent = |from: &str, path: &str, bytes: usize| {
+        let mut client = connect_from(&server, from);
+        client.send(post(path, &format!("Content-Length: {bytes}\r\n"), &"a".repeat(bytes)));
+        client
+    };
+    let _at_work = sent("192.0.2.1", "/ask", MIB);
+    let asked = silent.accept().unwrap();
+    // Of these sixteen may wait.
+    let mut waiting: Vec<Client> = (0..17).map(|_| sent("192.0.2.1", "/echo", MIB)).collect();
+    let is_answered = |client: &Client| {
+        client.stream.set_nonblocking(true).unwrap();
+        let answered = client.stream.peek(&mut [0]).is_ok();
+        client.stream.set_nonblocking(false).unwrap();
+        answered
+    };
+    until("one too many is refused", || waiting.iter().any(is_answered));
+    let at = waiting.iter().position(is_answered).unwrap();
+    let answer = waiting.remove(at).read();
+    assert_eq!((answer.status, answer.errcode().as_str()), (429, "M_LIMIT_EXCEEDED"));
+    assert!(!waiting.iter().any(is_answered));
+    for n in 0..40 {
+        let mut honest = sent(&format!("192.0.2.{}", 100 + n), "/echo", 60_000);
+        assert_eq!((honest.read().status, n), (200, n));
+    }
+    let mut honest = sent("192.0.2.2", "/echo", MIB);
+    drop(asked);
+    assert_eq!(honest.read().body.len(), MIB);
+    for client in &mut waiting {
+        assert_eq!(client.read().status, 200);
+    }
+}

@@ -12,7 +12,7 @@ use crate::http::client_server::accounts::interactive::{interactively, with_pass
 use crate::http::{Reply, Request, Requester};
 use crate::order::Gather;
 use crate::protocol::UserId;
-use crate::protocol::json::read_object;
+use crate::protocol::json::{AtMostMembers, read_object};
 use crate::protocol::keys::device::KeyUpload;
 use crate::service::Homeserver;
 use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
@@ -33,18 +33,23 @@ pub fn upload(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
     Ok(Reply::json(&json!({ "one_time_key_counts": counts })))
 }
 
+/// Users in one query: twice the members of a large room, whom some clients name together.
+const QUERY_USERS_MAX: usize = 20_000;
+/// And in one claim: of so many devices keys are given at most.
+const CLAIM_USERS_MAX: usize = 10_000;
+
 #[derive(Deserialize)]
 struct QueryBody {
     #[serde(default)]
     timeout: Option<u64>,
-    device_keys: Option<BTreeMap<String, Vec<String>>>,
+    device_keys: Option<AtMostMembers<Vec<String>, QUERY_USERS_MAX>>,
 }
 
 /// `POST /_matrix/client/v3/keys/query`
 pub fn query(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: QueryBody = read_object(request.body())?;
     let wanted = body.device_keys.ok_or_else(|| Error::missing_param("Missing device_keys"))?;
-    let wanted: WantedDevices = by_user(wanted)?;
+    let wanted: WantedDevices = by_user(wanted.0)?;
     let answer = hs.devices().query_keys(&requester.user_id, wanted, within(body.timeout))?;
     Ok(Reply::raw_json(answer.into_bytes()))
 }
@@ -53,14 +58,14 @@ pub fn query(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
 struct ClaimBody {
     #[serde(default)]
     timeout: Option<u64>,
-    one_time_keys: Option<BTreeMap<String, BTreeMap<String, String>>>,
+    one_time_keys: Option<AtMostMembers<BTreeMap<String, String>, CLAIM_USERS_MAX>>,
 }
 
 /// `POST /_matrix/client/v3/keys/claim`
 pub fn claim(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: ClaimBody = read_object(request.body())?;
     let wanted = body.one_time_keys.ok_or_else(|| Error::missing_param("Missing one_time_keys"))?;
-    let wanted: WantedKeys = by_user(wanted)?;
+    let wanted: WantedKeys = by_user(wanted.0)?;
     let answer = hs.devices().claim_keys(&requester.user_id, wanted, within(body.timeout))?;
     Ok(Reply::raw_json(answer.into_bytes()))
 }
