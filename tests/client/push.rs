@@ -173,6 +173,67 @@ fn a_pusher_goes_with_the_device_that_set_it() {
     assert!(hs.store.read(|db| db.pushers_of(&user)).expect("a database").is_empty());
 }
 
+/// Alice on her phone, in a browser and once more, with a pusher of the phone's that the browser switched off and on, saying all
+/// that it read of it or only what there is to say.
+fn toggled(server: &TestServer, gateway: &Gateway, names_device: bool) -> [TestUser; 3] {
+    let phone = server.user("alice");
+    let (web, other) = (server.device_of(&phone, "WEB"), server.device_of(&phone, "OTHER"));
+    gateway.set_for(&phone, "phone", &json!({}));
+    for enabled in [false, true, true] {
+        let mut pusher = pushers(&web)[0].clone();
+        pusher["org.matrix.msc3881.enabled"] = json!(enabled);
+        if !names_device {
+            pusher.as_object_mut().expect("an object").remove("org.matrix.msc3881.device_id");
+            if pushers(&web)[0]["org.matrix.msc3881.enabled"] == enabled {
+                continue;
+            }
+        }
+        web.post(&format!("{V3}/pushers/set"), pusher);
+    }
+    [phone, web, other]
+}
+
+#[test]
+fn a_pusher_stays_with_its_device_when_another_one_switches_it_off_and_on() {
+    for names_device in [true, false] {
+        let (server, gateway) = (TestServer::start(), Gateway::start());
+        let [phone, web, other] = toggled(&server, &gateway, names_device);
+        let phone_id = phone.get(&format!("{V3}/account/whoami"))["device_id"].clone();
+        assert_eq!(pushers(&other)[0]["org.matrix.msc3881.device_id"], phone_id);
+        web.post(&format!("{V3}/logout"), json!({}));
+        assert_eq!(pushers(&other).len(), 1, "the phone is still there");
+
+        let (server, gateway) = (TestServer::start(), Gateway::start());
+        let [phone, _web, other] = toggled(&server, &gateway, names_device);
+        phone.post(&format!("{V3}/logout"), json!({}));
+        assert_eq!(pushers(&other), Vec::<Value>::new(), "the phone is gone");
+    }
+}
+
+#[test]
+fn a_pusher_moves_to_a_device_that_sets_it_anew() {
+    let (server, gateway) = (TestServer::start(), Gateway::start());
+    let before = server.user("alice");
+    let after = server.device_of(&before, "AFTER");
+    gateway.set_for(&before, "phone", &json!({}));
+    let owner = || pushers(&before)[0]["org.matrix.msc3881.device_id"].clone();
+    // As it was, by an app that was logged in once more.
+    gateway.set_for(&after, "phone", &json!({}));
+    assert_eq!(owner(), "AFTER");
+    let mut pusher = gateway.pusher("phone", &json!({}));
+    pusher["org.matrix.msc3881.enabled"] = json!(true);
+    before.post(&format!("{V3}/pushers/set"), pusher.clone());
+    assert_ne!(owner(), "AFTER", "nothing was switched");
+    pusher["org.matrix.msc3881.device_id"] = json!("AFTER");
+    after.post(&format!("{V3}/pushers/set"), pusher.clone());
+    assert_eq!(owner(), "AFTER", "it names itself");
+    pusher["org.matrix.msc3881.enabled"] = json!(false);
+    pusher["lang"] = json!("de");
+    pusher.as_object_mut().expect("an object").remove("org.matrix.msc3881.device_id");
+    before.post(&format!("{V3}/pushers/set"), pusher);
+    assert_ne!(owner(), "AFTER", "more than the switch differs");
+}
+
 #[test]
 fn an_app_on_one_phone_belongs_to_one_user_unless_it_says_otherwise() {
     let server = TestServer::start();

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::federation::push_gateway::check_gateway_url;
 use crate::protocol::json::object_of;
 use crate::protocol::{UserId, json as matrix_json};
-use crate::store::accounts::pushers::{NewPusher, Pusher};
+use crate::store::accounts::pushers::{NewPusher, Pusher, PusherChange};
 
 /// "Max length, 64 chars", "Max length, 512 bytes".
 const APP_ID_CHARS_MAX: usize = 64;
@@ -32,7 +32,8 @@ pub struct PusherRequest {
 struct SetPusher {
     url: String,
     details: String,
-    enabled: bool,
+    enabled: Option<bool>,
+    device_id: Option<String>,
     append: bool,
 }
 
@@ -89,9 +90,14 @@ impl SetPusher {
             return Err(Error::invalid_param(format!("data has at most {DATA_BYTES_MAX} bytes")));
         }
         details.insert("data".to_owned(), data.clone().into());
-        let (enabled, append) =
-            (flag(body, ENABLED)?.unwrap_or(true), flag(body, "append")?.unwrap_or(false));
-        Ok(Self { url: url.to_owned(), details: Value::from(details).to_string(), enabled, append })
+        Ok(Self {
+            url: url.to_owned(),
+            details: Value::from(details).to_string(),
+            enabled: flag(body, ENABLED)?,
+            // It is told by who has read the pusher to switch it on or off, and is no way to give it to somebody.
+            device_id: body.get(DEVICE_ID).and_then(Value::as_str).map(str::to_owned),
+            append: flag(body, "append")?.unwrap_or(false),
+        })
     }
 }
 
@@ -117,7 +123,8 @@ impl Push<'_> {
         self.store.read(|db| db.pushers_of(user)?.iter().map(shown).collect())
     }
 
-    /// Sets a pusher of the user's, or removes it; it goes with the device that sets it. Errors: 400 `M_INVALID_PARAM` for a
+    /// Sets a pusher of the user's, or removes it; it goes with the device that sets it, and not with one that only switches it
+    /// on or off. Errors: 400 `M_INVALID_PARAM` for a
     /// gateway that may not be sent anything; 403 `M_FORBIDDEN` if there are too many, or the requester has no device.
     pub fn set_pusher(&self, user: &UserId, device: &Option<String>, asked: PusherRequest) -> Result<()> {
         let PusherRequest { app_id, pushkey, set } = asked;
@@ -129,9 +136,14 @@ impl Push<'_> {
                     .map_err(|wrong| Error::invalid_param(format!("data.url {wrong}")))?;
                 let device_id =
                     device.clone().ok_or_else(|| Error::forbidden("Only devices can have pushers"))?;
-                let SetPusher { details, enabled, append, .. } = set;
+                let change = PusherChange {
+                    alone: !set.append,
+                    says_enabled: set.enabled.is_some(),
+                    named_device: set.device_id,
+                };
+                let (details, enabled) = (set.details, set.enabled.unwrap_or(true));
                 let new = NewPusher { user_id: owner, device_id, app_id, pushkey, enabled, details };
-                self.store.write(move |tx| tx.set_pusher(&new, !append, now))?;
+                self.store.write(move |tx| tx.set_pusher(&new, &change, now))?;
             }
         }
         self.push_sender.pushers_changed(user);

@@ -30,6 +30,17 @@ pub struct NewPusher {
     pub details: String,
 }
 
+/// How a pusher is set, beside what it is.
+#[derive(Debug, Clone)]
+pub struct PusherChange {
+    /// Whether other users have none of this `app_id` and `pushkey` any more.
+    pub alone: bool,
+    /// Whether the client says that it is switched on or off (MSC3881), rather than that it is there.
+    pub says_enabled: bool,
+    /// The device whose it is, by what the client says.
+    pub named_device: Option<String>,
+}
+
 /// A pusher, and how far it is.
 #[derive(Debug, Clone)]
 pub struct Pusher {
@@ -162,26 +173,44 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Sets a pusher: makes it, from now on, or changes what it is. `alone`: other users have none of this `app_id` and
-    /// `pushkey` any more. Errors: 403 `M_FORBIDDEN` if the user has too many.
-    pub fn set_pusher(&mut self, new: &NewPusher, alone: bool, now: Millis) -> Result<()> {
-        if alone {
+    /// Sets a pusher: makes it, from now on, or changes what it is. It becomes that of the device which sets it, unless that has
+    /// only switched the pusher of another one on or off, or names whose it is. Errors: 403 `M_FORBIDDEN` if the user has too
+    /// many.
+    pub fn set_pusher(&mut self, new: &NewPusher, change: &PusherChange, now: Millis) -> Result<()> {
+        if change.alone {
             self.execute(
                 "DELETE FROM pushers WHERE app_id = ?1 AND pushkey = ?2 AND user_id <> ?3",
                 params![new.app_id, new.pushkey, new.user_id.as_str()],
             )?;
         }
         let (user, stream) = (new.user_id.as_str(), self.stream());
-        let row =
-            params![user, new.app_id, new.pushkey, new.device_id, new.enabled, new.details, now, stream];
-        let changed = self
+        let stays: bool = self
             .conn()
             .prepare_cached(
-                "UPDATE pushers SET device_id = ?4, details = ?6, set_ms = ?7, failures = 0, retry_ms = 0,
-                   cursor = CASE WHEN enabled OR NOT ?5 THEN cursor ELSE ?8 END, enabled = ?5
+                "SELECT device_id = ?4 OR (?5 AND enabled <> ?6 AND details = ?7) FROM pushers
                  WHERE user_id = ?1 AND app_id = ?2 AND pushkey = ?3",
             )?
-            .execute(row)?;
+            .query_row(
+                params![
+                    user,
+                    new.app_id,
+                    new.pushkey,
+                    change.named_device.as_deref().unwrap_or_default(),
+                    change.says_enabled,
+                    new.enabled,
+                    new.details
+                ],
+                |row| row.get(0),
+            )
+            .optional()?
+            .unwrap_or(false);
+        let device = (!stays).then_some(&new.device_id);
+        let changed = self.execute(
+            "UPDATE pushers SET device_id = coalesce(?4, device_id), details = ?6, set_ms = ?7, failures = 0,
+               retry_ms = 0, cursor = CASE WHEN enabled OR NOT ?5 THEN cursor ELSE ?8 END, enabled = ?5
+             WHERE user_id = ?1 AND app_id = ?2 AND pushkey = ?3",
+            params![user, new.app_id, new.pushkey, device, new.enabled, new.details, now, stream],
+        )?;
         if changed > 0 {
             return Ok(());
         }
@@ -198,7 +227,16 @@ impl Tx<'_> {
                    failures, retry_ms)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0, 0)",
             )?
-            .execute(row)?;
+            .execute(params![
+                user,
+                new.app_id,
+                new.pushkey,
+                new.device_id,
+                new.enabled,
+                new.details,
+                now,
+                stream
+            ])?;
         Ok(())
     }
 
