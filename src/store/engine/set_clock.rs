@@ -123,7 +123,7 @@ pub(super) const TIMES: [TimeColumn; 56] = [
     time("device_changes_sweep", "next_ms", Within("2592000000")),
     time("remote_device_lists", "due_ms", Now),
     time("remote_device_lists", "fetched_ms", AN_AGE),
-    time("typing", "until_ms", Within("120000")),
+    time("typing", "until_ms", Within("60000")),
     time("typing", "told_ms", Within("0")),
     time(
         "presence",
