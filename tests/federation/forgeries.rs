@@ -141,7 +141,7 @@ fn history_that_a_client_reads_back_to_is_checked_like_any() {
         let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b", segment(scene.room.id.as_str()));
         let page = scene.alice.get(&path).to_string();
         assert!(!page.contains("I never said that"), "{page}");
-        assert_eq!(forger.asked("/backfill/").len(), 1, "it was asked");
+        assert!(!forger.asked("/backfill/").is_empty(), "it was asked");
         assert_unheard(&scene.server, &words);
     }
 }

@@ -22,6 +22,7 @@
 //! - `receipt`: the checks on receipt of a PDU, what waits for what, and that nothing answered for is lost.
 //! - `outside`: what a room that we are not in says of our users.
 //! - `room_graph`: forks, holes, and how they are filled or gone around.
+//! - `history`: what was said before we came, behind what nobody can verify, while nobody can be asked, and from a date on.
 //! - `forks`: rooms that are forked to make us work.
 //! - `federation_delivery`: events in order, through outages, restarts and new keys.
 //! - `relations`: threads, edits and their kind that come late, wrong, or of others' events.
@@ -68,6 +69,7 @@ mod forks;
 mod handshakes;
 mod handshakes_that_meet;
 mod held_up;
+mod history;
 mod hostile_keys;
 mod hostile_peer;
 mod keys_across_servers;

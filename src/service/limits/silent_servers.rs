@@ -277,6 +277,7 @@ impl Homeserver {
         self.outgoing.peer_spoke(server);
         self.scheduler.peer_spoke(self, server);
         self.silent_servers.spoke(server);
+        self.fetch_limits.peer_spoke(server);
     }
 }
 

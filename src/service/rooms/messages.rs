@@ -16,22 +16,19 @@ use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::write_with_bundles;
 use crate::service::rooms::client_format::{ClientFormat, Json};
+use crate::service::rooms::history::ReadableRange;
 use crate::service::rooms::pagination_token::PaginationToken;
 use crate::service::rooms::timeline::{Page, TimelineEvent, walk};
 use crate::service::rooms::view::{Access, RoomView, readable_room};
-use crate::store::rooms::events::TimelineRange;
-use crate::store::{Db, EventKey, Place, Room, Status, StoredEvent};
+use crate::store::{Db, EventKey, Status, StoredEvent};
 
 /// Events in an answer of `/messages` whatever the client asks for.
-const PAGE_MAX: usize = 500;
+pub(super) const PAGE_MAX: usize = 500;
 /// Events around an event in an answer of `/context` whatever the client asks for.
 const CONTEXT_MAX: usize = 100;
 
 /// What a page tells of memberships with lazy loading: more than anybody's, whose names are not made to be long.
 const MEMBERS_BYTES_MAX: usize = 1 << 20;
-
-/// One answer of `/messages` asks other servers for history at most so many times.
-const FETCHES_MAX: usize = 3;
 
 /// What a client asks of `/messages`.
 pub struct MessagesRequest {
@@ -55,7 +52,7 @@ pub struct Messages {
     pub(super) end: Option<String>,
     pub(super) chunk: Vec<Json>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    state: Vec<Json>,
+    pub(super) state: Vec<Json>,
 }
 
 /// What surrounds an event.
@@ -121,26 +118,6 @@ impl Rooms<'_> {
         self.event_for(format, &found_or_not(room)?, event)
     }
 
-    /// `GET /messages`. History that other servers have is fetched where the page comes to a gap. Errors: 403
-    /// `M_FORBIDDEN`.
-    pub fn messages(
-        &self,
-        format: &ClientFormat<'_>,
-        room: &RoomId,
-        request: &MessagesRequest,
-    ) -> Result<Messages> {
-        for _ in 0..FETCHES_MAX {
-            let (page, gap) =
-                self.view(format.user, room, |db, view| local_messages(db, view, format, request))?;
-            match gap {
-                Some((room, place)) if self.events().backfill(&room, place)? => {}
-                // What could not be fetched is passed over: the client gets what there is.
-                _ => return Ok(page),
-            }
-        }
-        Ok(self.view(format.user, room, |db, view| local_messages(db, view, format, request))?.0)
-    }
-
     /// `GET /context`: at most `limit` events around the one that is asked for; none if its state were larger than `most`
     /// bytes. Errors: 404 `M_NOT_FOUND`, also if the user may not see the event.
     pub fn context(
@@ -155,10 +132,12 @@ impl Rooms<'_> {
             let Some((event, membership)) = visible_event(view, event)? else { return Ok(None) };
             let Some(place) = event.place else { return Ok(None) };
             let limit = limit.min(CONTEXT_MAX);
-            let back = TimelineRange { from: place, to: Place::START, limit: 0, backwards: true };
-            let before = walk(view, filter, back, limit / 2)?;
-            let on = TimelineRange { from: place, to: view.end_exclusive(), limit: 0, backwards: false };
-            let after = walk(view, filter, on, limit - limit / 2)?;
+            // Where something is lacking they end, and the client is given it by `/messages`.
+            let around = |backwards, limit| {
+                let range = ReadableRange::beside(view, place, backwards);
+                walk(view, filter, self.up_to_gap(db, view, range)?.0.0, limit)
+            };
+            let (before, after) = (around(true, limit / 2)?, around(false, limit - limit / 2)?);
             let first = before.events.last().and_then(|shown| shown.event.place).unwrap_or(place);
             let last = after.events.last().map_or(&event, |shown| &shown.event);
             let state = state_around((db, view, format), filter, last, [&before, &after], (&event, most))?;
@@ -329,90 +308,6 @@ fn profile_in(json: &str) -> Profile<'_> {
     profile
 }
 
-/// A page of what this server has, and the room and place from which to look for a gap that it passes over.
-fn local_messages(
-    db: &Db<'_>,
-    view: &RoomView<'_>,
-    format: &ClientFormat<'_>,
-    request: &MessagesRequest,
-) -> Result<(Messages, Option<(Room, Place)>)> {
-    view.require_readable()?;
-    let range = ReadableRange::new(view, request.from, request.to, request.backwards);
-    let start = match request.from {
-        Some(from) => from,
-        None if request.backwards => match view.access {
-            Access::Left { at } => PaginationToken::at(at),
-            _ => PaginationToken::at(db.snapshot_position()?),
-        },
-        None => PaginationToken::at(0),
-    };
-    let page = if range.is_empty() {
-        Page::default()
-    } else {
-        walk(view, &request.filter, range.0, request.limit.min(PAGE_MAX))?
-    };
-    let chunk = write_with_bundles(view, format, &page.events)?;
-    let state = match request.filter.lazy_load_members {
-        true => lazy_members(view, format, &page)?,
-        false => Vec::new(),
-    };
-    let may_have_gap = request.backwards && request.filter.wants_room(view.room.room_id.as_str());
-    let gap = if may_have_gap { gap_in(db, view, &range, &page)? } else { None };
-    // Who wants none of the events has nothing fetched, and is told where there is something.
-    let (end, gap) = match gap {
-        Some(_) if request.limit == 0 => (page.stopped_at.or(Some(start)), None),
-        gap => (page.stopped_at, gap),
-    };
-    let end = end.map(|token| token.to_string());
-    Ok((Messages { start: start.to_string(), end, chunk, state }, gap))
-}
-
-/// Whether a page that was walked backwards passed over a gap in the history, or ended at one.
-fn gap_in(
-    db: &Db<'_>,
-    view: &RoomView<'_>,
-    range: &ReadableRange,
-    page: &Page,
-) -> Result<Option<(Room, Place)>> {
-    if !view.room.resident || range.is_empty() {
-        return Ok(None);
-    }
-    // A gap lies right before the event that names it. That of the last event of a full page is for the next page.
-    let low = match page.stopped_at {
-        Some(PaginationToken(place)) => Place { stream: place.stream, sub: place.sub.saturating_add(2) },
-        None => range.0.to,
-    };
-    let high = range.0.from;
-    let gaps = if low <= high { db.gaps_between(view.room.key, low, high, 1)? } else { Vec::new() };
-    Ok(gaps.first().map(|_| (view.room.clone(), high)))
-}
-
-/// A range to walk, within what the user may read.
-pub(super) struct ReadableRange(pub(super) TimelineRange);
-
-impl ReadableRange {
-    pub(super) fn is_empty(&self) -> bool {
-        let TimelineRange { from, to, backwards, .. } = self.0;
-        if backwards { from <= to } else { to <= from }
-    }
-
-    /// What is within the reader's history between two places, the first and the last of which one may leave out.
-    pub(super) fn new(
-        view: &RoomView<'_>,
-        from: Option<PaginationToken>,
-        to: Option<PaginationToken>,
-        backwards: bool,
-    ) -> Self {
-        let end = view.end_exclusive();
-        let (from, to) = if backwards {
-            (from.map_or(end, |from| from.start_back().min(end)), to.map_or(Place::START, |to| to.0))
-        } else {
-            (from.map_or(Place::START, |from| from.0), to.map_or(end, |to| to.start_back().min(end)))
-        };
-        Self(TimelineRange { from, to, limit: 0, backwards })
-    }
-}
-
 /// Who is not in the room is told as little as who asks for an event, or in a room, that does not exist.
 pub(super) fn found_or_not<T>(found: Result<Option<T>>) -> Result<T> {
     let not_found = || Error::not_found("Event not found.");
@@ -433,7 +328,7 @@ pub(super) fn visible_event(view: &RoomView<'_>, id: &EventId) -> Result<Option<
 }
 
 /// The membership events of those who speak in a page, as of its newest event.
-fn lazy_members(view: &RoomView<'_>, format: &ClientFormat<'_>, page: &Page) -> Result<Vec<Json>> {
+pub(super) fn lazy_members(view: &RoomView<'_>, format: &ClientFormat<'_>, page: &Page) -> Result<Vec<Json>> {
     let newest = page.events.iter().filter_map(|shown| shown.event.place).max();
     let at = newest.map_or(view.present(), |place| place.stream);
     let senders: BTreeSet<&UserId> = page.events.iter().map(|shown| shown.event.pdu.sender()).gather();

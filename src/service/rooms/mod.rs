@@ -2,7 +2,8 @@
 //!
 //! - `create/`: `POST /createRoom`, from what is asked for to the events that make the room.
 //! - `upgrade/`: a room replaced by one of another version, and the members' own settings that follow it.
-//! - `send`: messages, state and redactions. `messages`: one event, a page of history, the state, the members.
+//! - `send`: messages, state and redactions. `messages`: one event, what surrounds it, the state, the
+//!   members. `history`: a page of events, fetched where some are lacking.
 //! - `client_drafts`: what clients may not send, by whichever door it comes.
 //! - `view`: what one user may see of a room. `timeline`: which events a page has, from one `pagination_token` to another. `client_format`: an event as
 //!   clients get it.
@@ -24,6 +25,7 @@ pub mod create;
 pub mod delayed_events;
 pub mod directory;
 pub mod hierarchy;
+pub mod history;
 pub mod messages;
 pub mod notifications;
 pub mod pagination_token;

@@ -5,6 +5,7 @@
 use crate::error::Result;
 use crate::order;
 use crate::protocol::{EventId, RoomId, UserId};
+use crate::service::events::Events;
 use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::limits::silent_servers::{AskedFor, Likelihood, SILENT_AFTER};
@@ -12,8 +13,8 @@ use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{Access, RoomView, readable_room};
 use crate::store::{Db, Place, Room};
 
-/// Where the history that we have around a time has a gap: the place of the event after it.
-fn gap_around(db: &Db<'_>, room: &Room, ts: i64) -> Result<Option<Place>> {
+/// Where the history that we have around a time has a gap that may be filled: the place of the event after it.
+fn gap_around(events: Events<'_>, db: &Db<'_>, room: &Room, ts: i64) -> Result<Option<Place>> {
     let beside = |forwards| -> Result<Option<Place>> {
         Ok(nearest_event(db, room, TimestampQuery { ts, forwards }, |_| Ok(true))?
             .and_then(|event| event.place))
@@ -25,7 +26,7 @@ fn gap_around(db: &Db<'_>, room: &Room, ts: i64) -> Result<Option<Place>> {
     if low > high {
         return Ok(None);
     }
-    Ok(db.gaps_between(room.key, low, high, 1)?.first().map(|gap| gap.before))
+    events.open_gap(db, room.key, (low, high), true)
 }
 
 impl Rooms<'_> {
@@ -45,7 +46,7 @@ impl Rooms<'_> {
             let found = nearest_event(db, &room, when, |event| Ok(view.look(event)?.visible))?;
             // Only members make us ask others.
             let asks = room.resident && matches!(view.access, Access::Joined { .. });
-            let gap = if asks { gap_around(db, &room, when.ts)? } else { None };
+            let gap = if asks { gap_around(self.events(), db, &room, when.ts)? } else { None };
             let found = found.map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()));
             Ok((found, gap.map(|gap| (room, gap))))
         };

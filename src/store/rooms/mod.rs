@@ -272,6 +272,31 @@ impl Db<'_> {
         Ok(gaps)
     }
 
+    /// The place of the gap that one comes to first between two places, both inclusive, of those whose missing event is
+    /// not to be passed over.
+    pub fn first_gap(
+        &self,
+        room: RoomKey,
+        (low, high): (super::Place, super::Place),
+        backwards: bool,
+        passes_over: impl Fn(&EventId) -> bool,
+    ) -> Result<Option<super::Place>> {
+        let order = if backwards { "stream DESC, sub DESC" } else { "stream, sub" };
+        // The first two conditions are the index's; the row values make the ends exact.
+        let mut statement = self.conn().prepare_cached(&format!(
+            "SELECT event_id, stream, sub FROM gaps
+             WHERE room_key = ?1 AND stream >= ?2 AND stream <= ?4
+               AND (stream, sub) >= (?2, ?3) AND (stream, sub) <= (?4, ?5) ORDER BY {order}"
+        ))?;
+        let mut rows = statement.query(params![room, low.stream, low.sub, high.stream, high.sub])?;
+        while let Some(row) = rows.next()? {
+            if !passes_over(&EventId::parse(&row.get::<_, String>(0)?)?) {
+                return Ok(Some(super::Place { stream: row.get(1)?, sub: row.get(2)? }));
+            }
+        }
+        Ok(None)
+    }
+
     /// The gap that this event would fill.
     pub fn gap(&self, room: RoomKey, event: &EventId) -> Result<Option<Gap>> {
         let mut statement = self

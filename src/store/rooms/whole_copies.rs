@@ -32,6 +32,13 @@ impl Db<'_> {
         Ok(is_better.then(|| VerifiedPdu::from_store(stored.pdu)))
     }
 
+    /// The event of a room as we have it, which was verified when it came and has not been rejected; none that we do not have.
+    pub fn verified_event(&self, room: &Room, id: &EventId) -> Result<Option<VerifiedPdu>> {
+        let stored = self.event(id)?;
+        let counts = |stored: &StoredEvent| stored.room == room.key && stored.status != Status::Rejected;
+        Ok(stored.filter(counts).map(|stored| VerifiedPdu::from_store(stored.pdu)))
+    }
+
     /// Whether an event has the content that the stored one of its id has lost on its way here.
     pub fn lacks_content_of(&self, whole: &VerifiedPdu) -> Result<bool> {
         Ok(self.event(whole.event_id())?.is_some_and(|stored| is_whole_copy_of(whole, &stored)))

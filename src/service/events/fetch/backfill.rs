@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use super::gap::{connected, in_order, placed};
+use super::shown::{Links, ShownHistory, UNVERIFIED_MAX};
 use super::{Fetch, STATES_ASKED_MAX};
 use crate::error::Result;
 use crate::federation::CallError;
+use crate::federation::calls::RawEvent;
 use crate::order;
-use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
+use crate::protocol::{EventId, ServerName};
 use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received};
-use crate::store::{Place, Room};
+use crate::store::{Db, Place, Room, RoomKey};
 
 /// For how long one request may keep us asking.
 const BACKFILL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -18,53 +19,125 @@ const BACKFILL_TIMEOUT: Duration = Duration::from_secs(30);
 const BACKFILL_PAGE_EVENTS: usize = 100;
 /// How many servers are asked for history.
 const SERVERS_ASKED_MAX: usize = 5;
-/// How long each of them may let us wait, so that the next one's turn comes.
+/// How long each of them may let us wait, so that the next one's turn comes; and how long the keys of what it shows are looked
+/// for.
 const SERVER_ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// What came of trying to fill a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::service) enum GapFilled {
+    /// Something came, so that looking again is worth it.
+    Some,
+    /// Servers answered, and have nothing for it: it is passed over for a while.
+    Nothing,
+    /// Nobody could be asked, or what came could not be received just now.
+    NotNow,
+}
+
 impl Events<'_> {
-    /// Fetches history that clients ask for: what lies in the nearest gap at or before a place in the timeline. True
-    /// if something came, so that looking again is worth it. Servers of the room are asked in turn; that none of them
-    /// answers is no error.
+    /// Fetches history: what lies in the nearest gap at or before a place in the timeline. True if something came.
+    /// Servers of the room are asked in turn; that none of them answers is no error.
     pub fn backfill(&self, room: &Room, before: Place) -> Result<bool> {
-        let until = Instant::now() + BACKFILL_TIMEOUT;
-        let gaps = self.store.read(|db| db.gaps_between(room.key, Place::START, before, STATES_ASKED_MAX))?;
-        let Some(place) = gaps.first().map(|gap| gap.before) else { return Ok(false) };
-        if self.fetch_limits.is_unfilled((room.key, place)) {
-            return Ok(false);
+        let gap = self.store.read(|db| self.open_gap(db, room.key, (Place::START, before), true))?;
+        match gap {
+            Some(place) => Ok(self.fill_history(room, place)? == GapFilled::Some),
+            None => Ok(false),
         }
-        let wanted: Vec<EventId> =
-            gaps.into_iter().filter(|gap| gap.before == place).map(|gap| gap.event_id).collect();
-        let Some(_turn) = self.fetch_limits.begin(room.key, self.server_name(), until) else {
-            return Ok(false);
+    }
+
+    /// The place of the gap that one comes to first between two places, both inclusive, unless it is known that nobody can
+    /// fill it.
+    pub(in crate::service) fn open_gap(
+        &self,
+        db: &Db<'_>,
+        room: RoomKey,
+        between: (Place, Place),
+        backwards: bool,
+    ) -> Result<Option<Place>> {
+        let now = self.clock.steady();
+        let is_unfillable = |id: &EventId| self.fetch_limits.unfilled.is_unfillable(&(room, id.clone()), now);
+        db.first_gap(room, between, backwards, is_unfillable)
+    }
+
+    /// Fetches some of what lies in the gap right before a place, from its end on.
+    pub(in crate::service) fn fill_history(&self, room: &Room, place: Place) -> Result<GapFilled> {
+        let (until, unfilled) = (Instant::now() + BACKFILL_TIMEOUT, &self.fetch_limits.unfilled);
+        let wanted = || -> Result<Vec<EventId>> {
+            let now = self.clock.steady();
+            let gaps = self.store.read(|db| db.gaps_between(room.key, place, place, STATES_ASKED_MAX))?;
+            let ids = gaps.into_iter().map(|gap| gap.event_id);
+            Ok(ids.filter(|id| !unfilled.is_unfillable(&(room.key, id.clone()), now)).collect())
         };
-        if self.store.read(|db| Ok(db.gap(room.key, &wanted[0])?.is_none()))? {
-            return Ok(true);
+        let before = wanted()?;
+        let Some(_turn) = self.fetch_limits.begin(room.key, self.server_name(), until) else {
+            return Ok(GapFilled::NotNow);
+        };
+        let wanted = wanted()?;
+        if wanted.is_empty() || wanted != before {
+            // Somebody else has filled it meanwhile, or found out that nobody can.
+            return Ok(GapFilled::Some);
         }
-        for peer in &self.backfill_servers(room)? {
-            let left = until.saturating_duration_since(Instant::now()).min(SERVER_ANSWER_TIMEOUT);
-            if left.is_zero() {
-                break;
+        let is_unreached = |id: &EventId| unfilled.is_unreached(&(room.key, id.clone()), self.clock.steady());
+        if wanted.iter().any(is_unreached) {
+            return Ok(GapFilled::NotNow);
+        }
+        let (mut has_answered, mut awaited) = (false, Vec::new());
+        for peer in self.backfill_servers(room)? {
+            if has_answered && self.fetch_limits.pauses_until(&peer).is_some() {
+                awaited.push(peer);
+                continue;
             }
-            let permit = self.fetch_limits.ask(peer);
-            let answer = self.federation.backfill(peer, &room.room_id, &wanted, BACKFILL_PAGE_EVENTS, left);
-            if let Some(permit) = permit
-                && !answer.as_ref().is_err_and(CallError::is_unreachable)
-            {
-                permit.answered();
-            }
-            let Ok(events) = answer else { continue };
-            let mut fetch = Fetch::new(self, peer, room, until);
-            let mut events = fetch.leading_to(&wanted, fetch.checked(&events))?;
-            if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
-                // Another time: others would give us the same.
-                return Ok(false);
-            }
-            if fetch.receive_history(&events, place)? {
-                return Ok(true);
+            match self.fill_history_from(&peer, room, (&wanted, place), until)? {
+                FromPeer::Some => return Ok(GapFilled::Some),
+                FromPeer::Unsigned => return Ok(GapFilled::NotNow),
+                FromPeer::Nothing(keys_of) => {
+                    has_answered = true;
+                    awaited.extend(keys_of);
+                }
+                FromPeer::Refused => {}
+                FromPeer::NotNow => awaited.push(peer),
             }
         }
-        self.fetch_limits.note_unfilled((room.key, place));
-        Ok(false)
+        let (now, is_settled) = (self.clock.steady(), has_answered || awaited.is_empty());
+        for id in wanted {
+            match is_settled {
+                true => unfilled.note_unfillable((room.key, id), &awaited, now),
+                false => unfilled.note_unreached((room.key, id), &awaited, now),
+            }
+        }
+        Ok(if is_settled { GapFilled::Nothing } else { GapFilled::NotNow })
+    }
+
+    fn fill_history_from(
+        &self,
+        peer: &ServerName,
+        room: &Room,
+        (wanted, place): (&[EventId], Place),
+        until: Instant,
+    ) -> Result<FromPeer> {
+        let mut fetch = Fetch::new(self, peer, room, until);
+        let mut history = match fetch.ask_for_history(wanted) {
+            Ok(history) => history?,
+            Err(e) if e.is_transient() => return Ok(FromPeer::NotNow),
+            Err(e) => {
+                log::debug!("{}", e.into_client_error(peer).message());
+                return Ok(FromPeer::Refused);
+            }
+        };
+        if self.with_policy_signatures(&mut [(room, &mut history.events)], Some(until))? > 0 {
+            // Another time: others would give us the same.
+            return Ok(FromPeer::Unsigned);
+        }
+        let (came, is_delayed) = fetch.receive_history(&history, place)?;
+        let now = self.clock.steady();
+        for (id, keys_of) in self.store.read(|db| history.closed_gaps(db, room))? {
+            self.fetch_limits.unfilled.note_unfillable((room.key, id), &keys_of, now);
+        }
+        Ok(match (came, is_delayed) {
+            (true, _) => FromPeer::Some,
+            (false, true) => FromPeer::NotNow,
+            (false, false) => FromPeer::Nothing(history.keys_of()),
+        })
     }
 
     /// The servers of a room that are worth asking for its history, best first: those that have been in it for longest,
@@ -109,46 +182,92 @@ impl Events<'_> {
             return Ok(false);
         }
         for event in &events {
-            fetch.receive_past_event(event, place)?;
+            fetch.receive_linked(event, EventSource::Backfill(place), &Links::new())?;
         }
         is_placed()
     }
 }
 
+/// What came of asking one server.
+enum FromPeer {
+    Some,
+    /// It answered, and has nothing new; with the servers whose keys could not be had for what it showed.
+    Nothing(Vec<ServerName>),
+    /// It does not give us any.
+    Refused,
+    NotNow,
+    /// What came needs the signature of a policy server, which is not to be had now.
+    Unsigned,
+}
+
 impl Fetch<'_> {
-    /// Those of the events that lead to the wanted ones, oldest first.
-    fn leading_to(&self, wanted: &[EventId], events: Vec<VerifiedPdu>) -> Result<Vec<VerifiedPdu>> {
-        let events = in_order(events, Pdu::prev_events);
-        let known = self.hs.store.read(|db| placed(db, &events))?;
-        Ok(connected(events, wanted, &known))
+    /// What the server shows of what leads to these events: more and more of it as long as there is nothing but what cannot be
+    /// verified, up to a bound.
+    fn ask_for_history(
+        &mut self,
+        wanted: &[EventId],
+    ) -> std::result::Result<Result<ShownHistory>, CallError> {
+        let (mut asked_for, mut shown, mut count) = (wanted.to_vec(), Vec::new(), 0);
+        loop {
+            let answer = self.ask_for_page(&asked_for);
+            let page = match answer {
+                Ok(page) => self.shown(&page, self.left_of_answer()),
+                Err(e) if shown.is_empty() => return Err(e),
+                Err(_) => Ok(Vec::new()),
+            };
+            let history = page.and_then(|page| {
+                shown.extend(page);
+                self.leading_to(wanted, std::mem::take(&mut shown))
+            });
+            let history = match history {
+                Ok(history) => history,
+                Err(e) => return Ok(Err(e)),
+            };
+            let is_at_end = history.ends.is_empty() || history.links.len() <= count;
+            if history.is_news || is_at_end || history.unverified() >= UNVERIFIED_MAX {
+                return Ok(Ok(history));
+            }
+            count = history.links.len();
+            asked_for = history.ends.clone();
+            shown = history.into_shown();
+        }
     }
 
-    /// Puts fetched history before the event whose gap it fills: the newest right before it, older ones further. True
-    /// if anything was new.
-    fn receive_history(&mut self, events: &[VerifiedPdu], place: Place) -> Result<bool> {
-        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+    fn left_of_answer(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now()).min(SERVER_ANSWER_TIMEOUT)
+    }
+
+    fn ask_for_page(&self, wanted: &[EventId]) -> std::result::Result<Vec<RawEvent>, CallError> {
+        let (hs, left) = (self.hs, self.left_of_answer());
+        let permit = hs.fetch_limits.ask(self.peer);
+        let answer =
+            hs.federation.backfill(self.peer, &self.room.room_id, wanted, BACKFILL_PAGE_EVENTS, left);
+        if let Some(permit) = permit
+            && !answer.as_ref().is_err_and(CallError::is_unreachable)
+        {
+            permit.answered();
+        }
+        answer
+    }
+
+    /// Puts fetched history before the event whose gap it fills: the newest right before it, older ones further. Whether
+    /// anything was new, and whether something may come another time.
+    fn receive_history(&mut self, history: &ShownHistory, place: Place) -> Result<(bool, bool)> {
+        let count = i64::try_from(history.events.len()).unwrap_or(i64::MAX);
         let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
-        let mut came = false;
-        for (index, event) in (0..).zip(events) {
-            came |=
-                self.receive_past_event(event, Place { stream: place.stream, sub: below - count + index })?;
+        let (mut came, mut is_delayed) = (false, false);
+        for (index, event) in (0..).zip(&history.events) {
+            let place = Place { stream: place.stream, sub: below - count + index };
+            match self.receive_linked(event, EventSource::Backfill(place), &history.links) {
+                Ok(Received::Stored { already, .. }) => came |= !already,
+                Ok(Received::NeedsTime(_)) => is_delayed = true,
+                Ok(Received::NeedsAuth(_) | Received::NeedsPrev) => {}
+                Err(e) => {
+                    log::debug!("{} does not come from {}: {e}", event.event_id(), self.peer);
+                    is_delayed |= e.is_own_failure() || e.status() == 504;
+                }
+            }
         }
-        Ok(came)
-    }
-
-    /// Receives one event of the past. True if it was new.
-    fn receive_past_event(&mut self, event: &VerifiedPdu, place: Place) -> Result<bool> {
-        let source = EventSource::Backfill(place);
-        let mut received = self.hs.events().receive_event(event, source, None);
-        if let Ok(Received::NeedsAuth(ids)) = &received {
-            let ids = ids.clone();
-            self.fetch_auth_events(event, &ids)?;
-            received = self.hs.events().receive_event(event, source, None);
-        }
-        if matches!(received, Ok(Received::NeedsPrev)) && self.states_left > 0 {
-            self.states_left -= 1;
-            received = self.receive_with_state(event, source);
-        }
-        Ok(matches!(received, Ok(Received::Stored { already: false, .. })))
+        Ok((came, is_delayed))
     }
 }

@@ -2,8 +2,10 @@
 //! asked for (`get_missing_events`) and put in order.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Deref;
 
 use super::Fetch;
+use super::shown::{ShownEvent, UNVERIFIED_MAX};
 use crate::error::Result;
 use crate::order;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
@@ -27,7 +29,8 @@ impl Fetch<'_> {
         let earliest: Vec<EventId> =
             extremities.into_iter().rev().map(|extremity| extremity.event_id).take(GAP_PAGE_EVENTS).collect();
         let mut latest = vec![pdu.event_id().clone()];
-        let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);
+        let (mut found, mut bytes): (HashMap<EventId, ShownEvent>, usize) = (HashMap::new(), 0);
+        let mut unverified = 0;
         for _ in 0..GAP_PAGES_MAX {
             let (room_id, left) = (&self.room.room_id, self.left()?);
             let answer = self.hs.federation.get_missing_events(
@@ -52,11 +55,16 @@ impl Fetch<'_> {
                 }
             };
             let before = found.len();
-            for event in self.checked(&events).into_iter().filter(|e| e.event_id() != pdu.event_id()) {
+            let shown = self.shown(&events, self.left()?)?;
+            for event in shown.into_iter().filter(|e| e.event_id() != pdu.event_id()) {
                 bytes += event.json().len();
-                found.insert(event.event_id().clone(), event);
+                let is_unverified = matches!(event, ShownEvent::Unverified(..));
+                if found.insert(event.event_id().clone(), event).is_none() && is_unverified {
+                    unverified += 1;
+                }
             }
-            if found.len() == before || found.len() >= GAP_EVENTS_MAX || bytes >= GAP_BYTES_MAX {
+            let is_enough = found.len() >= GAP_EVENTS_MAX || unverified >= UNVERIFIED_MAX;
+            if found.len() == before || is_enough || bytes >= GAP_BYTES_MAX {
                 break;
             }
             latest = self.gap_ends(&found)?;
@@ -64,19 +72,18 @@ impl Fetch<'_> {
                 break;
             }
         }
-        let events = in_order(found.into_values().collect(), Pdu::prev_events);
-        let known = self.hs.store.read(|db| placed(db, &events))?;
-        let mut events = connected(events, pdu.prev_events(), &known);
-        for event in &events {
+        let mut history = self.leading_to(pdu.prev_events(), found.into_values().collect())?;
+        let events = &mut history.events;
+        for event in events.iter() {
             self.hs.knock_budget.count_knock_from(self.hs, self.peer, &self.room, event, true)?;
         }
-        self.hs.events().with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
-        self.receive_fetched(&events)
+        self.hs.events().with_policy_signatures(&mut [(&self.room, events)], Some(self.until))?;
+        self.receive_fetched(&history.events, &history.links)
     }
 
     /// Those of the events that follow others which are neither here nor among them, the deepest first.
-    fn gap_ends(&self, found: &HashMap<EventId, VerifiedPdu>) -> Result<Vec<EventId>> {
-        let mut ends: Vec<&VerifiedPdu> = Vec::new();
+    fn gap_ends(&self, found: &HashMap<EventId, ShownEvent>) -> Result<Vec<EventId>> {
+        let mut ends: Vec<&ShownEvent> = Vec::new();
         self.hs.store.read(|db| {
             for event in found.values() {
                 let unplaced = db.unplaced(event.prev_events())?;
@@ -93,8 +100,8 @@ impl Fetch<'_> {
 
 /// Sorts events so that each comes after those of the others that it refers to; among equals by depth. What refers to
 /// itself in a circle is left out.
-pub(super) fn in_order(events: Vec<VerifiedPdu>, references: fn(&Pdu) -> &[EventId]) -> Vec<VerifiedPdu> {
-    let mut by_id: HashMap<EventId, VerifiedPdu> = HashMap::new();
+pub(super) fn in_order<E: Deref<Target = Pdu>>(events: Vec<E>, references: fn(&Pdu) -> &[EventId]) -> Vec<E> {
+    let mut by_id: HashMap<EventId, E> = HashMap::new();
     for event in events {
         by_id.entry(event.event_id().clone()).or_insert(event);
     }
@@ -134,29 +141,25 @@ pub(super) fn in_order(events: Vec<VerifiedPdu>, references: fn(&Pdu) -> &[Event
     sorted
 }
 
-/// Those of the events that have their place in the graph already.
-pub(super) fn placed(db: &Db<'_>, events: &[VerifiedPdu]) -> Result<HashSet<EventId>> {
+/// Of events in order the ids of those that lead back from the wanted ones, up to those that have their place in the graph
+/// already, and which these are. A server may send others, which have no place there. What lies before a known event is for
+/// the gap before that one.
+pub(super) fn reached_from<E: Deref<Target = Pdu>>(
+    db: &Db<'_>,
+    wanted: &[EventId],
+    sorted: &[E],
+) -> Result<(HashSet<EventId>, HashSet<EventId>)> {
+    let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
     let mut known = HashSet::new();
-    for event in events {
+    for event in sorted.iter().rev() {
+        if !reached.contains(event.event_id()) {
+            continue;
+        }
         if db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier) {
             known.insert(event.event_id().clone());
-        }
-    }
-    Ok(known)
-}
-
-/// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
-/// have no place there. What lies before a known event is for the gap before that one.
-pub(super) fn connected(
-    sorted: Vec<VerifiedPdu>,
-    wanted: &[EventId],
-    known: &HashSet<EventId>,
-) -> Vec<VerifiedPdu> {
-    let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
-    for event in sorted.iter().rev() {
-        if reached.contains(event.event_id()) && !known.contains(event.event_id()) {
+        } else {
             reached.extend(event.prev_events().iter().cloned());
         }
     }
-    sorted.into_iter().filter(|event| reached.contains(event.event_id())).collect()
+    Ok((reached, known))
 }

@@ -11,12 +11,9 @@ use crate::locks::{KeyGuard, KeyedLock, lock};
 use crate::protocol::signatures::verify::Proof;
 use crate::protocol::{RoomId, ServerName};
 use crate::service::events::fetch::auth_chains::UndecidedEvents;
-use crate::store::{Place, RoomKey};
+use crate::service::events::fetch::unfilled::UnfilledGaps;
+use crate::store::RoomKey;
 
-/// For how long a gap that nobody could fill is left alone.
-const UNFILLED_GAP_PAUSE: Duration = Duration::from_secs(300);
-/// How many such gaps are remembered.
-const UNFILLED_GAPS_MAX: usize = 1000;
 /// How many fetches ask one server at once.
 const FETCHES_PER_SERVER_MAX: usize = 4;
 /// Pauses after fetches to a server that did not answer in time.
@@ -32,8 +29,7 @@ const UNDECIDED_KEPT: Duration = Duration::from_secs(300);
 #[derive(Default)]
 pub struct FetchLimits {
     busy: KeyedLock<FetchKey>,
-    /// Gaps that nobody could fill, and when that was found out: not asked for again at once.
-    unfilled: Mutex<BoundedMap<(RoomKey, Place), Instant, UNFILLED_GAPS_MAX>>,
+    pub(super) unfilled: UnfilledGaps,
     peers: Mutex<BoundedMap<ServerName, PeerState, PEERS_MAX>>,
     /// For which server's events in which room others were asked in vain, and until when they are left in peace.
     quiet: Mutex<BoundedMap<(RoomKey, ServerName), Steady, PEERS_MAX>>,
@@ -108,19 +104,9 @@ impl FetchLimits {
         quiet.get(&(room, origin.clone())).map(|until| *until - now).filter(|left| *left > 0)
     }
 
-    pub(in crate::service) fn is_unfilled(&self, gap: (RoomKey, Place)) -> bool {
-        let unfilled = lock(&self.unfilled);
-        unfilled.get(&gap).is_some_and(|when| when.elapsed() < UNFILLED_GAP_PAUSE)
-    }
-
-    pub(in crate::service) fn note_unfilled(&self, gap: (RoomKey, Place)) {
-        let mut unfilled = lock(&self.unfilled);
-        let is_over = |when: &Instant| when.elapsed() >= UNFILLED_GAP_PAUSE;
-        unfilled.insert(
-            gap,
-            Instant::now(),
-            |when| if is_over(when) { Worth::Nothing } else { Worth::Little },
-        );
+    /// A server has spoken to us: whatever could not be had without it is worth asking for again.
+    pub(in crate::service) fn peer_spoke(&self, server: &ServerName) {
+        self.unfilled.peer_spoke(server);
     }
 
     /// What was left for this attempt in a room: who gives a long chain event by event need not begin anew.

@@ -10,7 +10,7 @@
 //! bulk. An event for which nobody has what it needs waits (`incoming/pending.rs`).
 //!
 //! - here: one fetch, and the state before an event; `gap`: what lies between; `auth_chains`: the ways to auth events;
-//!   `backfill`: history for clients; `lost`: what a backup had not yet; `shut_out`: the removal of our last user, of which nobody
+//!   `backfill`: history for clients; `shown`: what is shown of the past, verified or not; `unfilled`: gaps that nobody fills; `lost`: what a backup had not yet; `shut_out`: the removal of our last user, of which nobody
 //!   tells us more; `limits`: what is being fetched, and whom it is no use to ask.
 
 pub(in crate::service) mod auth_chains;
@@ -18,7 +18,9 @@ pub mod backfill;
 mod gap;
 pub mod limits;
 mod lost;
+mod shown;
 mod shut_out;
+mod unfilled;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -34,6 +36,7 @@ use crate::service::Homeserver;
 use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received, too_much_work};
 use crate::service::events::fetch::auth_chains::{AUTH_FETCH_METHODS, AuthFetchMethod, UndecidedEvents};
+use crate::service::events::fetch::shown::{Links, state_across};
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::verify::Checked;
 use crate::store::rooms::not_resident;
@@ -277,8 +280,9 @@ impl<'a> Fetch<'a> {
         passed.filter(|pdu| pdu.room_id() == &self.room.room_id).collect()
     }
 
-    /// Receives events that were fetched for another one, as many as possible in one commit.
-    fn receive_fetched(&mut self, events: &[VerifiedPdu]) -> Result<()> {
+    /// Receives events that were fetched for another one, as many as possible in one commit. `links`: how what was fetched
+    /// hangs together.
+    fn receive_fetched(&mut self, events: &[VerifiedPdu], links: &Links) -> Result<()> {
         let mut rest = events;
         while !rest.is_empty() {
             self.left()?;
@@ -292,7 +296,7 @@ impl<'a> Fetch<'a> {
             if received.len() < whole
                 && let Some((heavy, left)) = rest.split_first()
             {
-                self.receive_single(heavy)?;
+                self.receive_single(heavy, links)?;
                 rest = left;
             }
         }
@@ -300,22 +304,39 @@ impl<'a> Fetch<'a> {
     }
 
     /// Receives an event that was fetched for another one. What cannot be had for it is not asked for twice.
-    fn receive_single(&mut self, event: &VerifiedPdu) -> Result<()> {
-        let mut received = self.hs.events().receive_event(event, EventSource::Transaction, None);
-        if let Ok(Received::NeedsAuth(ids)) = &received {
-            let ids = ids.clone();
-            self.fetch_auth_events(event, &ids)?;
-            received = self.hs.events().receive_event(event, EventSource::Transaction, None);
-        }
-        if matches!(received, Ok(Received::NeedsPrev)) && self.states_left > 0 {
-            self.states_left -= 1;
-            received = self.receive_with_state(event, EventSource::Transaction);
-        }
-        match received {
+    fn receive_single(&mut self, event: &VerifiedPdu, links: &Links) -> Result<()> {
+        match self.receive_linked(event, EventSource::Transaction, links) {
             // Our own trouble; the other server's events may be refused one by one.
             Err(e) if e.is_own_failure() => Err(e),
             _ => Ok(()),
         }
+    }
+
+    /// Receives an event that was fetched with others: with the auth events that it takes, and where it follows something
+    /// that is not here, with the state before that, or else with the one that the other server says, a few times.
+    fn receive_linked(
+        &mut self,
+        event: &VerifiedPdu,
+        source: EventSource,
+        links: &Links,
+    ) -> Result<Received> {
+        let events = self.hs.events();
+        let mut received = events.receive_event(event, source, None)?;
+        if let Received::NeedsAuth(ids) = received {
+            self.fetch_auth_events(event, &ids)?;
+            received = events.receive_event(event, source, None)?;
+        }
+        if matches!(received, Received::NeedsPrev) {
+            let state = |db: &Db<'_>| state_across(db, &self.room, (event, source), links);
+            if let Some(state) = self.hs.store.read(state)? {
+                received = events.receive_event(event, source, Some(&state))?;
+            }
+        }
+        if matches!(received, Received::NeedsPrev) && self.states_left > 0 {
+            self.states_left -= 1;
+            received = self.receive_with_state(event, source)?;
+        }
+        Ok(received)
     }
 
     /// Receives an event by the state that the other server says was before it. One that is not in the room has no say
