@@ -253,10 +253,11 @@ impl Fetch<'_> {
     /// Puts fetched history before the event whose gap it fills: the newest right before it, older ones further. Whether
     /// anything was new, and whether something may come another time.
     fn receive_history(&mut self, history: &ShownHistory, place: Place) -> Result<(bool, bool)> {
-        let count = i64::try_from(history.events.len()).unwrap_or(i64::MAX);
+        let count = history.places;
         let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
         let (mut came, mut is_delayed) = (false, false);
-        for (index, event) in (0..).zip(&history.events) {
+        for event in &history.events {
+            let index = history.links.get(event.event_id()).map_or(0, |link| link.index);
             let place = Place { stream: place.stream, sub: below - count + index };
             match self.receive_linked(event, EventSource::Backfill(place), &history.links) {
                 Ok(Received::Stored { already, .. }) => came |= !already,

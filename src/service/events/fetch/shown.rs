@@ -59,14 +59,24 @@ pub(super) struct ShownHistory {
     pub is_news: bool,
     /// How all of them hang together.
     pub links: Links,
+    /// How many places they take in the timeline: those that are not verified yet have theirs left free.
+    pub places: i64,
     /// Those that are not verified, oldest first, with the servers whose keys could not be had.
     unverified: Vec<(Pdu, Vec<ServerName>)>,
     /// What these follow and nobody has shown yet.
     pub ends: Vec<EventId>,
 }
 
-/// Of each event what it follows, and whether it is a state event.
-pub(super) type Links = HashMap<EventId, (Vec<EventId>, bool)>;
+/// Of each event how it hangs together with the others.
+pub(super) type Links = HashMap<EventId, Link>;
+
+/// What it takes to walk over an event that is not here.
+pub(super) struct Link {
+    prev_events: Vec<EventId>,
+    is_state: bool,
+    /// How many of the others that we lack come before it.
+    pub index: i64,
+}
 
 impl Fetch<'_> {
     /// The events of an answer that belong to the room and are none but what they seem to be, verified or not. What we
@@ -104,13 +114,16 @@ impl Fetch<'_> {
                 events: Vec::new(),
                 is_news: false,
                 links: Links::new(),
+                places: 0,
                 unverified: Vec::new(),
                 ends: Vec::new(),
             };
             let mut cited = Vec::new();
             for event in shown.into_iter().filter(|event| reached.contains(event.event_id())) {
-                let id = event.event_id().clone();
-                history.links.insert(id.clone(), (event.prev_events().to_vec(), event.is_state()));
+                let (id, prev_events) = (event.event_id().clone(), event.prev_events().to_vec());
+                let link = Link { prev_events, is_state: event.is_state(), index: history.places };
+                history.places += i64::from(!known.contains(&id));
+                history.links.insert(id.clone(), link);
                 match event {
                     ShownEvent::Verified(pdu) => {
                         history.is_news |= !known.contains(&id);
@@ -194,8 +207,8 @@ pub(super) fn state_across(
         let state = db.previous_event(id)?.filter(|event| event.room == room.key);
         match (state.and_then(|event| event.state_after), links.get(id)) {
             (Some(state), _) => states.push(state),
-            (None, Some((prev_events, is_state))) if !(prev_events.is_empty() || is_news && *is_state) => {
-                next.extend(prev_events);
+            (None, Some(link)) if !(link.prev_events.is_empty() || is_news && link.is_state) => {
+                next.extend(&link.prev_events);
             }
             (None, _) => return Ok(None),
         }
