@@ -493,11 +493,7 @@ impl FakeRoom {
     /// A public room of the peer's, which a user of another server has joined. The join is its end.
     pub fn joined_by(peer: &Peer, version: &str, user: &TestUser) -> Self {
         let mut room = Self::new(peer, version, "public");
-        peer.let_in(&room, user.id());
-        user.join_via(room.id.as_str(), &[peer.name().as_str()]);
-        let join = room.read(&peer.wait_for("send_join").body);
-        assert_eq!(join.state_key(), Some(user.id()));
-        room.take(join);
+        room.join(peer, user);
         room
     }
 
@@ -519,6 +515,15 @@ impl FakeRoom {
         }
         entered.take(join);
         entered
+    }
+
+    /// The user of another server joins it, with which it ends.
+    pub fn join(&mut self, peer: &Peer, user: &TestUser) {
+        peer.let_in(self, user.id());
+        user.join_via(self.id.as_str(), &[peer.name().as_str()]);
+        let join = self.read(&peer.wait_for("send_join").body);
+        assert_eq!(join.state_key(), Some(user.id()));
+        self.take(join);
     }
 
     /// An event at the room's end, signed by the peer, which does not become part of the room.

@@ -31,6 +31,11 @@ impl Scene {
         let (server, peer) = (TestServer::start(), Peer::start());
         let alice = server.user("alice");
         let room = FakeRoom::joined_by(&peer, version, &alice);
+        Scene::of(server, alice, peer, room)
+    }
+
+    /// With a room that alice is joined to already.
+    pub fn of(server: TestServer, alice: TestUser, peer: Peer, room: FakeRoom) -> Scene {
         let last = room.last.clone();
         Scene { server, alice, peer, room, last, depth: 20 }
     }

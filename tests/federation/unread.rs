@@ -6,7 +6,7 @@ use crate::common::scene::{Scene, bodies, edus_at, objects};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::internals::Place;
-use doorstep::protocol::{Pdu, UserId};
+use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::testing::{TestUser, segment};
 use serde_json::json;
 
@@ -132,4 +132,37 @@ fn what_was_said_elsewhere_before_one_came_in_and_is_hidden_from_one_notifies_on
     zed.send(&room, "welcome");
     bob.wait_for(&room, |event| event["content"]["body"] == "welcome");
     assert_eq!((unread(&alice, &room), unread(&bob, &room)), ((3, 1), (1, 0)));
+}
+
+#[test]
+fn what_forks_with_other_states_are_to_each_is_told_apart_also_when_others_come_in_between() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let mut room = FakeRoom::new(&peer, "11", "public");
+    let creator = room.creator.clone();
+    let hidden = json!({ "history_visibility": "joined" });
+    room.add(&peer, "m.room.history_visibility", "", &creator, hidden);
+    let before_alice = room.last.clone();
+    room.join(&peer, &alice);
+    let mut scene = Scene::of(server, alice, peer, room);
+    let (room, after_alice) = (scene.room.id.to_string(), scene.last.clone());
+    let fork_of = |scene: &mut Scene, prev: &EventId, txn: &str| {
+        let said = scene.message_after(&[prev], &creator, txn);
+        scene.send(txn, &[&said]);
+        said.event_id().clone()
+    };
+    // Behind what alice's join follows she may see nothing, by whatever way it comes.
+    let mut hidden = fork_of(&mut scene, &before_alice, "1");
+    let mut shown = fork_of(&mut scene, &after_alice, "2");
+    assert_eq!(unread(&scene.alice, &room), (1, 0));
+    for n in 3..6 {
+        hidden = fork_of(&mut scene, &hidden, &format!("hidden{n}"));
+        shown = fork_of(&mut scene, &shown, &format!("shown{n}"));
+    }
+    assert_eq!(unread(&scene.alice, &room), (4, 0));
+    // Bob is in neither of them.
+    bob.join(&room);
+    fork_of(&mut scene, &hidden, "6");
+    fork_of(&mut scene, &shown, "7");
+    assert_eq!((unread(&scene.alice, &room), unread(&bob, &room)), ((5, 0), (0, 0)));
 }

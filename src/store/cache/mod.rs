@@ -29,13 +29,13 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Db, EventKey, Room, RoomKey};
+use super::{Db, EventKey, Room, RoomKey, SnapshotId};
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomId, RoomVersion, UserId};
 use crate::store::cache::events::EventCache;
 use crate::store::cache::row_hasher::ByRow;
-use crate::store::push::recipients::{Settings, SpecialRecipients};
+use crate::store::push::recipients::{Absent, Settings, SpecialRecipients};
 use crate::store::rooms::OtherServers;
 use crate::store::rooms::events::ForwardExtremity;
 use crate::store::rooms::thread_subscriptions::ThreadFollowers;
@@ -45,6 +45,8 @@ const ROOMS_MAX: usize = 256;
 const ENTRIES_MAX: usize = 20_000;
 /// Users of whom it is known what notifies them.
 const SETTINGS_MAX: usize = 10_000;
+/// Other states of a room of which it is known who is not joined in them: a room has few forks at once.
+const ABSENT_STATES_MAX: usize = 4;
 
 /// What the writer keeps in memory.
 #[derive(Default)]
@@ -74,6 +76,8 @@ struct CachedRoom {
     audience: Option<Arc<[UserId]>>,
     /// Those of them who have such settings.
     special: Option<SpecialRecipients>,
+    /// Those of them who are not joined in these other states, the last that were asked for.
+    absent: Vec<(SnapshotId, Absent)>,
     /// The other servers that were ever in it.
     other_servers: Option<OtherServers>,
     /// The current state by type and state key; none where it has no event.
@@ -153,7 +157,10 @@ impl WriterCache {
 
     /// Somebody came to the room, or left it.
     pub(super) fn forget_audience(&self, room: RoomKey) {
-        self.forget(room, |about| (about.audience, about.special) = (None, None));
+        self.forget(room, |about| {
+            (about.audience, about.special) = (None, None);
+            about.absent.clear();
+        });
     }
 
     /// What a user has that is not usual. The outer `None`: it is not remembered.
@@ -205,6 +212,22 @@ impl WriterCache {
 
     pub(super) fn keep_special_recipients(&self, room: RoomKey, special: SpecialRecipients) {
         self.keep(room, |about| about.special = Some(special));
+    }
+
+    /// Our users in the room who are not joined in another state.
+    pub(super) fn absent_recipients(&self, room: RoomKey, state: SnapshotId) -> Option<Absent> {
+        self.recall(room, |about| {
+            about.absent.iter().find(|(other, _)| *other == state).map(|(_, absent)| absent.clone())
+        })
+    }
+
+    pub(super) fn keep_absent_recipients(&self, room: RoomKey, state: SnapshotId, absent: Absent) {
+        self.keep(room, |about| {
+            if about.absent.len() >= ABSENT_STATES_MAX {
+                about.absent.remove(0);
+            }
+            about.absent.push((state, absent));
+        });
     }
 
     /// The other servers that were ever in the room.

@@ -12,7 +12,7 @@ use crate::protocol::push_rules::{RuleSet, UserRules};
 use crate::protocol::rooms::visibility::{self, EventView, HistoryVisibility};
 use crate::protocol::{Pdu, UserId, content, json};
 use crate::store::push::evaluate::PlacedEvent;
-use crate::store::{Db, RoomKey, Tx};
+use crate::store::{Db, RoomKey, SnapshotId, Tx};
 
 /// The account data that says what notifies a user.
 pub(in crate::store) const RULES: &str = "m.push_rules";
@@ -29,6 +29,9 @@ pub(in crate::store) struct Settings {
 
 /// Users who have something that is not usual, in order, with what they have.
 pub(in crate::store) type SpecialRecipients = Rc<[(UserId, Rc<Settings>)]>;
+
+/// Users who are in a room and are not joined in another of its states, with what they are there.
+pub(in crate::store) type Absent = Rc<[(UserId, Option<Membership>)]>;
 
 /// The local members of a room.
 #[derive(Debug, Clone)]
@@ -105,46 +108,66 @@ impl Db<'_> {
 
     /// Those of the recipients who may not see an event that has just come, by the rule of `service/rooms/view.rs`: it was said
     /// elsewhere before one heard there that they had come in. Who is joined in the state before an event sees it, and nearly
-    /// always that is the room's own; only where they differ is anything looked at, and no more than the difference. Of a knock
-    /// hear all who may answer it: it waits for them.
+    /// always that is the room's own. Of a knock hear all who may answer it: it waits for them.
     pub(in crate::store) fn who_may_not_see(
         &self,
         placed: &PlacedEvent<'_>,
         recipients: &Recipients,
     ) -> Result<HashSet<UserId>> {
-        let (room, pdu, mut blind) = (placed.room, placed.pdu, HashSet::new());
-        let (Some(before), Some(present)) = (placed.state_before, room.state) else { return Ok(blind) };
+        let (room, pdu) = (placed.room, placed.pdu);
+        let (Some(before), Some(present)) = (placed.state_before, room.state) else {
+            return Ok(HashSet::new());
+        };
         if before == present || pdu.membership() == Some(Membership::Knock) {
-            return Ok(blind);
+            return Ok(HashSet::new());
         }
         let setting =
             |event: Option<Pdu>| HistoryVisibility::from_content(event.as_ref().map(Pdu::content).as_ref());
         if setting(self.state_event(room.key, "m.room.history_visibility", "")?).shows_members_all() {
-            return Ok(blind);
+            return Ok(HashSet::new());
         }
         let then = setting(self.state_event_in(before, "m.room.history_visibility", "")?);
         let after = pdu.is("m.room.history_visibility", "").then(|| setting(Some(pdu.clone())));
-        for difference in self.state_differences(before, present)? {
-            let (event_type, user) = self.state_tuple(difference.tuple_id)?;
-            if &*event_type != "m.room.member" {
-                continue;
-            }
-            let Ok(place) = recipients.all.binary_search_by(|recipient| recipient.as_str().cmp(&user)) else {
-                continue;
-            };
-            let member = difference.old.map(|key| self.pdu_by_key(key)).transpose()?;
-            let view = EventView {
+        let may_see = |membership: Option<Membership>| {
+            visibility::may_see(&EventView {
                 visibility: then,
                 visibility_after: after,
-                membership: member.and_then(|member| member.membership()),
+                membership,
                 membership_after: None,
                 joined_since: true,
+            })
+        };
+        let absent = self.absent_in(before, room.key, recipients)?;
+        let others = absent.iter().filter(|(user, _)| user != pdu.sender());
+        Ok(others.filter(|(_, membership)| !may_see(*membership)).map(|(user, _)| user.clone()).collect())
+    }
+
+    /// Those of the recipients who are not joined in another state, with what they are there. Each is looked up: of how much
+    /// two states differ is up to other servers, how many recipients there are is not. The events of a fork have mostly the
+    /// same state before them, so it is remembered.
+    fn absent_in(&self, state: SnapshotId, room: RoomKey, recipients: &Recipients) -> Result<Absent> {
+        if let Some(known) = self.recall(|cache| cache.absent_recipients(room, state)) {
+            return Ok(known);
+        }
+        let mut absent = Vec::new();
+        for user in recipients.all.iter() {
+            let there = match self.state_tuple_id("m.room.member", user.as_str())? {
+                Some(tuple_id) => self.state_row_at(state, tuple_id)?,
+                None => None,
             };
-            if !visibility::may_see(&view) {
-                blind.insert(recipients.all[place].clone());
+            // Mostly it is the event by which they are joined to the room.
+            if there.is_some() && there == self.state_event_key(room, "m.room.member", user.as_str())? {
+                continue;
+            }
+            let membership = there.map(|key| self.pdu_by_key(key)).transpose()?;
+            let membership = membership.and_then(|member| member.membership());
+            if membership != Some(Membership::Join) {
+                absent.push((user.clone(), membership));
             }
         }
-        Ok(blind)
+        let absent: Absent = absent.into();
+        self.remember(|cache| cache.keep_absent_recipients(room, state, absent.clone()));
+        Ok(absent)
     }
 }
 
