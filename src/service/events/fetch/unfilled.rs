@@ -50,12 +50,12 @@ struct UnfilledGap {
 impl UnfilledGaps {
     /// Whether it was found out that nobody can fill the gap.
     pub(super) fn is_unfillable(&self, gap: &GapKey, now: Steady) -> bool {
-        self.lock().gaps.get(gap).is_some_and(|gap| gap.is_unfillable && gap.until > now)
+        self.gaps_now().gaps.get(gap).is_some_and(|gap| gap.is_unfillable && gap.until > now)
     }
 
     /// Whether nobody could be asked just before.
     pub(super) fn is_unreached(&self, gap: &GapKey, now: Steady) -> bool {
-        self.lock().gaps.get(gap).is_some_and(|gap| !gap.is_unfillable && gap.until > now)
+        self.gaps_now().gaps.get(gap).is_some_and(|gap| !gap.is_unfillable && gap.until > now)
     }
 
     pub(super) fn note_unfillable(&self, gap: GapKey, awaited: &[ServerName], now: Steady) {
@@ -68,7 +68,7 @@ impl UnfilledGaps {
 
     fn note(&self, gap: GapKey, (is_unfillable, until): (bool, Steady), awaited: &[ServerName], now: Steady) {
         let awaited: Vec<ServerName> = awaited.iter().take(AWAITED_MAX).cloned().collect();
-        let mut unfilled = self.lock();
+        let mut unfilled = self.gaps_now();
         if unfilled.awaited.len() + awaited.len() > AWAITED_OF_ALL_MAX {
             let Unfilled { gaps, awaited } = &mut *unfilled;
             awaited.clear();
@@ -86,14 +86,14 @@ impl UnfilledGaps {
         if !self.any_awaited.load(Ordering::Relaxed) {
             return;
         }
-        let mut unfilled = self.lock();
+        let mut unfilled = self.gaps_now();
         if unfilled.awaited.remove(server) {
             unfilled.gaps.retain(|_, gap| !gap.awaited.contains(server));
             self.any_awaited.store(!unfilled.awaited.is_empty(), Ordering::Relaxed);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Unfilled> {
+    fn gaps_now(&self) -> MutexGuard<'_, Unfilled> {
         lock(&self.gaps)
     }
 }
