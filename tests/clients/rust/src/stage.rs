@@ -10,8 +10,9 @@ use matrix_sdk::ruma::OwnedUserId;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-/// How long an expectation may take to come true: far more than any of them needs, on a machine that does other things.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long an expectation may take to come true: far more than any of them needs, on a machine that does other things. (The engine
+/// itself comes back to some things after a minute and a half only.)
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// One of the two homeservers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
