@@ -3,8 +3,8 @@
 //! A [`RemoteMembership`] is a row of the `remote_memberships` table; no row means "nothing to do with that room".
 //! [`apply`] says what a [`Fact`] makes of it, for every state and fact: the state, the events, what is still owed to
 //! other servers and when it is tried again, and whether the user's clients are told. Nobody else can change a row,
-//! so that no two places can disagree about it. `row` has what can be read from a row; `look_up` what the room is asked; `order` says what comes first
-//! of what two servers did at the same moment. The machine holds no clock and sends nothing: `service::membership`
+//! so that no two places can disagree about it. `row` has what can be read from a row, `look_up` what the room is asked,
+//! and when; `order` says what comes first of what two servers did at the same moment. The machine holds no clock and sends nothing: `service::membership`
 //! does, and lets facts take effect inside the transaction that writes the result.
 //!
 //! Three properties are tested over the whole table: from every state both `Closed` and residence (no row) can be

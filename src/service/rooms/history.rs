@@ -2,10 +2,10 @@
 //!
 //! No page goes beyond a gap that may be filled. A page backwards that comes to one ends there, with the token from which a
 //! client goes on, and so does one forwards: what lies in a gap is fetched from its end on, so that it may take several
-//! requests until something follows. An empty page says so by an `end` that is another than its `start` (matrix-js-sdk takes one without
-//! `end`, or with the same, for the last one). If nobody can be asked at this moment the answer is a gateway's error, after
-//! which clients try again, and no empty page, which they would take for the beginning of the room. What nobody has is
-//! passed over.
+//! requests until something follows. An empty page says so by an `end` that is another than its `start` (matrix-js-sdk
+//! takes one without `end`, or with the same, for the last one). If nobody can be asked at this moment the answer is a
+//! gateway's error, after which clients try again, and no empty page, which they would take for the beginning of the
+//! room. What nobody has is passed over.
 
 use std::time::{Duration, Instant};
 

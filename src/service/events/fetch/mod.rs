@@ -4,14 +4,15 @@
 //! one that is too large, or that nobody fills, the event is authorised by the state that another server says was
 //! before it (`state_ids`, then `event` or `state`), resolved with the states that we know. Such a state may let an
 //! event in that its auth events allow, and rejects none: the next server may say otherwise, and what was missing may
-//! come. What lies in the gap can be fetched later (`backfill.rs`), when a client pages back to it. Auth events come in every way that there is, the
-//! cheapest first: `event_auth`, a few by `event`, with the gap, with the state before the event, many by `event`;
-//! what one way or one server gives in parts is put together. What is fetched is checked like anything that comes, in
+//! come. What lies in the gap can be fetched later (`backfill.rs`), when a client pages back to it. Auth events come in
+//! every way that there is, the cheapest first: `event_auth`, a few by `event`, with the gap, with the state before the
+//! event, many by `event`; what one way or one server gives in parts is put together. What is fetched is checked like anything that comes, in
 //! bulk. An event for which nobody has what it needs waits (`incoming/pending.rs`).
 //!
 //! - here: one fetch, and the state before an event; `gap`: what lies between; `auth_chains`: the ways to auth events;
-//!   `backfill`: history for clients; `shown`: what is shown of the past, verified or not; `unfilled`: gaps that nobody fills; `lost`: what a backup had not yet; `shut_out`: the removal of our last user, of which nobody
-//!   tells us more; `limits`: what is being fetched, and whom it is no use to ask.
+//!   `backfill`: history for clients; `shown`: what is shown of the past, verified or not; `unfilled`: gaps that nobody
+//!   fills; `lost`: what a backup had not yet; `shut_out`: the removal of our last user, of which nobody tells us more;
+//!   `limits`: what is being fetched, and whom it is no use to ask.
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
