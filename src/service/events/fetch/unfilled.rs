@@ -129,7 +129,7 @@ mod tests {
             let server = ServerName::parse(&format!("s{n}.example")).unwrap();
             unfilled.note_unfillable(gap, &[server], Steady::at(1000));
         }
-        let unfilled = unfilled.lock();
+        let unfilled = unfilled.gaps_now();
         assert!(unfilled.awaited.len() <= AWAITED_OF_ALL_MAX && unfilled.gaps.len() <= UNFILLED_GAPS_MAX);
     }
 }
