@@ -65,6 +65,15 @@ fn invites(sync: &Value) -> usize {
 }
 
 #[test]
+fn an_invite_whose_server_has_nothing_to_show_of_its_room_and_says_so_by_null_is_taken() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let bob = server.user("bob");
+    let (status, said) = invite(&peer, &server, &peer.user("alice"), ("quiet", &bob), &Value::Null);
+    assert_eq!(status, 200, "{said}");
+    bob.wait_for_room("invite", &format!("!quiet:{}", peer.name()));
+}
+
+#[test]
 fn a_flood_of_invites_from_one_server_is_bounded_and_keeps_no_other_out() {
     let server = TestServer::start();
     let (bob, carol) = (server.user("bob"), server.user("carol"));

@@ -1,5 +1,5 @@
 //! Lists whose length strangers choose: [`AtMost`] and [`AtMostMembers`] refuse what is more, [`First`] and [`FirstMembers`]
-//! pass over what comes behind.
+//! pass over what comes behind. To all of them `null` is an empty one: servers in Go write lists and maps so that have nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -95,17 +95,25 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for ListVisitor<T
         }
         Ok(list)
     }
+
+    fn visit_none<E: de::Error>(self) -> std::result::Result<Vec<T>, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, inner: D) -> std::result::Result<Vec<T>, D::Error> {
+        inner.deserialize_seq(self)
+    }
 }
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_seq(ListVisitor::<T, MOST> { strict: true, of: PhantomData }).map(Self)
+        inner.deserialize_option(ListVisitor::<T, MOST> { strict: true, of: PhantomData }).map(Self)
     }
 }
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_seq(ListVisitor::<T, MOST> { strict: false, of: PhantomData }).map(Self)
+        inner.deserialize_option(ListVisitor::<T, MOST> { strict: false, of: PhantomData }).map(Self)
     }
 }
 
@@ -138,12 +146,21 @@ impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deseriali
                 while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(list)
             }
+
+            fn visit_none<E: de::Error>(self) -> std::result::Result<Vec<(K, V)>, E> {
+                Ok(Vec::new())
+            }
+
+            fn visit_some<D: Deserializer<'de>>(
+                self,
+                inner: D,
+            ) -> std::result::Result<Vec<(K, V)>, D::Error> {
+                // As a structure, since no node of a tree is made for its members.
+                inner.deserialize_struct("FirstMembers", &[], self)
+            }
         }
 
-        // As a structure, since no node of a tree is made for its members.
-        inner
-            .deserialize_struct("FirstMembers", &[], FirstMembersVisitor::<K, V, MOST>(PhantomData))
-            .map(Self)
+        inner.deserialize_option(FirstMembersVisitor::<K, V, MOST>(PhantomData)).map(Self)
     }
 }
 
@@ -172,8 +189,19 @@ impl<'de, V: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMostMem
                 }
                 Ok(object)
             }
+
+            fn visit_none<E: de::Error>(self) -> std::result::Result<BTreeMap<String, V>, E> {
+                Ok(BTreeMap::new())
+            }
+
+            fn visit_some<D: Deserializer<'de>>(
+                self,
+                inner: D,
+            ) -> std::result::Result<BTreeMap<String, V>, D::Error> {
+                inner.deserialize_map(self)
+            }
         }
 
-        inner.deserialize_map(AtMostMembersVisitor::<V, MOST>(PhantomData)).map(Self)
+        inner.deserialize_option(AtMostMembersVisitor::<V, MOST>(PhantomData)).map(Self)
     }
 }

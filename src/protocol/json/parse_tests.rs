@@ -161,6 +161,9 @@ fn lists_have_their_bounds() {
     assert_eq!(read::<First<u8, 3>>(numbers(100_000).as_bytes()).expect("three").0.len(), 3);
     assert_eq!(read::<First<u8, 3>>(b"[]").expect("none").0, Vec::<u8>::new());
     assert!(read::<First<u8, 3>>(b"[1,2,3,4").is_err());
+    assert_eq!(read::<AtMost<u8, 3>>(b"null").expect("none, as Go writes it").0, Vec::<u8>::new());
+    assert!(read::<FirstMembers<&str, u8, 2>>(b"null").expect("none").0.is_empty());
+    assert!(read::<AtMost<u8, 3>>(b"{}").is_err() && read::<AtMost<u8, 3>>(b"[null]").is_err());
     let members: FirstMembers<&str, u8, 2> = read(br#"{"b":1,"a":2,"c":"x"}"#).expect("two");
     assert_eq!(members.0, [("b", 1), ("a", 2)]);
     assert!(read::<FirstMembers<&str, u8, 2>>(b"[1,2]").is_err());

@@ -229,7 +229,8 @@ pub fn read_device_keys(text: &[u8], user: &UserId, device: &str) -> Result<Uplo
             "The device_id of device_keys is not that of the device that uploads them",
         ));
     }
-    let algorithms: AtMost<Cow<'_, str>, ALGORITHMS_MAX> = match object.get("algorithms") {
+    let listed = object.get("algorithms").filter(|list| list.starts_with(b"["));
+    let algorithms: AtMost<Cow<'_, str>, ALGORITHMS_MAX> = match listed {
         Some(list) => read(list)?,
         None => return Err(Error::bad_json("device_keys must have a list of algorithms")),
     };
