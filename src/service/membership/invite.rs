@@ -422,7 +422,7 @@ impl Memberships<'_> {
 
     /// `invite_room_state`: from room version 12 on it must show the room's create event, and nothing that fails a
     /// check; before, peers send what they always did, and it is only decoration. What was made by servers that are
-    /// gone, whose keys nobody can be asked for, fails none: it is not shown.
+    /// gone, whose keys nobody can be asked for, fails none.
     fn check_room_state(
         &self,
         origin: &ServerName,
@@ -436,7 +436,7 @@ impl Memberships<'_> {
             return Ok(stripped);
         }
         let verified = self.verified_entries(origin, entries, (room_id, version), KEYS_TIMEOUT);
-        let kept = verified.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>();
+        let kept = verified.into_iter().collect::<Result<Vec<_>>>();
         let kept = kept.map_err(|e| {
             Error::invalid_param(format!("An entry of invite_room_state fails a check: {}", e.message()))
         })?;
@@ -444,16 +444,17 @@ impl Memberships<'_> {
     }
 
     /// Entries of `invite_room_state` or `knock_room_state` in the form that their signatures and hashes vouch for;
-    /// those of four fields, for which nobody does, as they are. Each, or what is wrong with it; none if the key
-    /// cannot be had. The create event of version 12 is vouched for by the room id, which is its hash. `origin` shows
-    /// them to us; `within`: the time to find keys.
+    /// those of four fields, for which nobody does, as they are. What is wrong with one is told instead. Whose key cannot
+    /// be had is shown as those of four fields are, which it might have been: nobody vouches for it either way. The create
+    /// event of version 12 is vouched for by the room id, which is its hash. `origin` shows them to us; `within`: the time
+    /// to find keys.
     pub(super) fn verified_entries(
         &self,
         origin: &ServerName,
         entries: &[Box<RawValue>],
         (room_id, version): (&RoomId, RoomVersion),
         within: Duration,
-    ) -> Vec<Result<Option<Box<RawValue>>>> {
+    ) -> Vec<Result<Box<RawValue>>> {
         let kind_of = |entry: &RawValue| match stripped_state::is_full_event(entry) {
             false => StrippedEntry::FourFields,
             true if is_create_of(entry, room_id, version) => StrippedEntry::Create,
@@ -471,15 +472,18 @@ impl Memberships<'_> {
         let mut creates = check(StrippedEntry::Create, Duration::ZERO);
         let verified = |(entry, kind): (&RawValue, &StrippedEntry)| {
             let checked = match kind {
-                StrippedEntry::FourFields => return Ok(Some(entry.to_owned())),
+                StrippedEntry::FourFields => return Ok(entry.to_owned()),
                 StrippedEntry::Create => creates.next(),
                 StrippedEntry::Event => events.next(),
             };
             match checked {
                 Some(Checked::Passed(event)) => {
-                    RawValue::from_string(event.json_str().to_owned()).map(Some).map_err(Error::internal)
+                    RawValue::from_string(event.json_str().to_owned()).map_err(Error::internal)
                 }
-                Some(Checked::NoKey(..)) => Ok((*kind == StrippedEntry::Create).then(|| entry.to_owned())),
+                Some(Checked::NoKey(..)) if *kind == StrippedEntry::Create => Ok(entry.to_owned()),
+                Some(Checked::NoKey(event, _)) => {
+                    to_raw_value(&stripped_state::strip(&event)).map_err(Error::internal)
+                }
                 Some(Checked::Dropped(e)) => Err(e),
                 None => Err(Error::internal("one event in, none out")),
             }

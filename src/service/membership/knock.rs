@@ -215,7 +215,7 @@ impl Memberships<'_> {
             return stripped_state::usable(entries, room_id, version, None);
         }
         let verified = self.verified_entries(peer, entries, (room_id, version), KEYS_TIMEOUT);
-        let verified: Vec<_> = verified.into_iter().filter_map(|entry| entry.ok().flatten()).collect();
+        let verified: Vec<_> = verified.into_iter().filter_map(Result::ok).collect();
         stripped_state::usable(&verified, room_id, version, None)
     }
 }
