@@ -297,7 +297,8 @@ CREATE TABLE state_changes (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX state_changes_by_stream ON state_changes (room_key, stream);
 
--- The members of each room, from its current state. `stream`: when this came about. `local`: of a local user.
+-- The members of each room, from its current state. `stream`: when this came about. `local`: of a local user; of one of our
+-- name whose own event, or that of another such, is from before all keys that we have, 0: nobody who is here now did that.
 -- `forgotten`: the user wants to hear no more of the room. `joined_since`: of a local user who is joined, when they
 -- came in. The servers that were there by then and had no room with the user yet are owed the last update of the user's
 -- devices.

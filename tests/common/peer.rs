@@ -272,6 +272,20 @@ impl Peer {
         self.script.key()
     }
 
+    /// From now on it is a notary, and says that these are the keys of a server, whose first signed that.
+    pub fn vouch_for(&self, of: &ServerName, keys: &[&SigningKey]) {
+        let verify_keys: Map<String, Value> =
+            keys.iter().map(|key| (key.key_id().to_owned(), json!({ "key": key.public_base64() }))).collect();
+        let statement = json!({
+            "server_name": of, "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},
+            "verify_keys": verify_keys,
+        });
+        let mut statement = statement.as_object().expect("an object").clone();
+        sign::sign_json(&mut statement, of, keys[0]);
+        self.sign_object(&mut statement);
+        self.answer_json("/key/v2/query", 200, json!({ "server_keys": [statement] }));
+    }
+
     /// Adds its signature to any object.
     pub fn sign_object(&self, object: &mut Map<String, Value>) {
         sign::sign_json(object, self.name(), self.script.key());

@@ -1,14 +1,19 @@
-//! Servers that lost all that they had and begin anew, with a key of the same id.
+//! Servers that lost all that they had and begin anew: others, with a key of the same id, and this one, whose key nobody has.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::client::room_path;
-use crate::common::peer::{FakeRoom, Peer};
+use crate::common::peer::{FakeRoom, Peer, now_ms};
+use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::internals::Reply;
+use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::room_version;
-use serde_json::json;
+use doorstep::protocol::signatures::sign::SigningKey;
+use doorstep::protocol::{ServerName, UserId};
+use doorstep::testing::TestUser;
+use serde_json::{Value, json};
 
 /// Longer than a server is left alone after it has said its keys.
 const A_WHILE: Duration = Duration::from_secs(6 * 60);
@@ -66,4 +71,135 @@ fn an_invite_reaches_who_began_anew() {
     alice.post(&room_path(&room, "invite"), json!({ "user_id": carol }));
     let member = alice.get(&room_path(&room, &format!("state/m.room.member/{carol}")));
     assert_eq!(member["membership"], "invite");
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+/// A server without anything, and a room that one of its name was in before, as the room's own server knows it.
+struct Before {
+    server: TestServer,
+    host: Peer,
+    room: FakeRoom,
+    /// What it had before its state.
+    past: Vec<Value>,
+    /// What nobody but the room's server knows any more.
+    lost: SigningKey,
+}
+
+impl Before {
+    fn new(version: &str) -> Self {
+        let (server, host) = (TestServer::start(), Peer::start());
+        let room = FakeRoom::new(&host, version, "public");
+        let lost = SigningKey::generate([9; 32], "lost");
+        let name = ServerName::parse(server.name()).expect("a server name");
+        host.vouch_for(&name, &[&lost]);
+        Before { server, host, room, past: Vec::new(), lost }
+    }
+
+    fn name(&self) -> ServerName {
+        ServerName::parse(self.server.name()).expect("a server name")
+    }
+
+    fn user(&self, localpart: &str) -> UserId {
+        UserId::parse(&format!("@{localpart}:{}", self.server.name())).expect("a user id")
+    }
+
+    /// A state event of somebody of the server before, so long ago. It becomes part of the room.
+    fn add(&mut self, of: &UserId, (kind, key): (&str, &str), content: Value, ago_ms: i64) {
+        let mut event = self.room.unsigned(kind, key, of, content);
+        event.insert("origin_server_ts".into(), json!(now_ms() - ago_ms));
+        let event = sign_new_event(event, &self.name(), &self.lost, self.room.version).expect("an event");
+        self.room.take(event);
+    }
+
+    fn add_member(&mut self, localpart: &str) {
+        let user = self.user(localpart);
+        self.add(&user.clone(), ("m.room.member", user.as_str()), json!({ "membership": "join" }), DAY_MS);
+    }
+
+    fn comes_in(&self, user: &TestUser) {
+        self.host.let_in(&self.room, user.id());
+        let mut answer = self.room.join_answer();
+        answer["auth_chain"].as_array_mut().expect("a list").extend(self.past.clone());
+        self.host.answer_json("send_join", 200, answer);
+        user.join_via(self.room.id.as_str(), &[self.host.name().as_str()]);
+    }
+}
+
+fn is_in(user: &TestUser, room: &FakeRoom) -> bool {
+    let rooms = user.get("/_matrix/client/v3/joined_rooms");
+    rooms["joined_rooms"].as_array().expect("a list").contains(&json!(room.id))
+}
+
+#[test]
+fn who_lost_all_they_had_come_back_into_their_rooms_each_by_themselves() {
+    for version in ["11", "12"] {
+        let mut before = Before::new(version);
+        for user in ["bob", "carol", "dora"] {
+            before.add_member(user);
+        }
+        let carol_id = before.user("carol");
+        let levels = match version {
+            "12" => json!({ carol_id.as_str(): 100 }),
+            _ => json!({ before.room.creator.as_str(): 100, carol_id.as_str(): 100 }),
+        };
+        let creator = before.room.creator.clone();
+        let first = &before.room.state[&("m.room.power_levels".to_owned(), String::new())];
+        before.past.push(Value::Object(first.to_object()));
+        before.room.add(&before.host, "m.room.power_levels", "", &creator, json!({ "users": levels }));
+        before.add(&carol_id, ("m.room.name", ""), json!({ "name": "by carol" }), DAY_MS);
+        let (bob, carol) = (before.server.user("bob"), before.server.user("carol"));
+        let room = before.room.id.as_str();
+        // Who comes in first enters a room with those who were here before.
+        before.comes_in(&carol);
+        assert_eq!(carol.get(&room_path(room, "state/m.room.name/"))["name"], "by carol");
+        assert!(is_in(&carol, &before.room));
+        // Who has such a name now has not come in with that.
+        assert!(!is_in(&bob, &before.room), "{version}");
+        assert!(bob.initial_sync()["rooms"]["join"].get(room).is_none());
+        assert_eq!(bob.request("GET", &room_path(room, "state/m.room.name/"), None).0, 403);
+        bob.join_via(room, &[before.host.name().as_str()]);
+        assert!(is_in(&bob, &before.room));
+        bob.send(room, "back");
+        wait_until("the room hears of it", || {
+            let sent = before.host.asked("/send/");
+            sent.iter().any(|asked| asked.body.to_string().contains("back"))
+        });
+        // Who has no account any more can be removed.
+        let gone = before.user("dora");
+        carol.post(&room_path(room, "kick"), json!({ "user_id": gone }));
+        assert_eq!(carol.membership_of(room, gone.as_str()).as_deref(), Some("leave"));
+        bob.leave(room);
+        assert!(!is_in(&bob, &before.room));
+        carol.leave(room);
+        let hs = before.server.homeserver();
+        let resident = hs.store.read(|db| db.resident_room(&before.room.id)).expect("read");
+        assert!(resident.is_none(), "nobody is left here");
+    }
+}
+
+#[test]
+fn nobody_makes_up_what_users_who_are_here_do_by_a_key_that_we_lost() {
+    let mut before = Before::new("11");
+    let (bob, carol) = (before.server.user("bob"), before.server.user("carol"));
+    before.add_member("bob");
+    // Later than the key that this server has by now.
+    let bob_id = before.user("bob");
+    before.add(&bob_id, ("m.room.topic", ""), json!({ "topic": "of bob" }), -1_000);
+    before.comes_in(&carol);
+    assert_eq!(carol.request("GET", &room_path(before.room.id.as_str(), "state/m.room.topic/"), None).0, 404);
+    assert!(!is_in(&bob, &before.room));
+    // Nor in a transaction, whatever date it has, is anything believed.
+    let mut said = before.room.unsigned("m.room.message", "", &bob_id, json!({ "body": "forged" }));
+    said.remove("state_key");
+    said.insert("origin_server_ts".into(), json!(now_ms() - DAY_MS));
+    let said = sign_new_event(said, &before.name(), &before.lost, before.room.version).expect("an event");
+    let (status, answer) = before.host.send_transaction(before.server.name(), "t1", &[&said]);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(
+        carol
+            .request("GET", &room_path(before.room.id.as_str(), &format!("event/{}", said.event_id())), None)
+            .0,
+        404
+    );
 }

@@ -12,7 +12,7 @@ use doorstep::TestServer;
 use doorstep::internals::{DeletionStage, RoomDeletion, Status};
 use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::room_version;
-use doorstep::protocol::signatures::sign::{self, SigningKey};
+use doorstep::protocol::signatures::sign::SigningKey;
 use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -33,19 +33,6 @@ struct Stage {
     forged: Pdu,
     /// The power levels that the room had before.
     past: Vec<Pdu>,
-}
-
-/// What a server says of its keys, signed with one of them, as a notary passes it on.
-fn statement(of: &Peer, keys: &[&SigningKey], notary: &Peer) -> Value {
-    let verify_keys = keys.iter().map(|key| (key.key_id().to_owned(), json!({ "key": key.public_base64() })));
-    let statement = json!({
-        "server_name": of.name(), "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},
-        "verify_keys": verify_keys.collect::<serde_json::Map<_, _>>(),
-    });
-    let mut statement = statement.as_object().expect("an object").clone();
-    sign::sign_json(&mut statement, of.name(), keys[0]);
-    notary.sign_object(&mut statement);
-    json!({ "server_keys": [statement] })
 }
 
 fn ids(room: &FakeRoom) -> Vec<&str> {
@@ -118,7 +105,7 @@ impl Stage {
         room.add(&host, "m.room.power_levels", "", &creator, json!({ "users": users.clone() }));
         gone.hide_keys(true);
         gone.take_transactions();
-        host.answer_json("/key/v2/query", 200, statement(&gone, &[gone.signing_key()], &host));
+        host.vouch_for(gone.name(), &[gone.signing_key()]);
         // The key is made up.
         let ghost = SigningKey::generate([9; 32], "ghost");
         users[eve.as_str()] = 99.into();
@@ -127,7 +114,7 @@ impl Stage {
         let mut lie = room.clone();
         lie.take(forged.clone());
         let past = vec![first, room.state[&levels].clone()];
-        evil.answer_json("/key/v2/query", 200, statement(&gone, &[&ghost, gone.signing_key()], &evil));
+        evil.vouch_for(gone.name(), &[&ghost, gone.signing_key()]);
         let server = TestServer::start();
         let bob = server.user("bob");
         host.let_in(&room, bob.id());
@@ -523,4 +510,24 @@ fn a_template_of_the_wrong_version_keeps_no_transaction_of_the_room_away() {
         gate.open();
         drop(joining.join());
     });
+}
+
+#[test]
+fn where_the_server_that_one_joins_by_is_no_notary_others_in_the_room_are_asked_and_believed_as_much() {
+    let (host, gone, other) = (Peer::start(), Peer::start(), Peer::start());
+    gone.hide_keys(true);
+    let mut room = FakeRoom::new(&gone, "11", "public");
+    for (peer, user) in [(&host, host.user("h")), (&other, other.user("o"))] {
+        let join = room.membership(peer, &user, user.as_str(), "join");
+        room.take(join);
+    }
+    host.answer_json("/key/v2/query", 404, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" }));
+    other.vouch_for(gone.name(), &[gone.signing_key()]);
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    host.let_in(&room, bob.id());
+    other.take_transactions();
+    bob.join_via(room.id.as_str(), &[host.name().as_str()]);
+    assert_eq!(state(&bob, &room, "m.room.name")["name"], "fake");
+    assert!(!other.asked("/key/v2/query").is_empty());
 }

@@ -13,6 +13,9 @@ use crate::protocol::ids::UserId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
 
+/// The types of state, beside memberships, upon which other events rest and that can be set again.
+const AUTH_STATE: [&str; 3] = ["m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
+
 /// A user's effective level. Only the creators of rooms of version 12 and later are `Infinite`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PowerLevel {
@@ -99,6 +102,33 @@ impl PowerLevels {
     /// Whether the user's level suffices to redact anybody's events. One's own server's events need no level.
     pub fn may_redact(&self, user: &str) -> bool {
         self.user(user).reaches(self.named(PowerLevelKey::Redact))
+    }
+
+    /// The users who have most power of all, whether they are in the room or not: of those who are named, and the creators.
+    pub fn mightiest(&self) -> Vec<String> {
+        let named = self.content.iter().flat_map(|content| content.users.entries()).map(|(user, _)| user);
+        let creators = self.creation.iter().flat_map(|creation| creation.creators());
+        let mut users: Vec<&str> = named.chain(creators).collect();
+        users.sort_unstable();
+        users.dedup();
+        let most = users.iter().map(|user| self.user(user)).max();
+        let of_them = users.into_iter().filter(|user| Some(self.user(user)) == most);
+        of_them.map(str::to_owned).collect()
+    }
+
+    /// Whether the user's level suffices for whatever a level can be needed for that bears upon others: to change the levels
+    /// and the other state, to invite, to remove, to ban.
+    pub fn may_do_all(&self, user: &str) -> bool {
+        let level = self.user(user);
+        let named = [
+            PowerLevelKey::Ban,
+            PowerLevelKey::Kick,
+            PowerLevelKey::Invite,
+            PowerLevelKey::StateDefault,
+            PowerLevelKey::UsersDefault,
+        ];
+        named.into_iter().all(|which| level.reaches(self.named(which)))
+            && AUTH_STATE.iter().all(|event_type| level.reaches(self.required(event_type, true)))
     }
 
     pub(super) fn strict_user(&self, user: &str) -> Result<PowerLevel, AuthError> {

@@ -98,6 +98,8 @@ struct KeyAttempt {
     /// Whether it was in a room with us when it was last asked.
     neighbour: bool,
     failures: u32,
+    /// How often in a row it stated nothing.
+    silences: u32,
     last: Steady,
     next: Steady,
     /// When it last stated its keys.
@@ -223,6 +225,10 @@ impl KeyAttempts {
             if !matches!(outcome, AttemptOutcome::Failed) {
                 attempt.stated = Some(Instant::now());
             }
+            attempt.silences = match outcome {
+                AttemptOutcome::Failed => attempt.silences.saturating_add(1),
+                AttemptOutcome::Helped | AttemptOutcome::Useless => 0,
+            };
             attempt.failures = match outcome {
                 AttemptOutcome::Helped => 0,
                 // Anybody can make us ask for keys that do not exist: that must not keep us from asking for new ones.
@@ -258,6 +264,11 @@ impl KeyAttempt {
 }
 
 impl KeyAttempts {
+    /// Whether the server stated nothing the last times that it was asked, so many of them at least.
+    pub(in crate::service) fn has_failed(&self, server: &ServerName, times: u32) -> bool {
+        lock(&self.state).get(server).is_some_and(|attempt| attempt.silences >= times)
+    }
+
     /// Whether the server has stated its keys since then, so that one that it did not state does not exist.
     pub(in crate::service) fn has_stated_since(&self, server: &ServerName, since: Instant) -> bool {
         let all = lock(&self.state);

@@ -5,8 +5,13 @@
 //! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. Any other
 //! notary could forge the keys of a server that cannot be reached, by inventing a key that signs itself. The server
 //! through which we join a room is asked as a notary for the state of that room alone, where nothing better can be had,
-//! and what it says is not remembered. An event that was checked with such a key says so ([`Proof::Vouched`]), and the
-//! database keeps that.
+//! and what it says is not remembered. Where it is no notary, a few of the others whom it names are
+//! asked likewise: it chose them, and so their word is worth what its own is. An event that was checked with such a key
+//! says so ([`Proof::Vouched`]), and the database keeps that.
+//!
+//! Of our own keys nobody knows more than we do, unless we lost them with everything else: an event with one that we do not
+//! have is of a server of our name that was here before. Its keys are had in the same way, for what was made before our
+//! first key, and are never remembered: whoever has an account here now made nothing that they signed.
 //!
 //! [`Proof::Vouched`]: crate::protocol::signatures::verify::Proof::Vouched
 
@@ -40,6 +45,9 @@ const NOTARY_QUERIES_AT_ONCE_MAX: usize = 8;
 const BULK_SERVERS_MIN: usize = 8;
 /// Time for the server that shows us a room to say the keys of others.
 const RESIDENT_TIMEOUT_MIN: Duration = Duration::from_secs(40);
+/// How many of the others whom it names are asked, and in which time, where it is no notary.
+const OTHERS_ASKED_MAX: usize = 4;
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Most keys of a notary's own that its signatures are checked with.
 const NOTARY_KEYS_MAX: usize = 4;
 /// When who found no slot for a question should come again.
@@ -98,12 +106,12 @@ fn is_for_a_stranger(purpose: KeyPurpose<'_>, neighbour: bool) -> bool {
 }
 
 impl Keys<'_> {
-    /// Finds as many of the wanted keys as can be had in the time. `resident` is the server that shows us the room
-    /// whose state is to be checked, if that is what the keys are for.
+    /// Finds as many of the wanted keys as can be had in the time. `residents`: the server that shows us the room whose
+    /// state is to be checked, if that is what the keys are for, and others whom it names.
     pub(in crate::service) fn gather_keys(
         &self,
         wanted: &[WantedKey],
-        resident: Option<&ServerName>,
+        residents: &[ServerName],
         purpose: KeyPurpose<'_>,
         within: Duration,
     ) -> FoundKeys {
@@ -111,15 +119,16 @@ impl Keys<'_> {
         let mut found = FoundKeys::default();
         self.load_keys(wanted, &mut found);
         let mut missing = missing(wanted, &found);
-        // Nobody knows more of ours than we do.
-        missing.remove(self.server_name());
         let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
         let in_bulk = missing.len() >= BULK_SERVERS_MIN;
         if in_bulk {
             self.ask_notaries(purpose, &trusted, &mut missing, &mut found, deadline);
         }
-        let resident = resident.filter(|r| *r != self.server_name() && !missing.is_empty());
-        std::thread::scope(|scope| {
+        let (resident, others) = match residents.split_first() {
+            Some((first, others)) => (Some(first).filter(|_| !missing.is_empty()), others),
+            None => (None, residents),
+        };
+        let is_notary = std::thread::scope(|scope| {
             // Of many some are gone, and others slow: what the resident knows is asked for meanwhile.
             let asked = missing.clone();
             // Whoever joins waits for it: it is worth a while even if everybody else takes too long.
@@ -140,9 +149,65 @@ impl Keys<'_> {
                 }
                 _ => Vec::new(),
             };
+            let is_notary = !told.is_empty();
             self.use_for_now(told, &mut missing, &mut found);
+            is_notary
         });
+        if !is_notary {
+            self.ask_others(others, &mut missing, &mut found, Instant::now() + OTHERS_TIMEOUT);
+        }
         found
+    }
+
+    /// Asks a few servers that are no notaries of ours for what is still missing, for now alone.
+    fn ask_others(
+        &self,
+        others: &[ServerName],
+        missing: &mut MissingKeys,
+        found: &mut FoundKeys,
+        deadline: Instant,
+    ) {
+        for (index, other) in others.iter().take(OTHERS_ASKED_MAX).enumerate() {
+            let now = Instant::now();
+            if missing.is_empty() || now >= deadline {
+                return;
+            }
+            // Whoever lets us wait leaves time for the others.
+            let left = OTHERS_ASKED_MAX.min(others.len()) - index;
+            let share = deadline.saturating_duration_since(now) / u32::try_from(left).unwrap_or(u32::MAX);
+            let told = self.ask_notary(other, missing, now + share);
+            self.use_for_now(told, missing, found);
+        }
+    }
+
+    /// The wanted keys as far as they are known, or these servers say what they are: for who has reason to believe them
+    /// about those, and asked everybody else before. Their word is good for now alone.
+    pub(in crate::service) fn keys_by_word_of(
+        &self,
+        vouchers: &[ServerName],
+        wanted: &[WantedKey],
+        deadline: Instant,
+    ) -> FoundKeys {
+        let mut found = FoundKeys::default();
+        self.load_keys(wanted, &mut found);
+        let mut missing = missing(wanted, &found);
+        missing.remove(self.server_name());
+        self.ask_others(vouchers, &mut missing, &mut found, deadline);
+        found
+    }
+
+    /// Whether we have a key that serves.
+    pub(in crate::service) fn has_key_for(&self, wanted: &WantedKey) -> bool {
+        let mut found = FoundKeys::default();
+        self.load_keys(std::slice::from_ref(wanted), &mut found);
+        found.has(wanted)
+    }
+
+    /// Whether we have the key at all, whenever it was valid.
+    pub(in crate::service) fn knows_key(&self, wanted: &WantedKey) -> bool {
+        let mut found = FoundKeys::default();
+        self.load_keys(std::slice::from_ref(wanted), &mut found);
+        found.get(wanted.server.as_str(), &wanted.key_id).is_some()
     }
 
     /// What is in memory or in the database.
@@ -329,10 +394,13 @@ impl Keys<'_> {
                 return;
             }
             let now = self.clock.now_ms();
-            // A notary has something to say of any server that exists, and anybody can make some.
             let told = self.ask_notary(notary, missing, deadline).into_iter();
-            let (strangers, others): (Vec<_>, Vec<_>) =
-                told.partition(|(server, ..)| is_for_a_stranger(purpose, self.is_neighbour(server)));
+            let (ours, told): (Vec<_>, Vec<_>) = told.partition(|(server, ..)| server == self.server_name());
+            self.use_for_now(ours, missing, found);
+            // A notary has something to say of any server that exists, and anybody can make some.
+            let (strangers, others): (Vec<_>, Vec<_>) = told
+                .into_iter()
+                .partition(|(server, ..)| is_for_a_stranger(purpose, self.is_neighbour(server)));
             for (stranger, told) in [(true, strangers), (false, others)] {
                 if !told.is_empty() {
                     self.keep_keys(told, now, StatementSource { direct: false, stranger });
@@ -349,11 +417,15 @@ impl Keys<'_> {
 
     /// Uses what the server says that shows us a room, for what cannot be had otherwise. See the head of this file.
     fn use_for_now(&self, told: Vec<StatedKeys>, missing: &mut MissingKeys, found: &mut FoundKeys) {
+        // A key of our name from before us signed nothing that was made since.
+        let before_us = self.key_ring.since_ms() - 1;
         for (server, keys, _) in told {
+            let latest = if server == *self.server_name() { before_us } else { Millis::MAX };
             let Some(wanted) = missing.get(&server) else { continue };
             for stored in keys.into_iter().filter(|key| wanted.iter().any(|w| w.key_id == key.key_id)) {
                 let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
                 let StoredKey { key_id, valid_until_ms, retired, stated_ms, .. } = stored;
+                let valid_until_ms = valid_until_ms.min(latest);
                 let ours = self.key_ring.in_memory(server.as_str(), &key_id);
                 // Of a key that we know ourselves, only its validity may be news.
                 if ours.as_ref().is_none_or(|ours| ours.key == key && !ours.retired) {

@@ -474,7 +474,8 @@ fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_e
     let (hs, _) = homeserver();
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
-    let found = hs.keys().keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
+    let found =
+        hs.keys().keys_for(&[&json], version, std::slice::from_ref(&resident.name), Duration::from_secs(30));
     let checked = crate::service::keys::verify::check(&json, version, &found, &Doubts::default())
         .expect("the resident knows");
     assert_eq!(checked.proof(), Proof::Vouched, "and it is told apart");
@@ -503,7 +504,8 @@ fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     clock.advance(Duration::from_secs(2 * 24 * 3600));
     let liar = notary(&peer.name, 6, |_| {});
     let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY_MS - 1000));
-    let found = hs.keys().keys_for(&[&forged], version, Some(&liar.name), Duration::from_secs(30));
+    let found =
+        hs.keys().keys_for(&[&forged], version, std::slice::from_ref(&liar.name), Duration::from_secs(30));
     crate::service::keys::verify::check(&forged, version, &found, &Doubts::default())
         .expect_err("a forged key");
     assert!(liar.asked().iter().any(|a| a.target.contains("query")), "it was asked");

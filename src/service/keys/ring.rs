@@ -38,6 +38,8 @@ pub struct KeyRing {
     clock: Clock,
     signer: Arc<ArcSwap<SigningKey>>,
     own: RwLock<Vec<KnownKey>>,
+    /// When the first of our own was made, or came to be here: what is older was not signed with any of them.
+    since_ms: Millis,
     published: Mutex<Option<OwnStatement>>,
     known: RwLock<BoundedMap<ServerName, ServerKeys, SERVERS_IN_MEMORY_MAX>>,
     pub(in crate::service) attempts: KeyAttempts,
@@ -92,6 +94,7 @@ impl KeyRing {
             tx.replace_own_key(key.key_id(), &key.seed(), now)?;
             tx.own_keys()
         })?;
+        let since_ms = stored.iter().map(|key| key.made_ms).min().unwrap_or(now);
         let (mut own, mut signer) = (Vec::new(), None);
         for stored in stored {
             let key = SigningKey::from_seed(&stored.key_id, stored.seed)?;
@@ -115,6 +118,7 @@ impl KeyRing {
             clock: clock.clone(),
             signer: Arc::new(ArcSwap::from_pointee(signer)),
             own: RwLock::new(own),
+            since_ms,
             published: Mutex::new(None),
             known: RwLock::default(),
             attempts: KeyAttempts::default(),
@@ -129,6 +133,11 @@ impl KeyRing {
     /// Our key in use.
     pub fn signing_key(&self) -> Arc<SigningKey> {
         self.signer.load_full()
+    }
+
+    /// When the first of our keys was made, or came to be here.
+    pub(in crate::service) fn since_ms(&self) -> Millis {
+        self.since_ms
     }
 
     /// Our own statement of keys, signed, as `GET /_matrix/key/v2/server` answers.

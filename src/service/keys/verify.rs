@@ -103,7 +103,7 @@ impl Keys<'_> {
             return Ok(key);
         }
         let wanted = WantedKey { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
-        let found = self.gather_keys(&[wanted], None, KeyPurpose::Request(asker), REQUEST_KEY_TIMEOUT);
+        let found = self.gather_keys(&[wanted], &[], KeyPurpose::Request(asker), REQUEST_KEY_TIMEOUT);
         known().ok_or_else(|| match found.lacks_slots() {
             true => too_many_asked(),
             false => unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)),
@@ -115,7 +115,7 @@ impl Keys<'_> {
     /// 403 `M_FORBIDDEN` where a signature is lacking.
     pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
         let deadline = Instant::now() + EVENT_KEYS_TIMEOUT;
-        let mut found = self.keys_for(&[event], version, None, EVENT_KEYS_TIMEOUT);
+        let mut found = self.keys_for(&[event], version, &[], EVENT_KEYS_TIMEOUT);
         self.check_with(&mut found, KeyPurpose::Events, deadline, |found, doubts| {
             check(event, version, found, doubts)
         })
@@ -134,7 +134,7 @@ impl Keys<'_> {
         let wanted = self.wanted_keys(events, version, |_, _| {});
         let within = within.min(usual_timeout(events.len()));
         let purpose = KeyPurpose::Received(origin);
-        let mut found = self.gather_keys(&wanted, None, purpose, within);
+        let mut found = self.gather_keys(&wanted, &[], purpose, within);
         self.check_with(&mut found, purpose, started + within, |found, doubts| {
             in_bulk(events, |event| self.conclude_check(event, version, (found, doubts), started))
         })
@@ -150,7 +150,7 @@ impl Keys<'_> {
         let mut uses = self.key_uses(event.pdu.version());
         uses.add_all(&event.pdu, verify::wanted_keys_of(&event.pdu, &event.object));
         let deadline = Instant::now() + EVENT_KEYS_TIMEOUT;
-        let mut found = self.gather_keys(&uses.wanted(), None, purpose, EVENT_KEYS_TIMEOUT);
+        let mut found = self.gather_keys(&uses.wanted(), &[], purpose, EVENT_KEYS_TIMEOUT);
         let (pdu, parsed) = (event.pdu.clone(), Cell::new(Some(event)));
         let checked = self.check_with(&mut found, purpose, deadline, |found, doubts| {
             let event = parsed.take().unwrap_or_else(|| ParsedPdu::of(&pdu));
@@ -162,19 +162,19 @@ impl Keys<'_> {
 
     /// The keys that it takes to check these events, as far as they can be had in this time.
     ///
-    /// `resident` is for the state of a room that we are joining through that server. Of servers that are gone, which
-    /// any old room has some of, the resident is asked for the keys. That gives it no power that it has not: whoever
-    /// is joined through can show any room that it likes. It would for events that come later, and so is done for no
-    /// others.
+    /// `residents` are for the state of a room that we are joining through the first of them. Of servers that are gone, which
+    /// any old room has some of, it is asked for the keys, and then the others. That gives it no power that it has not:
+    /// whoever is joined through can show any room that it likes. It would for events that come later, and so is done for
+    /// no others.
     pub(in crate::service) fn keys_for(
         &self,
         events: &[&[u8]],
         version: RoomVersion,
-        resident: Option<&ServerName>,
+        residents: &[ServerName],
         within: Duration,
     ) -> FoundKeys {
         let wanted = self.wanted_keys(events, version, |_, _| {});
-        self.gather_keys(&wanted, resident, KeyPurpose::Events, within)
+        self.gather_keys(&wanted, residents, KeyPurpose::Events, within)
     }
 
     /// Looks events over: gives the keys that it takes to check them, and tells `note` of each by its index; of one

@@ -245,7 +245,7 @@ impl Memberships<'_> {
             .map(|(key_id, _)| WantedKey { server: server.clone(), key_id: key_id.into_owned(), valid_at })
             .collect();
         let deadline = Instant::now() + KEYS_TIMEOUT;
-        let mut found = self.keys().gather_keys(&wanted, None, purpose, KEYS_TIMEOUT);
+        let mut found = self.keys().gather_keys(&wanted, &[], purpose, KEYS_TIMEOUT);
         let evidence = self.keys().check_with(&mut found, purpose, deadline, |found, doubts| {
             let keys = |server: &str, key_id: &str| found.get(server, key_id);
             doubts.noted(verify::verify_event_by(event, server, &keys))

@@ -106,7 +106,7 @@ impl Memberships<'_> {
             if db.membership(room.key, sender)? != Some(Membership::Join) {
                 return Err(Error::not_in_room());
             }
-            let present = db.membership(room.key, target)?;
+            let present = db.membership_in_state(room.key, target)?;
             Ok((room, present))
         })
     }

@@ -110,13 +110,48 @@ impl Db<'_> {
         Ok(self.member(room, user)?.map(|m| m.membership))
     }
 
-    /// The same with the event behind it.
+    /// The same with the event behind it. What a user of our name from before us was is nothing that a local user is: who
+    /// has that name now comes in by themselves.
     pub fn member(&self, room: RoomKey, user: &UserId) -> Result<Option<RoomMember>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT user_id, membership, event_key, stream, forgotten FROM memberships WHERE room_key = ?1 AND user_id = ?2",
+            "SELECT user_id, membership, event_key, stream, forgotten, local FROM memberships
+             WHERE room_key = ?1 AND user_id = ?2",
         )?;
         let mut rows = statement.query(params![room, user.as_str()])?;
-        Ok(rows.next()?.map(member_of).transpose()?.flatten())
+        let Some(row) = rows.next()? else { return Ok(None) };
+        if !row.get::<_, bool>(5)? && self.is_local(user.as_str()) {
+            return Ok(None);
+        }
+        member_of(row)
+    }
+
+    /// The membership as it is stored, whatever the user's name looks like.
+    pub(crate) fn stored_membership(&self, room: RoomKey, user: &str) -> Result<Option<Membership>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT membership FROM memberships WHERE room_key = ?1 AND user_id = ?2")?;
+        let text: Option<String> = statement.query_row(params![room, user], |r| r.get(0)).optional()?;
+        text.map(|text| membership_of(&text)).transpose()
+    }
+
+    /// What the room's current state says of a user, also of one of our name from before us.
+    pub fn membership_in_state(&self, room: RoomKey, user: &UserId) -> Result<Option<Membership>> {
+        self.stored_membership(room, user.as_str())
+    }
+
+    /// Whether a member event was made by a user of our name from before us: it rests on others' word, and is signed with
+    /// none of the keys that we have.
+    pub(super) fn is_from_before_us(&self, room: RoomKey, event: EventKey) -> Result<bool> {
+        if !self.is_vouched(room, event)? {
+            return Ok(false);
+        }
+        let event = self.pdu_by_key(event)?;
+        if !self.is_local(event.sender().as_str()) {
+            return Ok(false);
+        }
+        let (object, own) = (event.canonical(), self.own_keys()?);
+        let signatures = object.signatures_of(event.sender().server().as_str());
+        Ok(!signatures.iter().any(|(id, _)| own.iter().any(|own| own.key_id == *id)))
     }
 
     /// The members of the room: all, or those with one membership.
@@ -356,9 +391,19 @@ impl Tx<'_> {
     /// Follows a change of a member event in the current state: the member, the counts, the resident servers. Returns
     /// whether the user is local.
     pub(crate) fn change_membership(&mut self, room: RoomKey, change: &MembershipChange<'_>) -> Result<bool> {
-        let local = self.is_local(change.user);
+        let is_ours = self.is_local(change.user);
+        // What a user of our name from before us was concerns nobody here.
+        let before = match change.old {
+            Some(_) if is_ours && !self.is_of_local_user(room, change.user)? => None,
+            old => old,
+        };
+        let local = is_ours
+            && match change.new {
+                Some((_, event)) => !self.is_from_before_us(room, event)?,
+                None => before == change.old,
+            };
         let new = change.new.map(|(membership, _)| membership);
-        let comes_in = new == Some(Membership::Join) && change.old != new;
+        let comes_in = new == Some(Membership::Join) && before != new;
         // A position of its own: it is owed by itself, also where the event that brought it about is not.
         let joined_since = (local && comes_in).then(|| self.next_stream());
         match change.new {
@@ -367,7 +412,7 @@ impl Tx<'_> {
                     "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local, joined_since)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                      ON CONFLICT DO UPDATE SET membership = excluded.membership, event_key = excluded.event_key,
-                       stream = excluded.stream, forgotten = 0, joined_since = CASE
+                       stream = excluded.stream, local = excluded.local, forgotten = 0, joined_since = CASE
                          WHEN excluded.membership = 'join' THEN coalesce(excluded.joined_since, joined_since) END",
                     params![
                         room,
@@ -394,19 +439,24 @@ impl Tx<'_> {
         let joined = is(new, Membership::Join) - is(change.old, Membership::Join);
         let invited = is(new, Membership::Invite) - is(change.old, Membership::Invite);
         self.count_members(room, joined, invited)?;
+        // Whether this server is in the room is a matter of its users.
+        let joined = match is_ours {
+            true => is(new.filter(|_| local), Membership::Join) - is(before, Membership::Join),
+            false => joined,
+        };
         if joined < 0 {
             // Who is not there any more does not type.
             self.stop_typing(room, change.user)?;
         }
         if joined != 0 {
             let server = server_of(change.user);
-            if self.count_resident(room, server, joined, change.stream)? && !local {
+            if self.count_resident(room, server, joined, change.stream)? && !is_ours {
                 self.came_into(room, server);
             }
-            if local {
+            if is_ours {
                 self.remember(|cache| cache.forget_audience(room));
             }
-            match (local, comes_in) {
+            match (is_ours, comes_in) {
                 (true, true) => self.owes(room, server)?,
                 (true, false) => self.drop_device_lists_of_room(room)?,
                 (false, true) => {}
@@ -434,12 +484,11 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The membership as it is stored, whatever the user's name looks like.
-    pub(crate) fn stored_membership(&self, room: RoomKey, user: &str) -> Result<Option<Membership>> {
+    /// Whether what a user of our name is in a room is told by an event from our time.
+    fn is_of_local_user(&self, room: RoomKey, user: &str) -> Result<bool> {
         let mut statement = self
             .conn()
-            .prepare_cached("SELECT membership FROM memberships WHERE room_key = ?1 AND user_id = ?2")?;
-        let text: Option<String> = statement.query_row(params![room, user], |r| r.get(0)).optional()?;
-        text.map(|text| membership_of(&text)).transpose()
+            .prepare_cached("SELECT local FROM memberships WHERE room_key = ?1 AND user_id = ?2")?;
+        Ok(statement.query_row(params![room, user], |r| r.get(0)).optional()?.unwrap_or(true))
     }
 }

@@ -354,7 +354,8 @@ impl Tx<'_> {
         let mut servers: HashMap<&str, i64> = HashMap::new();
         for row in &state {
             let Some((user, membership)) = &row.member else { continue };
-            let local = self.is_local(user);
+            let is_ours = self.is_local(user);
+            let local = is_ours && !self.is_from_before_us(room, row.event)?;
             if let (true, Ok(user)) = (local, UserId::parse(user)) {
                 self.wake_user(&user);
             }
@@ -362,7 +363,9 @@ impl Tx<'_> {
             match membership {
                 Membership::Join => {
                     joined += 1;
-                    *servers.entry(server_of(user)).or_default() += 1;
+                    if local || !is_ours {
+                        *servers.entry(server_of(user)).or_default() += 1;
+                    }
                 }
                 Membership::Invite => invited += 1,
                 _ => {}

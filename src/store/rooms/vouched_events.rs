@@ -66,6 +66,14 @@ impl Db<'_> {
         Ok(any.then_some(Contradiction { room, is_another_room, vouched }))
     }
 
+    /// Whether an event rests on another server's word.
+    pub(in crate::store) fn is_vouched(&self, room: RoomKey, event: EventKey) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM vouched_events WHERE room_key = ?1 AND event_key = ?2)",
+        )?;
+        Ok(statement.query_row(params![room, event], |row| row.get(0))?)
+    }
+
     /// Those that were left behind before are none of them.
     fn unshown(&self, room: &Room, staged: StagedEvents, held: &[(VerifiedPdu, bool)]) -> Result<Unshown> {
         let mut vouched: BTreeMap<String, EventKey> = self

@@ -13,6 +13,8 @@ pub struct OwnKey {
     pub key_id: String,
     /// The secret.
     pub seed: [u8; 32],
+    /// When it was made here, or brought here.
+    pub made_ms: Millis,
     /// When it stopped to sign; none for the one in use.
     pub expired_ms: Option<Millis>,
 }
@@ -69,9 +71,18 @@ pub struct StoredStatement {
 impl Db<'_> {
     /// Our own keys, oldest first.
     pub fn own_keys(&self) -> Result<Vec<OwnKey>> {
-        self.rows("SELECT key_id, seed, expired_ms FROM signing_keys ORDER BY made_ms, key_id", &[], |row| {
-            Ok(OwnKey { key_id: row.get(0)?, seed: row.get(1)?, expired_ms: row.get(2)? })
-        })
+        self.rows(
+            "SELECT key_id, seed, made_ms, expired_ms FROM signing_keys ORDER BY made_ms, key_id",
+            &[],
+            |row| {
+                Ok(OwnKey {
+                    key_id: row.get(0)?,
+                    seed: row.get(1)?,
+                    made_ms: row.get(2)?,
+                    expired_ms: row.get(3)?,
+                })
+            },
+        )
     }
 
     /// The known keys of a server.

@@ -8,6 +8,7 @@
 //! - `given_states`: what one server says of the state before an event.
 //! - `judged`: what is rejected, soft-failed, and judged again.
 //! - `floods`: events by the thousand.
+//! - `vouched`: what rests on servers that acted while we were away, and are gone.
 //! - `altered`: events that a relay had altered, and their true copies.
 
 mod altered;
@@ -16,6 +17,7 @@ mod floods;
 mod given_states;
 mod judged;
 mod pending;
+mod vouched;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,7 +1,8 @@
 //! Whom we are asking for events, and whom it is no use to ask: so that a slow server holds up its own events only, and
 //! is not asked the same by several threads, nor again for what it gave already.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
@@ -20,6 +21,10 @@ const FETCHES_PER_SERVER_MAX: usize = 4;
 const PEER_BACKOFF: Backoff = Backoff::doubling(5_000, 300_000);
 /// Servers whose pauses are remembered.
 const PEERS_MAX: usize = 4096;
+/// Rooms that lack keys of auth events are remembered so long after that was last seen.
+const KEYLESS_KEPT_MS: Millis = 3 * 3_600_000;
+/// How many such rooms are remembered.
+const KEYLESS_ROOMS_MAX: usize = 1000;
 /// In how many rooms undecided events are kept until the next attempt, their bytes in each, and for how long.
 const UNDECIDED_ROOMS_MAX: usize = 8;
 const UNDECIDED_KEPT_BYTES_MAX: usize = 2 << 20;
@@ -35,6 +40,25 @@ pub struct FetchLimits {
     quiet: Mutex<BoundedMap<(RoomKey, ServerName), Steady, PEERS_MAX>>,
     /// What an attempt that came to nothing has left for the next one in its room, and since when.
     undecided: Mutex<BoundedMap<RoomId, (UndecidedEvents, Instant), UNDECIDED_ROOMS_MAX>>,
+    /// Where auth events lack keys that nobody can be asked for: since when, when that was last seen, whether it was said.
+    keyless: Mutex<BoundedMap<RoomKey, KeylessSince, KEYLESS_ROOMS_MAX>>,
+}
+
+/// Since when a room lacks keys, when that was last seen, and whether it was said.
+type KeylessSince = (Steady, Steady, Arc<AtomicBool>);
+
+/// A room where auth events lack keys.
+pub(in crate::service) struct KeylessRoom {
+    /// For how long it does.
+    pub(in crate::service) age_ms: Millis,
+    warned: Arc<AtomicBool>,
+}
+
+impl KeylessRoom {
+    /// Whether nobody was warned of it yet, which is done herewith.
+    pub(in crate::service) fn is_first_warning(&self) -> bool {
+        !self.warned.swap(true, Ordering::Relaxed)
+    }
 }
 
 /// For which room something is being fetched from which server.
@@ -102,6 +126,17 @@ impl FetchLimits {
     ) -> Option<Millis> {
         let quiet = lock(&self.quiet);
         quiet.get(&(room, origin.clone())).map(|until| *until - now).filter(|left| *left > 0)
+    }
+
+    /// Notes that auth events of a room lack keys.
+    pub(in crate::service) fn note_keyless(&self, room: RoomKey, now: Steady) -> KeylessRoom {
+        let mut keyless = lock(&self.keyless);
+        let is_over = |last: Steady| now - last > KEYLESS_KEPT_MS;
+        let before = keyless.get(&room).filter(|(_, last, _)| !is_over(*last)).cloned();
+        let (since, _, warned) = before.unwrap_or_else(|| (now, now, Arc::default()));
+        let worth = |(_, last, _): &KeylessSince| if is_over(*last) { Worth::Nothing } else { Worth::Little };
+        keyless.insert(room, (since, now, warned.clone()), worth);
+        KeylessRoom { age_ms: now - since, warned }
     }
 
     /// A server has spoken to us: whatever could not be had without it is worth asking for again.

@@ -12,7 +12,7 @@
 //! - here: one fetch, and the state before an event; `gap`: what lies between; `auth_chains`: the ways to auth events;
 //!   `backfill`: history for clients; `shown`: what is shown of the past, verified or not; `unfilled`: gaps that nobody
 //!   fills; `lost`: what a backup had not yet; `shut_out`: the removal of our last user, of which nobody tells us more;
-//!   `limits`: what is being fetched, and whom it is no use to ask.
+//!   `vouched`: auth events of servers that are gone; `limits`: what is being fetched, and whom it is no use to ask.
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
@@ -22,7 +22,9 @@ mod lost;
 mod shown;
 mod shut_out;
 mod unfilled;
+mod vouched;
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,7 @@ use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received, too_much_work};
 use crate::service::events::fetch::auth_chains::{AUTH_FETCH_METHODS, AuthFetchMethod, UndecidedEvents};
 use crate::service::events::fetch::shown::{Links, state_across};
+use crate::service::events::fetch::vouched::KeylessEvents;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::verify::Checked;
 use crate::store::rooms::not_resident;
@@ -68,6 +71,7 @@ pub(in crate::service) struct Fetch<'a> {
     pub(in crate::service) undecided: UndecidedEvents,
     /// What the server was asked for and does not have.
     pub(in crate::service) not_there: HashSet<EventId>,
+    keyless: RefCell<KeylessEvents>,
     /// Whether it says that we are not in the room.
     shuts_us_out: bool,
 }
@@ -219,12 +223,14 @@ impl<'a> Fetch<'a> {
             events_left,
             undecided: UndecidedEvents::new(),
             not_there: HashSet::new(),
+            keyless: RefCell::default(),
             shuts_us_out: false,
         }
     }
 
     fn receive_with_missing(&mut self, pdu: &VerifiedPdu) -> Result<Received> {
         let (mut methods, mut asked_for_events) = (AUTH_FETCH_METHODS.into_iter(), false);
+        let mut asked_for_word = false;
         loop {
             // Whoever was here before us may have brought it along.
             match self.hs.events().receive_event(pdu, EventSource::Transaction, None)? {
@@ -235,6 +241,7 @@ impl<'a> Fetch<'a> {
                         self.fill_gap(pdu)?;
                     }
                     Some(method) => self.fetch_auth_by(method, pdu, &ids)?,
+                    None if !asked_for_word && self.take_by_word(&ids)? => asked_for_word = true,
                     None => return Ok(Received::NeedsAuth(ids)),
                 },
                 Received::NeedsPrev if !asked_for_events && self.has_gap(pdu)? => {
@@ -271,6 +278,7 @@ impl<'a> Fetch<'a> {
             Checked::Passed(pdu) => Some(pdu),
             Checked::NoKey(pdu, _) => {
                 log::debug!("{} cannot be checked for want of a key", pdu.event_id());
+                self.keyless.borrow_mut().add(&pdu);
                 None
             }
             Checked::Dropped(e) => {

@@ -91,7 +91,10 @@ impl Fetch<'_> {
                     shown.push(ShownEvent::Verified(pdu));
                     continue;
                 }
-                Checked::NoKey(pdu, servers) => (pdu, servers),
+                Checked::NoKey(pdu, servers) => {
+                    self.keyless.borrow_mut().add(&pdu);
+                    (pdu, servers)
+                }
                 Checked::Dropped(e) => {
                     log::debug!("{} sent an event that fails: {e}", self.peer);
                     let Ok(pdu) = Pdu::parse(bytes, self.room.version) else { continue };

@@ -265,7 +265,7 @@ impl RoomImport<'_> {
             found.vouched.iter().copied().map(read).collect::<Result<Vec<_>>>()
         })?;
         let texts: Vec<&[u8]> = events.iter().map(|(_, pdu)| pdu.json()).collect();
-        let keys = self.hs.keys().keys_for(&texts, version, None, CHECK_AGAIN_TIMEOUT);
+        let keys = self.hs.keys().keys_for(&texts, version, &[], CHECK_AGAIN_TIMEOUT);
         let is_certain = |text: &[u8]| check(text, version, &keys, &Doubts::default()).is_ok();
         let certain = events.iter().filter(|(_, pdu)| is_certain(pdu.json())).map(|(key, _)| *key);
         let certain: Vec<_> = certain.collect();

@@ -4,6 +4,7 @@
 //! those that others rest on are kept until all are judged (see `check`). While some are checked on all processors,
 //! those before them are being stored.
 
+use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,10 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::federation::calls::JoinAnswer;
+use crate::order;
 use crate::protocol::event_auth::AuthChecker;
+use crate::protocol::ids::server_of;
+use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::doubts::Doubts;
@@ -30,6 +34,8 @@ const BATCHES_WAITING_MAX: usize = 2;
 /// has many whose servers are gone: the worst that a false key can do there is a member who never joined.
 const AUTH_EVENT_KEYS_TIMEOUT: Duration = Duration::from_secs(90);
 const OTHER_KEYS_TIMEOUT: Duration = Duration::from_secs(15);
+/// How many of the servers that a room's events are of may be asked for the keys of others.
+const SENDERS_KEPT_MAX: usize = 20;
 /// How often the log says how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -52,15 +58,20 @@ impl<'h> Memberships<'h> {
         drop(answer);
         let mut progress = Progress::new(room_id, events.len());
         let mut classifier = Classifier::new(join);
-        let wanted = self.keys().wanted_keys(&events, version, |index, event| classifier.add(index, event));
+        let mut senders = Senders::default();
+        let wanted = self.keys().wanted_keys(&events, version, |index, event| {
+            senders.add(event.as_ref());
+            classifier.add(index, event);
+        });
         let classified = classifier.finish();
         progress.note("keys", 0);
         let carrying: Vec<&[u8]> = classified.auth_events.iter().map(|index| events[*index]).collect();
         let carrying = self.keys().wanted_keys(&carrying, version, |_, _| {});
+        let residents = senders.with(peer, self.server_name());
         let mut keys =
-            self.keys().gather_keys(&carrying, Some(peer), KeyPurpose::Events, AUTH_EVENT_KEYS_TIMEOUT);
+            self.keys().gather_keys(&carrying, &residents, KeyPurpose::Events, AUTH_EVENT_KEYS_TIMEOUT);
         let rest: Vec<_> = wanted.into_iter().filter(|wanted| !keys.has(wanted)).collect();
-        keys.extend(self.keys().gather_keys(&rest, Some(peer), KeyPurpose::Events, OTHER_KEYS_TIMEOUT));
+        keys.extend(self.keys().gather_keys(&rest, &residents, KeyPurpose::Events, OTHER_KEYS_TIMEOUT));
         let checking = Checking { events: &events, in_state, join };
         let (by, until) = (KeyPurpose::Received(peer), Instant::now() + OTHER_KEYS_TIMEOUT);
 
@@ -137,6 +148,30 @@ impl Checking<'_> {
             self.one(*index, keys).filter(|(pdu, _)| auth_graph.allow(checker, pdu))
         });
         checked.flatten().collect()
+    }
+}
+
+/// The servers of those who made a room's events, as it is shown, each with how many.
+#[derive(Default)]
+struct Senders(HashMap<Box<str>, usize>);
+
+impl Senders {
+    fn add(&mut self, event: Option<&UncheckedEvent<'_>>) {
+        let Some(event) = event else { return };
+        let server = server_of(&event.sender);
+        match self.0.get_mut(server) {
+            Some(events) => *events += 1,
+            None => drop(self.0.insert(server.into(), 1)),
+        }
+    }
+
+    /// The server that shows the room, and the others by what they have to do with it, most first.
+    fn with(self, peer: &ServerName, us: &ServerName) -> Vec<ServerName> {
+        let mut others: Vec<_> = self.0.into_iter().collect();
+        order::sort_by(&mut others, |(a, of_a), (b, of_b)| of_b.cmp(of_a).then_with(|| a.cmp(b)));
+        let others = others.into_iter().filter_map(|(server, _)| ServerName::parse(&server).ok());
+        let others = others.filter(|server| server != peer && server != us);
+        std::iter::once(peer.clone()).chain(others.take(SENDERS_KEPT_MAX)).collect()
     }
 }
 
