@@ -9,6 +9,8 @@ use super::*;
 enum Fate {
     /// It is gone, and we never heard of it.
     Gone,
+    /// The same; that its user was given power we did hear.
+    Given,
     /// It is gone, and we knew it: its user has as much power as the room's creator, and the change is signed with another key.
     Known,
     /// It is there and says its keys. The change is signed with another.
@@ -31,7 +33,7 @@ impl Away {
         let mut scene = Scene::new(version);
         let evil = resident(&mut scene, "eve");
         let (other, ghost) = (Peer::start(), SigningKey::generate([9; 32], "ghost"));
-        other.hide_keys(fate == Fate::Gone);
+        other.hide_keys(matches!(fate, Fate::Gone | Fate::Given));
         other.take_transactions();
         let (user, creator) = (other.user("x"), scene.room.creator.clone());
         let mut chain: Vec<Pdu> = scene.room.state.values().cloned().collect();
@@ -41,14 +43,23 @@ impl Away {
             _ => json!({ creator.as_str(): 100, user.as_str(): 100 }),
         };
         let given = scene.set_state("m.room.power_levels", "", json!({ "users": users }));
-        if fate != Fate::Gone {
+        if fate == Fate::Given {
+            // By a fork in which the user has not come in.
+            scene.answer_with_state();
+            scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&chain) }));
+            scene.send("given", &[&given]);
+            let known = || scene.state_content("m.room.power_levels", "").expect("there are some");
+            wait_until("who has power is known", || known()["users"][user.as_str()] == 100);
+            assert!(scene.membership(&user).is_none());
+        }
+        if matches!(fate, Fate::Known | Fate::Alive) {
             scene.send("before", &[&join, &given]);
             assert!(accepted(&scene, &given));
             other.hide_keys(fate == Fate::Known);
         }
         let (last, content) = (scene.last.clone(), json!({ "users": users, "invite": 10 }));
         let mut levels = scene.event_of(&other, &[&last], &user, ("m.room.power_levels", Some("")), content);
-        if fate != Fate::Gone {
+        if matches!(fate, Fate::Known | Fate::Alive) {
             let mut unsigned = levels.to_object();
             unsigned.retain(|key, _| !matches!(key.as_str(), "hashes" | "signatures"));
             levels = sign_new_event(unsigned, other.name(), &ghost, levels.version()).expect("an event");
@@ -79,8 +90,8 @@ impl Away {
 
 #[test]
 fn what_rests_on_a_server_that_is_gone_is_taken_by_the_word_of_who_could_have_done_the_same() {
-    for version in ["11", "12"] {
-        let mut away = Away::new(version, Fate::Gone);
+    for (version, fate) in [("11", Fate::Gone), ("12", Fate::Gone), ("11", Fate::Given)] {
+        let mut away = Away::new(version, fate);
         away.scene.peer.vouch_for(away.other.name(), &[away.other.signing_key()]);
         away.evil.vouch_for(away.other.name(), &[&away.ghost]);
         away.begins();
@@ -89,7 +100,7 @@ fn what_rests_on_a_server_that_is_gone_is_taken_by_the_word_of_who_could_have_do
             accepted(&away.scene, &away.message)
         });
         let levels = away.scene.state_content("m.room.power_levels", "").expect("there are some");
-        assert_eq!(levels["invite"], 10, "{version}");
+        assert_eq!(levels["invite"], 10, "{version} {fate:?}");
         assert_eq!(away.questions().1, 0, "{version}: who has no power is not asked");
         // It is their word about that, not about whatever the server signed.
         let (last, user) = (away.message.event_id().clone(), away.other.user("x"));

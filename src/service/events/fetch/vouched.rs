@@ -4,11 +4,12 @@
 //! Once their server has been asked in vain for some minutes, those are asked for its keys who have most power in the room,
 //! by the state that we ourselves hold, and may do all there that power is needed for: they gain nothing by lying about
 //! somebody with less, since what they would have them do they could do as well. (Nobody can have been given more power
-//! meanwhile than the mightiest had.) Of somebody who has as much already, they are believed only that a key that we know
-//! held for longer. Their word counts for the auth events that something needs which waits; for no message, and no key at
+//! meanwhile than the mightiest had.) Of somebody who has as much by what we know, whoever gave it them is believed, who
+//! could have given it to a friend, as long as they are not in the room as we know it; of others nothing but that a key
+//! that we know held for longer. Their word counts for the auth events that something needs which waits; for no message, and no key at
 //! large: what is taken by it is known as such (`store/rooms/vouched_events.rs`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::Fetch;
@@ -16,7 +17,7 @@ use super::limits::KeylessRoom;
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::order;
-use crate::protocol::event_auth::{PowerLevel, is_auth_type};
+use crate::protocol::event_auth::{PowerLevels, is_auth_type};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
 use crate::service::events::power_levels::power_levels;
@@ -32,6 +33,8 @@ const KEYLESS_BYTES_MAX: usize = 2 << 20;
 /// For how long a room has to lack keys, and how often in a row each of their servers has to fail to state them.
 const KEYLESS_AGE_MIN_MS: Millis = 3 * 60_000;
 const FAILURES_MIN: u32 = 3;
+/// How many changes of the power levels are looked at to find out who gave somebody theirs.
+const LEVELS_LOOKED_BACK_MAX: usize = 100;
 /// Time for those who vouch.
 const VOUCHERS_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -138,32 +141,70 @@ impl Fetch<'_> {
     }
 }
 
-/// The servers in the room of those who have most power there, if they may do all that power is needed for, and none of the
-/// senders of these events has as much.
+/// The servers in the room of those who have most power there, if they may do all that power is needed for, and those of the
+/// senders of these events who have as much have it from them.
 fn vouchers(
     db: &Db<'_>,
     room: &Room,
     (gone, strangers): (&[ServerName], &[&Pdu]),
 ) -> Result<Vec<ServerName>> {
     let (levels, acl) = (power_levels(db, room)?, RoomAcl::of(db, room)?);
-    let of_strangers = |pdu: &&Pdu| -> PowerLevel { levels.user(pdu.sender().as_str()) };
-    let most = strangers.iter().map(of_strangers).max();
+    let mut senders: Vec<&UserId> = strangers.iter().map(|pdu| pdu.sender()).collect();
+    order::sort(&mut senders);
+    senders.dedup();
+    let mut givers: HashMap<&UserId, Option<UserId>> = HashMap::new();
     let mut servers: Vec<ServerName> = Vec::new();
     for user in levels.mightiest() {
         let Ok(user) = UserId::parse(&user) else { continue };
         let server = user.server();
-        let is_above = most.is_none_or(|most| levels.user(user.as_str()) > most);
-        if is_above
-            && levels.may_do_all(user.as_str())
-            && db.membership(room.key, &user)? == Some(Membership::Join)
+        let may = levels.may_do_all(user.as_str())
+            && db.membership_in_state(room.key, &user)? == Some(Membership::Join)
             && acl.allows(&server)
             && !gone.contains(&server)
-            && !servers.contains(&server)
-        {
+            && !servers.contains(&server);
+        let level = levels.user(user.as_str());
+        let equals = senders.iter().filter(|sender| level <= levels.user(sender.as_str()));
+        let mut gave_all = true;
+        for equal in equals {
+            if !givers.contains_key(equal) {
+                givers.insert(*equal, giver_of(db, room, equal)?);
+            }
+            gave_all &= givers.get(equal).is_some_and(|giver| giver.as_ref() == Some(&user));
+        }
+        if may && gave_all {
             servers.push(server);
         }
     }
     Ok(servers)
+}
+
+/// Who gave somebody the power that they have, who is not in the room as we know it; none where we cannot tell.
+fn giver_of(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<UserId>> {
+    if db.membership_in_state(room.key, user)? == Some(Membership::Join) {
+        return Ok(None);
+    }
+    let create = db.state_event(room.key, "m.room.create", "")?;
+    let power_by = |levels: &Pdu| {
+        let levels = PowerLevels::of(room.version, &|event_type, _| match event_type {
+            "m.room.create" => create.clone(),
+            "m.room.power_levels" => Some(levels.clone()),
+            _ => None,
+        });
+        levels.user(user.as_str())
+    };
+    let Some(mut levels) = db.state_event(room.key, "m.room.power_levels", "")? else { return Ok(None) };
+    for _ in 0..LEVELS_LOOKED_BACK_MAX {
+        let mut before = None;
+        for id in levels.auth_events() {
+            let event = db.event(id)?.map(|event| event.pdu);
+            before = event.filter(|event| event.is("m.room.power_levels", "")).or(before);
+        }
+        match before {
+            Some(before) if power_by(&before) >= power_by(&levels) => levels = before,
+            _ => return Ok(Some(levels.sender().clone())),
+        }
+    }
+    Ok(None)
 }
 
 fn warn_of(keyless: &KeylessRoom, room: &RoomId, servers: &[ServerName]) {
