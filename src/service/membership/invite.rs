@@ -18,7 +18,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::CallError;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
-use crate::protocol::rooms::stripped_state;
+use crate::protocol::rooms::stripped_state::{self, strip};
 use crate::protocol::signatures::verify;
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, handshake, json,
@@ -436,18 +436,16 @@ impl Memberships<'_> {
             return Ok(stripped);
         }
         let verified = self.verified_entries(origin, entries, (room_id, version), KEYS_TIMEOUT);
+        let fails = |e: Error| format!("An entry of invite_room_state fails a check: {}", e.message());
         let kept = verified.into_iter().collect::<Result<Vec<_>>>();
-        let kept = kept.map_err(|e| {
-            Error::invalid_param(format!("An entry of invite_room_state fails a check: {}", e.message()))
-        })?;
+        let kept = kept.map_err(|e| Error::invalid_param(fails(e)))?;
         stripped_state::check_received(&kept, room_id, version, inviter)
     }
 
     /// Entries of `invite_room_state` or `knock_room_state` in the form that their signatures and hashes vouch for;
-    /// those of four fields, for which nobody does, as they are. What is wrong with one is told instead. Whose key cannot
-    /// be had is shown as those of four fields are, which it might have been: nobody vouches for it either way. The create
-    /// event of version 12 is vouched for by the room id, which is its hash. `origin` shows them to us; `within`: the time
-    /// to find keys.
+    /// those of four fields, for which nobody does, as they are, and so those whose key cannot be had. What is wrong with
+    /// one is told instead. The create event of version 12 is vouched for by the room id, which is its hash. `origin` shows
+    /// them to us; `within`: the time to find keys.
     pub(super) fn verified_entries(
         &self,
         origin: &ServerName,
@@ -481,9 +479,7 @@ impl Memberships<'_> {
                     RawValue::from_string(event.json_str().to_owned()).map_err(Error::internal)
                 }
                 Some(Checked::NoKey(..)) if *kind == StrippedEntry::Create => Ok(entry.to_owned()),
-                Some(Checked::NoKey(event, _)) => {
-                    to_raw_value(&stripped_state::strip(&event)).map_err(Error::internal)
-                }
+                Some(Checked::NoKey(event, _)) => to_raw_value(&strip(&event)).map_err(Error::internal),
                 Some(Checked::Dropped(e)) => Err(e),
                 None => Err(Error::internal("one event in, none out")),
             }
