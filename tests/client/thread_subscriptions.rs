@@ -258,7 +258,7 @@ fn a_reply_notifies_who_is_subscribed_and_none_of_the_others_who_follow_threads(
     say(&alice, &room, json!({ "msgtype": "m.notice", "body": "I am a bot", "m.relates_to": relation }));
     assert_eq!(unread(&bob, &room), now[0]);
     unsubscribe(&bob, thread);
-    reply_in(&alice, thread, "without bob");
+    reply_in(&alice, thread, "without them");
     assert_eq!(unread(&bob, &room), now[0]);
 }
 
@@ -272,7 +272,7 @@ fn a_gateway_hears_of_the_threads_that_the_user_is_subscribed_to_with_a_sound() 
     gateway.wait_for(&other_root);
     subscribe(&bob, (&room, &root));
     let unheard = reply_in(&alice, (&room, &other_root), "for nobody");
-    let heard = reply_in(&alice, (&room, &root), "for bob");
+    let heard = reply_in(&alice, (&room, &root), "for them");
     let sent = gateway.wait_for(&heard);
     assert_eq!(sent["devices"][0]["tweaks"], json!({ "sound": "default" }));
     assert!(!gateway.event_ids().contains(&unheard));
@@ -512,8 +512,8 @@ fn subscriptions_and_connections_outlive_a_restart() {
     assert_eq!(told(changes, "unsubscribed", &room), [&*root]);
     assert_eq!(subscribe_because_of(&bob, thread, &cause), (409, CONFLICT.to_owned()));
     let before = unread(&bob, &room).0;
-    reply_in(&alice, thread, "without bob");
-    reply_in(&alice, (&room, &other_root), "with bob");
+    reply_in(&alice, thread, "without them");
+    reply_in(&alice, (&room, &other_root), "with them");
     assert_eq!(unread(&bob, &room).0, before + 1);
 }
 

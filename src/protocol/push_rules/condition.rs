@@ -40,6 +40,13 @@ pub(super) enum Condition {
     },
     /// `contains_display_name`.
     ContainsDisplayName,
+    /// The pattern of the predefined rule that is the local part of the user's own id.
+    ContainsLocalpart,
+    /// The event does not say itself whom it mentions: without that being told, the predefined rules that look for names
+    /// in its body are only for such events.
+    NoMentions,
+    /// `event_match` of `content.body` with `@room`, of the predefined rule that everybody has: it is looked for once.
+    NamesRoom,
     /// `room_member_count`.
     MemberCount(Comparison, u64),
     /// `sender_notification_permission`.
@@ -163,6 +170,11 @@ impl Condition {
             Self::ContainsRecipient { path } => recipient
                 .is_some_and(|recipient| event.contains(path, &recipient.user.as_str().into(), steps)),
             Self::ContainsDisplayName => recipient.is_some_and(|recipient| recipient.is_named(event, steps)),
+            Self::ContainsLocalpart => {
+                recipient.is_some_and(|recipient| recipient.is_named_by_localpart(event, steps))
+            }
+            Self::NoMentions => !event.has_mentions(),
+            Self::NamesRoom => event.names_room(),
             Self::MemberCount(comparison, count) => comparison.holds(room.joined, *count),
             Self::SenderMayNotify(kind) => (room.sender_may_notify)(kind),
             Self::RecipientMay(action) => {

@@ -1,11 +1,12 @@
 //! An event as the conditions of push rules look at it: read once for all whom it may notify.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
+use super::names::{NamedBy, Names};
 use crate::protocol::glob::{Glob, Steps, is_word_char};
 use crate::protocol::{Pdu, UserId};
 
@@ -38,6 +39,7 @@ pub(super) struct Body {
     /// Without regard to case.
     pub(super) text: Vec<char>,
     words: OnceCell<HashSet<String>>,
+    names_room: OnceCell<bool>,
 }
 
 /// What conditions ask of the room.
@@ -56,25 +58,52 @@ pub struct RoomFacts<'r> {
 /// Whom the event may notify.
 pub struct Recipient<'r> {
     pub(super) user: &'r UserId,
-    display_name: &'r dyn Fn() -> Option<String>,
+    names: NamesOf<'r>,
     is_named: OnceCell<bool>,
+}
+
+enum NamesOf<'r> {
+    /// Their display name.
+    DisplayName(&'r dyn Fn() -> Option<String>),
+    /// By which of them the event's body speaks of them: it was looked through for many at once.
+    Found(&'r dyn Fn() -> NamedBy),
 }
 
 impl<'r> Recipient<'r> {
     /// A user, with their display name in the room, which is looked up when a rule asks for it.
     pub fn new(user: &'r UserId, display_name: &'r dyn Fn() -> Option<String>) -> Self {
-        Self { user, display_name, is_named: OnceCell::new() }
+        Self { user, names: NamesOf::DisplayName(display_name), is_named: OnceCell::new() }
+    }
+
+    /// A user for whom it is looked up elsewhere whether the event's body names them.
+    pub fn found(user: &'r UserId, named: &'r dyn Fn() -> NamedBy) -> Self {
+        Self { user, names: NamesOf::Found(named), is_named: OnceCell::new() }
     }
 
     /// Whether their display name stands in the event's body.
     pub(super) fn is_named(&self, event: &PushEvent, steps: &Steps) -> bool {
         let look = || {
+            let display_name = match &self.names {
+                NamesOf::Found(named) => return named().display_name,
+                NamesOf::DisplayName(display_name) => display_name,
+            };
             let Some(body) = event.body() else { return false };
             // What is looked up for it is as long as somebody wanted.
-            let Some(name) = (self.display_name)().filter(|name| !name.is_empty()) else { return false };
+            let Some(name) = display_name().filter(|name| !name.is_empty()) else { return false };
             steps.take(NAME_STEPS + name.len()) && Glob::literal(&name).matches_words(&body.text, steps)
         };
         *self.is_named.get_or_init(look)
+    }
+
+    /// Whether the local part of their id stands in the event's body.
+    pub(super) fn is_named_by_localpart(&self, event: &PushEvent, steps: &Steps) -> bool {
+        match &self.names {
+            NamesOf::Found(named) => named().localpart,
+            NamesOf::DisplayName(_) => event.body().is_some_and(|body| {
+                let localpart = self.user.localpart();
+                !localpart.is_empty() && Glob::literal(localpart).matches_words(&body.text, steps)
+            }),
+        }
     }
 }
 
@@ -99,6 +128,33 @@ impl PushEvent {
         let path = ["content", "m.mentions", "user_ids"].map(str::to_owned);
         let mentioned = self.property(&path).and_then(Value::as_array).into_iter().flatten();
         mentioned.chain(self.top_level("state_key")).filter_map(Value::as_str)
+    }
+
+    /// Whether whom it speaks to is looked for in its body: not where its sender says whom they mean.
+    pub fn may_name_in_body(&self) -> bool {
+        !self.has_mentions() && self.body().is_some()
+    }
+
+    /// Whether it has `m.mentions`.
+    pub(super) fn has_mentions(&self) -> bool {
+        let content = self.top_level("content").and_then(Value::as_object);
+        content.is_some_and(|content| content.contains_key("m.mentions"))
+    }
+
+    /// Whether `@room` stands in its body.
+    pub(super) fn names_room(&self) -> bool {
+        let look = |body: &Body| Glob::literal("@room").matches_words(&body.text, &Steps::new(usize::MAX));
+        self.body().is_some_and(|body| *body.names_room.get_or_init(|| look(body)))
+    }
+
+    /// Whom of many users its body names, by their places.
+    pub fn named_in_body(&self, names: &Names, steps: &Steps) -> BTreeMap<usize, NamedBy> {
+        self.body().map(|body| names.found_in(&body.text, steps)).unwrap_or_default()
+    }
+
+    /// Whether it has a body.
+    pub fn has_body(&self) -> bool {
+        self.body().is_some()
     }
 
     /// The property at a path.
@@ -160,7 +216,7 @@ impl PushEvent {
     pub(super) fn body(&self) -> Option<&Body> {
         let read = || {
             let body = self.top_level("content")?.get("body")?.as_str()?;
-            Some(Body { text: Glob::fold(body), words: OnceCell::new() })
+            Some(Body { text: Glob::fold(body), words: OnceCell::new(), names_room: OnceCell::new() })
         };
         self.body.get_or_init(read).as_ref()
     }

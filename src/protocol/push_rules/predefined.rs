@@ -43,6 +43,18 @@ fn mentions_room() -> [Value; 2] {
     ]
 }
 
+/// The rules that look for names in an event's body, which the specification had until v1.16: clients have their switch for
+/// mentions by them, and who is addressed by a sender that knows no `m.mentions` (bridges, bots) hears of it. "This rule is
+/// deprecated": since v1.7 they do not apply to events that have `m.mentions`.
+const CONTAINS_DISPLAY_NAME: &str = ".m.rule.contains_display_name";
+pub(super) const ROOMNOTIF: &str = ".m.rule.roomnotif";
+const CONTAINS_USER_NAME: &str = ".m.rule.contains_user_name";
+
+/// Whether a predefined rule is one of these.
+pub(super) fn is_for_events_without_mentions(rule_id: &str) -> bool {
+    [CONTAINS_DISPLAY_NAME, ROOMNOTIF, CONTAINS_USER_NAME].contains(&rule_id)
+}
+
 /// The rule that "has always a higher priority than any other rule".
 pub(super) fn master() -> Value {
     rule(".m.rule.master", false, json!([]), json!([]))
@@ -94,7 +106,19 @@ pub(super) fn override_rules(user: &UserId, calls: bool) -> Vec<Value> {
             json!([mentions_user(user)]),
             notify(&[sound("default"), highlight()]),
         ),
-        rule(".m.rule.is_room_mention", true, json!([room, permission]), notify(&[highlight()])),
+        rule(
+            CONTAINS_DISPLAY_NAME,
+            true,
+            json!([{"kind": "contains_display_name"}]),
+            notify(&[sound("default"), highlight()]),
+        ),
+        rule(".m.rule.is_room_mention", true, json!([room, permission.clone()]), notify(&[highlight()])),
+        rule(
+            ROOMNOTIF,
+            true,
+            json!([event_match("content.body", "@room"), permission]),
+            notify(&[highlight()]),
+        ),
         rule(
             ".m.rule.tombstone",
             true,
@@ -134,6 +158,17 @@ fn call_rules(user: &UserId) -> [Value; 2] {
             notify(&[sound("ring")]),
         ),
     ]
+}
+
+/// The content rules behind the user's own.
+pub(super) fn content_rules(user: &UserId) -> Vec<Value> {
+    vec![json!({
+        "rule_id": CONTAINS_USER_NAME,
+        "default": true,
+        "enabled": true,
+        "pattern": user.localpart(),
+        "actions": notify(&[sound("default"), highlight()]),
+    })]
 }
 
 /// The rules behind those for content and before those for rooms (MSC4306): of threads that the user is not subscribed to they

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::condition::Condition;
 use super::event::{PushEvent, Recipient, RoomFacts};
+use super::predefined::{ROOMNOTIF, is_for_events_without_mentions};
 use super::user_rules::{RuleKind, UserRules};
 use crate::protocol::UserId;
 use crate::protocol::glob::Steps;
@@ -97,6 +98,8 @@ pub struct RuleSet {
     rules: Vec<Arc<Rule>>,
     /// So many of them, the first, override all others.
     overriding: usize,
+    /// So many are for content.
+    content: usize,
     /// So many are of the kind behind that for content.
     postcontent: usize,
 }
@@ -117,6 +120,7 @@ impl RuleSet {
             set.add(kind, user, of_kind.into_iter().flatten());
             match kind {
                 RuleKind::Override => set.overriding = set.rules.len(),
+                RuleKind::ContentSpecific => set.content = set.rules.len() - before,
                 RuleKind::PostContent => set.postcontent = set.rules.len() - before,
                 _ => {}
             }
@@ -133,14 +137,20 @@ impl RuleSet {
         // In the order of `UserRules::ruleset`; that which switches all others off is not enabled.
         let (overriding, others) =
             predefined.rules.split_at(predefined.overriding.min(predefined.rules.len()));
+        let (content, others) = others.split_at(predefined.content.min(others.len()));
         let (postcontent, underride) = others.split_at(predefined.postcontent.min(others.len()));
         let mut set = Self::default();
         for kind in RuleKind::ALL {
+            let before = set.rules.len();
             set.add(kind, user.as_str(), &rules.own(kind));
             match kind {
                 RuleKind::Override => {
                     set.rules.extend_from_slice(overriding);
                     set.overriding = set.rules.len();
+                }
+                RuleKind::ContentSpecific => {
+                    set.rules.extend_from_slice(content);
+                    set.content = set.rules.len() - before;
                 }
                 RuleKind::PostContent => {
                     set.rules.extend_from_slice(postcontent);
@@ -192,11 +202,23 @@ impl RuleSet {
 
 fn conditions(kind: RuleKind, rule: &Value, user: &str) -> Vec<Condition> {
     let id = rule["rule_id"].as_str().unwrap_or_default();
+    let predefined = rule["default"] == true;
+    let mut conditions = conditions_told(kind, rule, user);
+    if predefined && is_for_events_without_mentions(id) {
+        conditions.insert(0, Condition::NoMentions);
+    }
+    conditions
+}
+
+/// Those that clients read.
+fn conditions_told(kind: RuleKind, rule: &Value, user: &str) -> Vec<Condition> {
+    let id = rule["rule_id"].as_str().unwrap_or_default();
+    let predefined = rule["default"] == true;
     match kind {
         RuleKind::Override | RuleKind::PostContent | RuleKind::Underride => {
-            let predefined = rule["default"] == true;
             let all = rule["conditions"].as_array().into_iter().flatten();
             all.map(|condition| match Condition::of(condition) {
+                Condition::BodyMatch(_) if predefined && id == ROOMNOTIF => Condition::NamesRoom,
                 Condition::Contains { path, value } if predefined && value == user => {
                     Condition::ContainsRecipient { path }
                 }
@@ -207,6 +229,7 @@ fn conditions(kind: RuleKind, rule: &Value, user: &str) -> Vec<Condition> {
             })
             .collect()
         }
+        RuleKind::ContentSpecific if predefined => vec![Condition::ContainsLocalpart],
         RuleKind::ContentSpecific => {
             let pattern = rule["pattern"].as_str();
             vec![pattern.map_or(Condition::Never, |pattern| Condition::matching("content.body", pattern))]
@@ -242,7 +265,7 @@ mod tests {
             recipient_may: &|_, _| true,
             thread_subscription,
         };
-        let recipient = Recipient::new(&user, &|| None);
+        let recipient = Recipient::new(&user, &|| Some("Wonder, land".to_owned()));
         let found = set.evaluate(&event, &room, Some(&recipient), &Steps::new(usize::MAX)).expect("judged");
         found.map(|actions| actions.outcome).unwrap_or_default()
     }
@@ -258,12 +281,29 @@ mod tests {
         let message = |content: Value| json!({"type": "m.room.message", "sender": "@bob:a.example", "content": content});
         let mut by_admin = message(json!({"body": "all", "m.mentions": {"room": true}}));
         by_admin["sender"] = json!("@admin:a.example");
+        let mut at_room = message(json!({"body": "tea, @Room!"}));
+        at_room["sender"] = json!("@admin:a.example");
+        let mut with_mentions = at_room.clone();
+        with_mentions["content"]["m.mentions"] = json!({});
         for (event, expected) in [
             (message(json!({"msgtype": "m.text", "body": "hi"})), NOTIFY),
             (message(json!({"msgtype": "m.notice", "body": "hi"})), NOTHING),
             (message(json!({"body": "hi", "m.mentions": {"user_ids": [ALICE]}})), MENTION),
             (message(json!({"body": "hi", "m.mentions": {"user_ids": ["@bob:a.example"]}})), NOTIFY),
             (message(json!({"body": "all", "m.mentions": {"room": true}})), NOTIFY),
+            (message(json!({"body": "hi, Alice!"})), MENTION),
+            (message(json!({"body": "hi, malice"})), NOTIFY),
+            (message(json!({"body": "hi, Alice!", "m.mentions": {}})), NOTIFY),
+            (message(json!({"body": "a wonderland", "msgtype": "m.text"})), NOTIFY),
+            (message(json!({"body": "Wonder, land!", "msgtype": "m.text"})), MENTION),
+            (message(json!({"body": "Wonder, land!", "msgtype": "m.notice"})), NOTHING),
+            (message(json!({"body": "Wonder, land!", "m.mentions": null})), NOTIFY),
+            // The rule for edits comes behind these.
+            (message(json!({"body": "* Alice", "m.relates_to": {"rel_type": "m.replace"}})), NOTHING),
+            (message(json!({"body": "* Wonder, land", "m.relates_to": {"rel_type": "m.replace"}})), MENTION),
+            (message(json!({"body": "@room"})), NOTIFY),
+            (at_room.clone(), HIGHLIGHT),
+            (with_mentions, NOTIFY),
             (by_admin, HIGHLIGHT),
             (message(json!({"body": "hi alice", "m.relates_to": {"rel_type": "m.replace"}})), NOTHING),
             (json!({"type": "m.room.encrypted", "content": {}}), NOTIFY),
@@ -319,7 +359,7 @@ mod tests {
                     RuleSet::compile(&UserRules::default().ruleset(&anybody, calls), anybody.as_str());
                 let made = RuleSet::of_user(&rules, &alice, calls, &predefined);
                 let whole = RuleSet::compile(&rules.ruleset(&alice, calls), ALICE);
-                let counts = |set: &RuleSet| (set.overriding, set.postcontent);
+                let counts = |set: &RuleSet| (set.overriding, set.content, set.postcontent);
                 assert_eq!(counts(&made), counts(&whole), "{stored}");
                 assert_eq!(made.rules, whole.rules, "{stored}");
             }

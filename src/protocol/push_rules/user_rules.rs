@@ -205,6 +205,7 @@ impl UserRules {
                     .chain(own)
                     .chain(predefined::override_rules(user, calls))
                     .collect(),
+                RuleKind::ContentSpecific => own.chain(predefined::content_rules(user)).collect(),
                 RuleKind::PostContent => own.chain(predefined::postcontent_rules()).collect(),
                 RuleKind::Underride => own.chain(predefined::underride_rules()).collect(),
                 _ => own.collect(),
@@ -348,6 +349,9 @@ impl UserRules {
             RuleKind::Underride => {
                 predefined::underride_rules().iter().any(|rule| rule["rule_id"] == rule_id)
             }
+            RuleKind::ContentSpecific => {
+                predefined::content_rules(user).iter().any(|rule| rule["rule_id"] == rule_id)
+            }
             RuleKind::PostContent => {
                 predefined::postcontent_rules().iter().any(|rule| rule["rule_id"] == rule_id)
             }
@@ -411,6 +415,11 @@ mod tests {
         of_kind.iter().map(|rule| rule["rule_id"].as_str().expect("an id").to_owned()).collect()
     }
 
+    /// Without the predefined ones.
+    fn own_ids(rules: &UserRules, kind: RuleKind) -> Vec<String> {
+        ids(rules, kind).into_iter().filter(|id| !id.starts_with('.')).collect()
+    }
+
     fn put(
         rules: &mut UserRules,
         kind: RuleKind,
@@ -434,6 +443,32 @@ mod tests {
         assert_eq!(ids(&rules, RuleKind::Underride)[..2], ["mine", ".m.rule.call"]);
         let stored = rules.to_json().expect("JSON");
         assert_eq!(UserRules::read(Some(&stored)).expect("read"), rules);
+    }
+
+    #[test]
+    fn predefined_rules_have_the_order_of_the_specification() {
+        let rules = UserRules::default();
+        let known = |kind| {
+            ids(&rules, kind).into_iter().filter(|id| id.starts_with(".m.rule.") && id != ".m.rule.knock")
+        };
+        let names = [
+            "master",
+            "suppress_notices",
+            "invite_for_me",
+            "member_event",
+            "is_user_mention",
+            "contains_display_name",
+            "is_room_mention",
+            "roomnotif",
+            "tombstone",
+            "reaction",
+            "room.server_acl",
+            "suppress_edits",
+        ];
+        assert!(known(RuleKind::Override).eq(names.map(|name| format!(".m.rule.{name}"))));
+        assert_eq!(ids(&rules, RuleKind::ContentSpecific), [".m.rule.contains_user_name"]);
+        let content = &rules.ruleset(&alice(), false)["content"][0];
+        assert_eq!((&content["pattern"], &content["default"]), (&json!("alice"), &json!(true)));
     }
 
     #[test]
@@ -465,12 +500,12 @@ mod tests {
             ("d", None, Some("a"), vec!["a", "d", "c", "b"]),
         ] {
             put(&mut rules, OfContent, id, before, after).expect("put");
-            assert_eq!(ids(&rules, OfContent), expected, "{id} {before:?} {after:?}");
+            assert_eq!(own_ids(&rules, OfContent), expected, "{id} {before:?} {after:?}");
         }
         for beside in [".m.rule.master", "x"] {
             assert!(put(&mut rules, RuleKind::Override, "e", Some(beside), None).is_err(), "{beside}");
         }
-        assert_eq!(ids(&rules, OfContent).len(), 4, "and nothing was lost");
+        assert_eq!(own_ids(&rules, OfContent).len(), 4, "and nothing was lost");
     }
 
     #[test]

@@ -32,10 +32,11 @@ use std::sync::Arc;
 use super::{Db, EventKey, Room, RoomKey, SnapshotId};
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::AuthChecker;
+use crate::protocol::push_rules::Names;
 use crate::protocol::{RoomId, RoomVersion, UserId};
 use crate::store::cache::events::EventCache;
 use crate::store::cache::row_hasher::ByRow;
-use crate::store::push::recipients::{Absent, Settings, SpecialRecipients};
+use crate::store::push::recipients::{Absent, DisplayNames, Settings, SpecialRecipients};
 use crate::store::rooms::OtherServers;
 use crate::store::rooms::events::ForwardExtremity;
 use crate::store::rooms::thread_subscriptions::ThreadFollowers;
@@ -45,6 +46,8 @@ const ROOMS_MAX: usize = 256;
 const ENTRIES_MAX: usize = 20_000;
 /// Users of whom it is known what notifies them.
 const SETTINGS_MAX: usize = 10_000;
+/// Names of users in rooms, of all rooms together.
+const NAMES_MAX: usize = 20_000;
 /// Other states of a room of which it is known who is not joined in them: a room has few forks at once.
 const ABSENT_STATES_MAX: usize = 4;
 
@@ -76,6 +79,9 @@ struct CachedRoom {
     audience: Option<Arc<[UserId]>>,
     /// Those of them who have such settings.
     special: Option<SpecialRecipients>,
+    /// Their names, as they are looked for in what is said, and what these are made of.
+    names: Option<Rc<Names>>,
+    display_names: DisplayNames,
     /// Those of them who are not joined in these other states, the last that were asked for.
     absent: Vec<(SnapshotId, Absent)>,
     /// The other servers that were ever in it.
@@ -158,7 +164,7 @@ impl WriterCache {
     /// Somebody came to the room, or left it.
     pub(super) fn forget_audience(&self, room: RoomKey) {
         self.forget(room, |about| {
-            (about.audience, about.special) = (None, None);
+            (about.audience, about.special, about.names) = (None, None, None);
             about.absent.clear();
         });
     }
@@ -212,6 +218,27 @@ impl WriterCache {
 
     pub(super) fn keep_special_recipients(&self, room: RoomKey, special: SpecialRecipients) {
         self.keep(room, |about| about.special = Some(special));
+    }
+
+    /// The names of our users in the room.
+    pub(super) fn names(&self, room: RoomKey) -> Option<Rc<Names>> {
+        self.recall(room, |about| about.names.clone())
+    }
+
+    /// What of that is remembered, which is taken: all of it is to be put back.
+    pub(super) fn display_names(&self, room: RoomKey) -> DisplayNames {
+        let mut rooms = self.rooms.borrow_mut();
+        rooms.get_mut(&room).map(|about| std::mem::take(&mut about.display_names)).unwrap_or_default()
+    }
+
+    pub(super) fn keep_names(&self, room: RoomKey, names: Rc<Names>, display_names: DisplayNames) {
+        let count = |about: &CachedRoom| about.display_names.len();
+        let there: usize = self.rooms.borrow().values().map(count).sum();
+        if there + display_names.len() > NAMES_MAX {
+            let forget = |about: &mut CachedRoom| (about.names, about.display_names) = Default::default();
+            self.rooms.borrow_mut().values_mut().for_each(forget);
+        }
+        self.keep(room, |about| (about.names, about.display_names) = (Some(names), display_names));
     }
 
     /// Our users in the room who are not joined in another state.
@@ -275,6 +302,9 @@ impl WriterCache {
     pub(super) fn forget_state_event(&self, room: RoomKey, event_type: &str, state_key: &str) {
         self.forget(room, |about| {
             about.state.get_mut(event_type).and_then(|of_type| of_type.remove(state_key));
+            if event_type == "m.room.member" && about.display_names.remove(state_key).is_some() {
+                about.names = None;
+            }
         });
     }
 
@@ -310,6 +340,21 @@ impl WriterCache {
     /// Much of the room's current state has changed.
     pub(super) fn forget_state(&self, room: RoomKey) {
         self.forget(room, |about| about.state.clear());
+        self.forget_names(room);
+    }
+
+    /// A member event of this user has another content.
+    pub(super) fn forget_name(&self, user: &str) {
+        for about in self.rooms.borrow_mut().values_mut() {
+            if about.display_names.remove(user).is_some() {
+                about.names = None;
+            }
+        }
+    }
+
+    /// Somebody in the room may have another name.
+    pub(super) fn forget_names(&self, room: RoomKey) {
+        self.forget(room, |about| (about.names, about.display_names) = Default::default());
     }
 
     /// Compares what is remembered of a room with what is stored: an assertion of debug builds, and so of every test.
@@ -331,6 +376,11 @@ impl WriterCache {
                 if *event != db.state_event_key(room, event_type, state_key)? {
                     return Ok(Some(format!("the current {event_type} of {state_key:?}")));
                 }
+            }
+        }
+        for (user, name) in &about.display_names {
+            if *name != db.display_name_in(room, user)? {
+                return Ok(Some(format!("the name of {user}")));
             }
         }
         let followers = match self.thread_followers() {

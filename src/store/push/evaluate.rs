@@ -10,17 +10,20 @@
 //! before. (Synapse takes them for such as are not subscribed.)
 
 use std::cell::OnceCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::notifications::{NewNotification, OwnNotification};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::order;
 use crate::protocol::event_auth::{PowerLevelKey, PowerLevels};
 use crate::protocol::glob::Steps;
 use crate::protocol::pdu::Membership;
-use crate::protocol::push_rules::{Actions, Outcome, PushEvent, Recipient, RoomFacts, RuleSet, StepsUsedUp};
+use crate::protocol::push_rules::{
+    Actions, NamedBy, Outcome, PushEvent, Recipient, RoomFacts, RuleSet, StepsUsedUp,
+};
 use crate::protocol::remote_membership::RemoteMembership;
 use crate::protocol::{Pdu, UserId};
+use crate::store::push::recipients::Recipients;
 use crate::store::push::unread::MAIN_THREAD;
 use crate::store::rooms::thread_subscriptions::ThreadFollowers;
 use crate::store::{Db, EventKey, Room, RoomKey, SnapshotId, Tx};
@@ -33,6 +36,9 @@ const EVENT_STEPS_MAX: usize = 4_000_000;
 /// So many each user has however many others have taken: enough for some dozens of rules and an ordinary message, so that
 /// rules of others do not put one's own out of action.
 const USER_STEPS_MIN: usize = 5_000;
+/// So many steps it is worth to find out who of all that are in the room are named in the event's body: some milliseconds.
+/// What people write takes some hundreds.
+const NAMES_STEPS_MAX: usize = 200_000;
 
 /// An event that was put into its room.
 pub(in crate::store) struct PlacedEvent<'e> {
@@ -55,6 +61,10 @@ struct Evaluation<'e, 'c> {
     joined: u64,
     steps_left: usize,
     levels: OnceCell<PowerLevels>,
+    /// Those who are in the room.
+    recipients: Option<&'e Recipients>,
+    /// Whom of them the event's body names, by their places.
+    named: OnceCell<BTreeMap<usize, NamedBy>>,
 }
 
 impl Evaluation<'_, '_> {
@@ -66,6 +76,20 @@ impl Evaluation<'_, '_> {
             event.inspect_err(|e| log::error!("{}", e.for_people())).ok().flatten()
         };
         self.levels.get_or_init(|| db.auth_checker(room.version).power_levels_in(&lookup))
+    }
+
+    /// Whom of those in the room the event's body names, by their places.
+    fn named(&self) -> &BTreeMap<usize, NamedBy> {
+        let look = || {
+            let Some(recipients) = self.recipients.filter(|_| self.event.has_body()) else {
+                return Ok(BTreeMap::new());
+            };
+            let names = self.db.names_of(self.placed.room.key, recipients)?;
+            Ok(self.event.named_in_body(&names, &Steps::new(NAMES_STEPS_MAX)))
+        };
+        self.named.get_or_init(|| {
+            look().inspect_err(|e: &Error| log::error!("{}", e.for_people())).unwrap_or_default()
+        })
     }
 
     /// What the event is to a user by these rules; to one whom it does not name, if there is none. `subscribed`: whether they are
@@ -98,7 +122,12 @@ impl Evaluation<'_, '_> {
             let member = db.state_event(room.key, "m.room.member", user?.as_str());
             member.ok().flatten()?.content_str("displayname")
         };
-        let recipient = user.map(|user| Recipient::new(user, &name));
+        let place = self.recipients.zip(user).and_then(|(all, user)| all.all.binary_search(user).ok());
+        let named = || place.and_then(|place| self.named().get(&place).copied()).unwrap_or_default();
+        let recipient = user.map(|user| match place {
+            Some(_) => Recipient::found(user, &named),
+            None => Recipient::new(user, &name),
+        });
         let budget = self.steps_left.clamp(USER_STEPS_MIN, USER_STEPS_MAX);
         let steps = Steps::new(budget);
         let found = match rules.evaluate(event, &facts, recipient.as_ref(), &steps) {
@@ -175,6 +204,8 @@ impl Tx<'_> {
             joined,
             steps_left: EVENT_STEPS_MAX,
             levels: OnceCell::new(),
+            recipients: Some(&recipients),
+            named: OnceCell::new(),
         };
         let usual = evaluation.actions(&predefined, None, None);
         let audience = self.thread_audience(room.key, thread.as_deref())?;
@@ -190,6 +221,9 @@ impl Tx<'_> {
         }
         let named = evaluation.event.names().filter(|user| self.is_local(user));
         let mut named: Vec<UserId> = named.filter_map(|user| UserId::parse(user).ok()).collect();
+        if evaluation.event.may_name_in_body() {
+            named.extend(evaluation.named().keys().filter_map(|place| recipients.all.get(*place).cloned()));
+        }
         if pdu.membership() == Some(Membership::Knock) {
             // Those who may let the knocker in.
             let levels = evaluation.levels();
@@ -308,6 +342,8 @@ impl Tx<'_> {
             joined: 0,
             steps_left: USER_STEPS_MAX,
             levels: OnceCell::new(),
+            recipients: None,
+            named: OnceCell::new(),
         };
         let actions = self.actions_for(&mut evaluation, user)?;
         if !actions.outcome.notify {

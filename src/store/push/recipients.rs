@@ -1,14 +1,17 @@
 //! Whom an event of a room may notify: its local members. Most have the predefined rules and ignore nobody; of the
 //! others is remembered what they have.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::error::Result;
+use rusqlite::params;
+
+use crate::error::{Error, Result};
 use crate::protocol::ignored_users::Ignored;
+use crate::protocol::json::{member_of, string};
 use crate::protocol::pdu::Membership;
-use crate::protocol::push_rules::{RuleSet, UserRules};
+use crate::protocol::push_rules::{Names, RuleSet, UserRules};
 use crate::protocol::rooms::visibility::{self, EventView, HistoryVisibility};
 use crate::protocol::{Pdu, UserId, content, json};
 use crate::store::push::evaluate::PlacedEvent;
@@ -26,6 +29,12 @@ pub(in crate::store) struct Settings {
     /// Whom they ignore.
     pub ignored: Ignored,
 }
+
+/// A name in a room that takes more, as JSON, is not looked for.
+const NAME_BYTES_MAX: usize = 1024;
+
+/// Users' display names in a room, by their ids.
+pub(in crate::store) type DisplayNames = HashMap<String, Option<Box<str>>>;
 
 /// Users who have something that is not usual, in order, with what they have.
 pub(in crate::store) type SpecialRecipients = Rc<[(UserId, Rc<Settings>)]>;
@@ -104,6 +113,45 @@ impl Db<'_> {
         let special: SpecialRecipients = special.into();
         self.remember(|cache| cache.keep_special_recipients(room, special.clone()));
         Ok(Recipients { all, special })
+    }
+
+    /// The names of the recipients, in their order, to be looked for in what is said.
+    pub(in crate::store) fn names_of(&self, room: RoomKey, recipients: &Recipients) -> Result<Rc<Names>> {
+        if let Some(known) = self.recall(|cache| cache.names(room)) {
+            return Ok(known);
+        }
+        // Most are remembered, when somebody has come or has another name.
+        let mut known = self.recall(|cache| Some(cache.display_names(room))).unwrap_or_default();
+        let mut display_names = DisplayNames::new();
+        for user in recipients.all.iter() {
+            let (user, name) = match known.remove_entry(user.as_str()) {
+                Some(known) => known,
+                None => (user.as_str().to_owned(), self.display_name_in(room, user.as_str())?),
+            };
+            display_names.insert(user, name);
+        }
+        let names = recipients.all.iter().map(|user| {
+            let display_name = display_names.get(user.as_str()).and_then(Option::as_deref);
+            (user.localpart(), display_name)
+        });
+        let names = Rc::new(Names::new(names));
+        self.remember(|cache| cache.keep_names(room, names.clone(), display_names));
+        Ok(names)
+    }
+
+    /// The display name of a member, unless it is none by which anybody speaks of them.
+    pub(in crate::store) fn display_name_in(&self, room: RoomKey, user: &str) -> Result<Option<Box<str>>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT e.json FROM memberships m JOIN events e USING (event_key)
+             WHERE m.room_key = ?1 AND m.user_id = ?2",
+        )?;
+        let mut rows = statement.query(params![room, user])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        // Of what is stored nothing else is read: it is canonical.
+        let event = row.get_ref(0)?.as_blob().map_err(Error::internal)?;
+        let name = member_of(event, "content").and_then(|content| member_of(content, "displayname"));
+        let name = name.filter(|name| name.len() <= NAME_BYTES_MAX).and_then(string);
+        Ok(name.map(|name| name.into_owned().into()))
     }
 
     /// Those of the recipients who may not see an event that has just come, by the rule of `service/rooms/view.rs`: it was said

@@ -49,6 +49,7 @@ impl Tx<'_> {
         self.remember(|cache| {
             cache.events.forget_event(redacted.event_id());
             cache.forget_auth_checkers();
+            cache.forget_name(redacted.state_key().unwrap_or_default());
         });
         self.changes.redacted = true;
         self.forget_redacted_text(event)?;

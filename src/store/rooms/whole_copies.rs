@@ -206,6 +206,7 @@ impl Tx<'_> {
         self.remember(|cache| {
             cache.events.forget_event(whole.event_id());
             cache.forget_auth_checkers();
+            cache.forget_name(whole.state_key().unwrap_or_default());
         });
         self.changes.redacted = true;
         self.execute("UPDATE events SET json = ?2 WHERE event_key = ?1", params![event, whole.json()])?;
