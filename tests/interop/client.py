@@ -318,7 +318,9 @@ class User:
             return content if content and content.get("membership") == membership else None
 
         content = self.until(f"{user.id} as {membership} in {room}", check)
-        if user.id not in self.members(room, membership):
+        if self.server.kind == "dendrite":  # whose /members follows within moments
+            self.until(f"{user.id} as {membership} by /members", lambda: user.id in self.members(room, membership))
+        elif user.id not in self.members(room, membership):
             raise Unmet(f"{self!r}: the state says that {user.id} is {membership} in {room}, /members does not")
         return content
 

@@ -4,6 +4,7 @@ Started by run.sh, which provides the packages. A line a flow; the last line is 
 """
 
 import argparse
+import collections
 import functools
 import pathlib
 import signal
@@ -13,6 +14,7 @@ import time
 
 import admin  # noqa: F401 - its flows are among those of flows.py
 import client
+import dendrite
 import end_to_end  # noqa: F401 - its flows are among those of flows.py
 import ephemeral  # noqa: F401 - its flows are among those of flows.py
 import files  # noqa: F401 - likewise
@@ -33,11 +35,12 @@ def arguments():
     parser.add_argument(
         "--stand-in", action="store_true", help="Synapses in place of Doorsteps: proves the harness itself"
     )
+    parser.add_argument("--dendrite", type=pathlib.Path, help="the dendrite binary, for pairs with n")
     parser.add_argument("--jobs", type=int, default=6, help="flows at a time (default 6)")
     parser.add_argument("--only", default="", help="only flows whose title contains this")
     parser.add_argument("--versions", default="", help="only these room versions, separated by commas")
     parser.add_argument(
-        "--pairs", default="sd,ds,dd", help="host and guest: s for Synapse, d for Doorstep (default sd,ds,dd)"
+        "--pairs", default="sd,ds,dd", help="host and guest: s for Synapse, n for Dendrite, d for Doorstep (default sd,ds,dd)"
     )
     parser.add_argument(
         "--patience", type=int, help=f"seconds for an expectation to come true ({client.PATIENCE_SECONDS})"
@@ -55,9 +58,9 @@ def arguments():
 
 
 def wanted_flows(given, pairs):
-    """(name, stage, function) for everything that was asked for; and how many were left out for what a server lacks."""
+    """(name, stage, function) for everything that was asked for; and how many were left out for what a server lacks, by it."""
     versions = set(filter(None, given.versions.split(",")))
-    chosen, left_out = [], 0
+    chosen, left_out = [], collections.Counter()
     for title, flow_versions, host_must, guest_must, function in flows.FLOWS:
         if given.only not in title:
             continue
@@ -65,8 +68,12 @@ def wanted_flows(given, pairs):
             if versions and version not in versions:
                 continue
             for host, guest in pairs:
-                if host_must & flows.LACKS[host.kind] or guest_must & flows.LACKS[guest.kind]:
-                    left_out += 1
+                musts = ((host, host_must), (guest, guest_must))
+                lacks = [(peer.kind, lack) for peer, must in musts for lack in must & flows.LACKS[peer.kind]]
+                if never := dendrite.why_never(title, version, host, guest):
+                    lacks.append(("dendrite", never))
+                if lacks:
+                    left_out[lacks[-1]] += 1
                     continue
                 name = f"{guest.label:9} at {host.label:9} v{version:<3} {title}"
                 stage = flows.Stage(host, guest, version, f"{len(chosen)}")
@@ -125,6 +132,9 @@ def main():
     servers = {"d": stand_in("doorstep", scratch / "doorstep", authority)}
     if "s" in letters:
         servers["s"] = Synapse("synapse", scratch / "synapse", authority, gated=True)
+    if "n" in letters:
+        dendrite.Dendrite.program = given.dendrite.resolve()
+        servers["n"] = dendrite.Dendrite("dendrite", scratch / "dendrite", authority, gated=True)
     if "dd" in wanted:
         servers["e"] = stand_in("doorstep2", scratch / "doorstep2", authority, gated=True)
     report = Report()
@@ -151,10 +161,8 @@ def main():
             labels = ["doorstep3", "doorstep4"] + ([] if "s" in servers else ["doorstep5"])
             made = [stand_in(label, scratch / label, authority, gated=True) for label in labels]
             cut_apart(given, report, servers, made)
-        if left_out:
-            print(f"     {left_out} combinations with Synapse not run, since it never")
-            for lack in sorted(flows.LACKS["synapse"]):
-                print(f"       {lack}")
+        for (kind, lack), count in sorted(left_out.items()):
+            print(f"     {count} combinations not run, since {kind.capitalize()} never {lack}")
     finally:
         alive = [server for server in servers.values() if server.process and server.process.poll() is None]
         usage = ", ".join(f"{server.label} {server.cpu_seconds():.0f} s" for server in alive)

@@ -122,6 +122,9 @@ class Server:
     def command(self):
         raise NotImplementedError
 
+    def environment(self):
+        return None
+
     def start(self):
         """Starts the process and waits until its client API answers. Returns the seconds that took."""
         begun = time.monotonic()
@@ -133,6 +136,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                env=self.environment(),
                 start_new_session=True,
             )
         while not self._answers():
