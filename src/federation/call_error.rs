@@ -146,6 +146,8 @@ impl CallError {
     /// As our own client should hear it: codes that speak of the resource pass with their extra fields, everything
     /// else is 502 naming the peer (504 if it was not reached).
     pub fn into_client_error(self, peer: &ServerName) -> Error {
+        // Knocking, say, which not every server has: nobody need try it again.
+        let has_it = !self.is_unrecognized();
         match self {
             Self::Unreachable(why) | Self::Unconnected(why) => {
                 Error::bad_gateway(format!("{peer} could not be reached")).with_status(504).with_cause(why)
@@ -164,7 +166,8 @@ impl CallError {
                 let Some(code) = code else {
                     let errcode = refusal.errcode.as_deref().unwrap_or("no errcode");
                     let cause = format!("{} {errcode}: {}", refusal.status, refusal.message);
-                    return Error::bad_gateway(format!("{peer} refused our request")).with_cause(cause);
+                    let did = if has_it { "refused our request" } else { "knows no such request" };
+                    return Error::bad_gateway(format!("{peer} {did}")).with_cause(cause);
                 };
                 let message =
                     if refusal.message.is_empty() { format!("{peer} refused") } else { refusal.message };

@@ -322,6 +322,8 @@ fn refusals_carry_the_peers_words_and_proxies_do_not_count_as_peers() {
 
     assert!(error("/unknown").is_unrecognized() && error("/html404").is_unrecognized());
     assert!(!error("/forbidden").is_unrecognized());
+    let e = error("/unknown").into_client_error(&peer.name);
+    assert_eq!((e.status(), e.message()), (502, format!("{} knows no such request", peer.name).as_str()));
     assert_eq!(error("/limit").retry_after(), Some(Duration::from_millis(1500)));
     assert!(error("/limit").is_transient() && error("/other").is_transient());
 
