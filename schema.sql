@@ -908,7 +908,9 @@ CREATE INDEX sliding_rooms_by_version ON sliding_rooms (connection, version);
 
 -- Which event a client's request with a transaction id made (NULL: none), so that a repeat makes no second one and the
 -- sending device recognises its own event; or which delayed event, whatever became of that since. `request` is a digest of
--- user, device, endpoint with its path, and transaction id. Old rows are dropped as new ones come.
+-- user, device, endpoint with its path, and transaction id. What became of a delayed event is noted in the same way, with a
+-- digest of that and of its id, so that a repeat of what was done with it is answered and its sender recognises the event.
+-- Old rows are dropped as new ones come.
 CREATE TABLE client_transactions (
   txn INTEGER PRIMARY KEY,
   sent_ms INTEGER NOT NULL,

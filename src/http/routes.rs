@@ -215,20 +215,31 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/voip/turnServer", User(voip::turn_server)),
     post("/_matrix/client/v3/search", User(rooms::search::search)).even_suspended(),
     // ----- client-server: delayed events, calls -----
-    get("/_matrix/client/unstable/org.matrix.msc4140/delayed_events", User(rooms::delayed_events::list)),
+    put(
+        "/_matrix/client/unstable/org.matrix.msc4140/rooms/{roomId}/delayed_event/{eventType}/{txnId}",
+        User(rooms::events_and_state::put_delayed),
+    )
+    .member_rate(Rate::Join)
+    .guests()
+    .even_suspended(),
+    get("/_matrix/client/unstable/org.matrix.msc4140/delayed_events", User(rooms::delayed_events::list))
+        .guests(),
     get(
         "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
         User(rooms::delayed_events::get),
-    ),
+    )
+    .guests(),
     post(
         "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
         MaybeUser(rooms::delayed_events::act_by_body),
     )
+    .guests()
     .rate(Rate::DelayedEvents),
     post(
         "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}/{action}",
         MaybeUser(rooms::delayed_events::act),
     )
+    .guests()
     .rate(Rate::DelayedEvents),
     get("/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", User(discovery::rtc_transports)),
     // ----- client-server: typing, receipts, presence, messages to devices -----

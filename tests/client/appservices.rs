@@ -511,6 +511,46 @@ fn guests_and_users_of_two_services_are_what_they_are_whoever_acts_as_them() {
 }
 
 #[test]
+fn a_service_knows_the_delayed_events_of_whom_it_acts_as_and_of_nobody_else() {
+    let server = server();
+    let irc = service(&server, "as-irc");
+    for user in ["_irc_bob", "_irc_carol"] {
+        done(register(&irc, user));
+    }
+    let ask = |method: &str, path: &str, user: &str, body: Option<Value>| {
+        done(irc.request(method, &as_user(path, &server, user), body))
+    };
+    let room = ask("POST", &format!("{V3}/createRoom"), "_irc_bob", Some(json!({"preset": "public_chat"})));
+    let room = room["room_id"].as_str().expect("a room").to_owned();
+    ask("POST", &room_path(&room, "join"), "_irc_carol", Some(json!({})));
+    let delayed = "/_matrix/client/unstable/org.matrix.msc4140";
+    let put = format!("{delayed}/rooms/{}/delayed_event/m.room.message/1", segment(&room));
+    let body = json!({"delay": 60_000, "content": {"msgtype": "m.text", "body": "later"}});
+    // Each of its users is somebody else, though the service calls both requests the same.
+    let [bobs, carols] = ["_irc_bob", "_irc_carol"].map(|user| {
+        let answer = ask("PUT", &put, user, Some(body.clone()));
+        answer["delay_id"].as_str().expect("an id").to_owned()
+    });
+    let one = |user: &str| {
+        let path = as_user(&format!("{delayed}/delayed_events/{bobs}"), &server, user);
+        irc.request("GET", &path, None).0
+    };
+    assert_eq!((one("_irc_bob"), one("_irc_carol")), (200, 404));
+    for delay_id in [&bobs, &carols] {
+        ask("POST", &format!("{delayed}/delayed_events/{delay_id}/send"), "_irc_carol", Some(json!({})));
+    }
+    let seen = |user: &str| {
+        let page = ask("GET", &room_path(&room, "messages?dir=b&limit=2"), user, None);
+        [1, 0].map(|at| page["chunk"][at]["unsigned"]["org.matrix.msc4140.delay_id"].clone())
+    };
+    assert_eq!(seen("_irc_bob"), [json!(bobs), Value::Null]);
+    assert_eq!(seen("_irc_carol"), [Value::Null, json!(carols)]);
+    // Of a time of its own there is none for what is sent later.
+    let put = as_user(&format!("{put}?ts=1"), &server, "_irc_bob");
+    refused(irc.request("PUT", &put, Some(body)), 400, "M_INVALID_PARAM");
+}
+
+#[test]
 fn a_service_without_its_user_acts_as_its_others() {
     let mut server = server();
     let alice = server.user("alice");

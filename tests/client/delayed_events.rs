@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use crate::common::client::{V3, room_path};
+use crate::common::client::{V3, room_path, sync};
 use crate::common::process::ProcessServer;
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
@@ -78,9 +78,7 @@ fn a_delayed_message_is_sent_once_when_it_is_due() {
     server.advance(Duration::from_secs(2));
     wait_until("it is sent", || said(&alice, &room) == ["later"]);
     assert_eq!(ids(&alice), [""; 0]);
-    for action in ["restart", "cancel", "send"] {
-        assert_eq!(act(&alice, &first, action), 404, "{action}");
-    }
+    assert_eq!(["restart", "cancel", "send"].map(|action| act(&alice, &first, action)), [409, 409, 200]);
     server.advance(Duration::from_secs(600));
     alice.send(&room, "something else");
     assert_eq!(said(&alice, &room), ["something else", "later"]);
@@ -148,8 +146,19 @@ fn a_delayed_event_is_restarted_cancelled_or_sent_with_and_without_a_token_by_pa
         server.advance(Duration::from_secs(9));
         assert_eq!(act(who, &kept, "restart"), 200);
         assert_eq!(by_body(who, &kept, json!({ "action": "restart" })), 200);
-        assert_eq!((act(who, &cancelled, "cancel"), act(who, &cancelled, "cancel")), (200, 404));
-        assert_eq!((by_body(who, &sent, json!({ "action": "send" })), act(who, &sent, "send")), (200, 404));
+        assert_eq!(act(who, &cancelled, "cancel"), 200);
+        assert_eq!(by_body(who, &sent, json!({ "action": "send" })), 200);
+        // Once more it comes to the same, and nothing else can be done.
+        for (id, done) in [(&cancelled, "cancel"), (&sent, "send")] {
+            for action in ["cancel", "restart", "send"] {
+                assert_eq!(
+                    act(who, id, action),
+                    if action == done { 200 } else { 409 },
+                    "{action} after {done}"
+                );
+            }
+        }
+        assert_eq!(act(who, "none", "cancel"), 404);
         server.advance(Duration::from_secs(9));
         assert_eq!(ids(&alice), std::slice::from_ref(&kept), "it was restarted");
         assert_eq!(said(&alice, &room)[0], format!("sent {number}"));
@@ -186,7 +195,7 @@ fn delayed_state_is_cancelled_by_somebody_elses_and_not_by_ones_own() {
     assert_eq!(ids(&bob), std::slice::from_ref(&first));
     alice.put(&state_path(&room, &key), json!({ "kicked": true }));
     assert_eq!(ids(&bob), [""; 0]);
-    assert_eq!(act(&bob, &first, "restart"), 404);
+    assert_eq!(["restart", "send", "cancel"].map(|action| act(&bob, &first, action)), [409, 409, 200]);
 
     leave();
     bob.put(&state_path(&room, &key), json!({ "application": "m.call" }));
@@ -208,9 +217,11 @@ fn what_the_room_thinks_of_a_delayed_event_is_asked_when_it_is_sent() {
     id(delayed(&bob, &topic, "8000", json!({ "topic": "mine" })));
     alice.act_on("kick", &room, bob.id());
     let refused = ids(&bob);
-    assert_eq!((refused.len(), act(&bob, &refused[0], "send")), (3, 403), "and is gone");
+    assert_eq!((refused.len(), act(&bob, &refused[0], "send")), (3, 403));
+    assert_eq!(ids(&bob), refused, "it stays until it is due");
     server.advance(Duration::from_secs(9));
     wait_until("nothing is left of them", || ids(&bob).is_empty());
+    assert_eq!(["send", "restart", "cancel"].map(|action| act(&bob, &refused[0], action)), [409, 409, 200]);
     assert_eq!((said(&alice, &room), alice.state(&room, "m.room.topic", "")), (vec![], None));
     // Who is not in the room has nothing to be sent there.
     assert_eq!(delayed(&eve, &message_path(&room, "e"), "8000", content.clone()).0, 403);
@@ -230,6 +241,153 @@ fn what_the_room_thinks_of_a_delayed_event_is_asked_when_it_is_sent() {
     wait_until("both are done", || {
         alice.membership_of(&room, bob.id()).as_deref() == Some("leave") && said(&alice, &room).is_empty()
     });
+}
+
+#[test]
+fn what_several_want_to_be_done_with_a_delayed_event_at_the_same_moment_is_done_once_and_each_is_told_so() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    for round in 0..10 {
+        let body = format!("message {round}");
+        let content = json!({ "msgtype": "m.text", "body": body });
+        let delayed = id(delayed(&alice, &message_path(&room, &body), "60000", content));
+        let actions = ["send", "cancel", "send", "cancel", "send", "send"];
+        let answers: Vec<u16> = std::thread::scope(|scope| {
+            let asked: Vec<_> =
+                actions.iter().map(|action| scope.spawn(|| act(&alice, &delayed, action))).collect();
+            asked.into_iter().map(|answer| answer.join().expect("no panic")).collect()
+        });
+        let times = said(&alice, &room).iter().filter(|said| **said == body).count();
+        let done = if times == 1 { "send" } else { "cancel" };
+        let expected = actions.map(|action| if action == done { 200 } else { 409 });
+        assert_eq!((times <= 1, answers), (true, expected.to_vec()), "{done}");
+    }
+}
+
+#[test]
+fn a_membership_that_is_to_be_sent_now_and_cannot_be_stays_until_it_is_due() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let member = |user: &TestUser| room_path(&room, &format!("state/m.room.member/{}", segment(user.id())));
+    let ban = id(delayed(&bob, &member(&alice), "8000", json!({ "membership": "ban" })));
+    let leave = id(delayed(&bob, &member(&bob), "8000", json!({ "membership": "leave" })));
+    assert_eq!((act(&bob, &ban, "send"), ids(&bob).contains(&ban)), (403, true));
+    assert_eq!(
+        (act(&bob, &leave, "send"), act(&bob, &leave, "send"), act(&bob, &leave, "cancel")),
+        (200, 200, 409)
+    );
+    assert_eq!(alice.membership_of(&room, bob.id()).as_deref(), Some("leave"));
+    server.advance(Duration::from_secs(9));
+    wait_until("nothing is left of them", || ids(&bob).is_empty());
+    assert_eq!((act(&bob, &ban, "send"), act(&bob, &ban, "cancel")), (409, 200));
+}
+
+#[test]
+fn what_is_refused_at_once_is_no_delayed_event() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let refused = |path: &str, content: Value| {
+        let (status, answer) = delayed(&alice, &room_path(&room, path), "8000", content);
+        (status, answer["errcode"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(refused("state/m.room.create/", json!({})), (403, "M_FORBIDDEN".into()));
+    let alias = |name: &str| json!({ "alias": format!("#{name}:{}", server.name()) });
+    assert_eq!(refused("state/m.room.canonical_alias/", alias("none")), (400, "M_BAD_ALIAS".into()));
+    alice.put(
+        &format!("{V3}/directory/room/{}", segment(&format!("#here:{}", server.name()))),
+        json!({ "room_id": room }),
+    );
+    assert_eq!(refused("state/m.room.canonical_alias/", alias("here")).0, 200);
+    assert_eq!(ids(&alice).len(), 1);
+}
+
+#[test]
+fn an_event_is_delayed_by_the_endpoint_that_was_accepted_too() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let ask = |event_type: &str, txn: &str, body: Value| {
+        let path =
+            format!("/_matrix/client/unstable/org.matrix.msc4140/rooms/{}/delayed_event", segment(&room));
+        alice.request("PUT", &format!("{path}/{event_type}/{txn}"), Some(body))
+    };
+    let content = || json!({ "msgtype": "m.text", "body": "later" });
+    for (body, errcode) in [
+        (json!({ "content": content() }), "M_MISSING_PARAM"),
+        (json!({ "delay_ms": 10 }), "M_MISSING_PARAM"),
+        (json!({ "delay_ms": 0, "content": content() }), "M_BAD_JSON"),
+        (json!({ "delay_ms": -1, "content": content() }), "M_BAD_JSON"),
+        (json!({ "delay_ms": "10", "content": content() }), "M_BAD_JSON"),
+        (json!({ "delay_ms": 10, "content": [] }), "M_BAD_JSON"),
+        (json!({ "delay_ms": 10, "content": content(), "state_key": 7 }), "M_BAD_JSON"),
+        (json!({ "delay_ms": 86_400_001, "content": content() }), "M_UNKNOWN"),
+    ] {
+        let (status, answer) = ask("m.room.message", "wrong", body.clone());
+        assert_eq!((status, answer["errcode"].as_str()), (400, Some(errcode)), "{body}");
+    }
+    let message = id(ask("m.room.message", "1", json!({ "delay_ms": 8000, "content": content() })));
+    assert_eq!(id(ask("m.room.message", "1", json!({ "delay": 8000, "content": content() }))), message);
+    // What another device calls the same is another one.
+    let path = format!(
+        "/_matrix/client/unstable/org.matrix.msc4140/rooms/{}/delayed_event/m.room.message/1",
+        segment(&room)
+    );
+    let second = server.device_of(&alice, "SECOND");
+    let body = json!({ "delay_ms": 8000, "content": content() });
+    let of_second = id(second.request("PUT", &path, Some(body)));
+    assert_eq!((of_second == message, act(&alice, &of_second, "cancel")), (false, 200));
+    let topic = json!({ "delay": 8000, "content": { "topic": "later" }, "state_key": "" });
+    let topic = id(ask("m.room.topic", "1", topic));
+    assert_eq!(ids(&alice).len(), 2);
+    assert_eq!(act(&alice, &topic, "send"), 200);
+    assert_eq!(alice.state(&room, "m.room.topic", ""), Some(json!({ "topic": "later" })));
+    server.advance(Duration::from_secs(9));
+    wait_until("it is sent", || said(&alice, &room) == ["later"]);
+}
+
+#[test]
+fn whoever_had_an_event_delayed_knows_it_by_its_id_and_nobody_else_does() {
+    const DELAY_ID: &str = "org.matrix.msc4140.delay_id";
+    let (server, there) = TestServer::pair();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), there.user("carol"));
+    let second = server.device_of(&alice, "SECOND");
+    let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+    bob.join(&room);
+    carol.join_via(&room, &[server.name()]);
+    let content = json!({ "msgtype": "m.text", "body": "later" });
+    let message = id(delayed(&alice, &message_path(&room, "1"), "10000", content));
+    let topic =
+        id(delayed(&alice, &room_path(&room, "state/m.room.topic/"), "10000", json!({ "topic": "x" })));
+    let member = room_path(&room, &format!("state/m.room.member/{}", segment(bob.id())));
+    let kick = id(delayed(&alice, &member, "10000", json!({ "membership": "leave" })));
+    let wanted = [message, topic, kick];
+    assert!(wanted.iter().all(|id| act(&alice, id, "send") == 200));
+    carol
+        .wait_for(&room, |event| event["state_key"] == bob.id() && event["content"]["membership"] == "leave");
+    let ids_in = |events: &Value| -> Vec<String> {
+        let events = events.as_array().expect("a list");
+        let ids = events.iter().filter_map(|event| event["unsigned"][DELAY_ID].as_str());
+        ids.map(str::to_owned).collect()
+    };
+    let seen = |user: &TestUser| {
+        let room_of = |body: &Value| body["rooms"]["join"][&room]["timeline"]["events"].clone();
+        let mut read = user.get(&room_path(&room, "messages?dir=b&limit=50"))["chunk"].clone();
+        read.as_array_mut().expect("a list").reverse();
+        [ids_in(&room_of(&sync(user, ""))), ids_in(&read)]
+    };
+    for user in [&alice, &second] {
+        assert_eq!(seen(user), [wanted.to_vec(), wanted.to_vec()]);
+    }
+    assert_eq!(seen(&carol), [Vec::<String>::new(), vec![]]);
+    let read = bob.get(&room_path(&room, "messages?dir=b&limit=50"));
+    assert_eq!(ids_in(&read["chunk"]), [""; 0]);
+    let event = alice.get(&room_path(&room, "messages?dir=b&limit=1"))["chunk"][0]["event_id"].clone();
+    let path = room_path(&room, &format!("event/{}", segment(event.as_str().expect("an id"))));
+    assert_eq!(alice.get(&path)["unsigned"][DELAY_ID], wanted[2]);
 }
 
 #[test]
@@ -318,7 +476,7 @@ fn delayed_events_are_sent_across_a_restart_of_the_server_and_those_of_a_closed_
         id(delayed(&alice, &message_path(&room, "t"), "0", content))
     };
     assert_eq!(again(), message);
-    assert_eq!((act(&alice, &leave, "send"), act(&alice, &message, "send")), (404, 200));
+    assert_eq!((act(&alice, &leave, "send"), act(&alice, &message, "send")), (200, 200));
     assert_eq!(said(&alice, &room), ["x"]);
     server.kill();
     server.resume();
@@ -363,13 +521,13 @@ fn one_user_whose_events_take_long_holds_up_nobody_elses() {
     let server = TestServer::start();
     let (mallory, bob) = (server.user("mallory"), server.user("bob"));
     let (hers, his) = (mallory.create_room(), bob.create_room());
-    // Each is asked for an alias, and takes the connection, and never says anything.
+    // Each is to take an invite, and takes the connection, and never says anything.
     let silent: Vec<TcpListener> =
         (0..40).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
     for listener in &silent {
-        let alias = format!("#room:{}", listener.local_addr().expect("an address"));
-        let path = room_path(&hers, "state/m.room.canonical_alias/");
-        id(delayed(&mallory, &path, "0", json!({ "alias": alias })));
+        let user = format!("@eve:{}", listener.local_addr().expect("an address"));
+        let path = room_path(&hers, &format!("state/m.room.member/{}", segment(&user)));
+        id(delayed(&mallory, &path, "0", json!({ "membership": "invite" })));
     }
     for number in 0..3 {
         let body = format!("message {number}");

@@ -53,8 +53,8 @@ fn there_are_guests_only_where_they_are_wanted_and_none_of_them_administers_the_
 }
 
 /// "The following API endpoints are allowed to be accessed by guest accounts", and what stands beside them here:
-/// joining by the path that clients use, logging out, and what this server can do.
-const FOR_GUESTS: [&str; 29] = [
+/// joining by the path that clients use, delayed events (MSC4140), logging out, and what this server can do.
+const FOR_GUESTS: [&str; 32] = [
     "GET /rooms/{roomId}/state",
     "GET /rooms/{roomId}/context/{eventId}",
     "GET /rooms/{roomId}/event/{eventId}",
@@ -81,6 +81,9 @@ const FOR_GUESTS: [&str; 29] = [
     "GET /_matrix/client/v1/media/download/{serverName}/{mediaId}",
     "GET /_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}",
     "GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}",
+    "PUT /_matrix/client/unstable/org.matrix.msc4140/rooms/{roomId}/delayed_event/{eventType}/{txnId}",
+    "GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events",
+    "GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
     "POST /join/{roomIdOrAlias}",
     "POST /logout",
     "GET /capabilities",
@@ -111,6 +114,23 @@ fn guests_may_call_what_the_specification_lists_and_nothing_else() {
             "M_GUEST_ACCESS_FORBIDDEN",
         );
     }
+}
+
+#[test]
+fn guests_have_events_sent_later_and_look_after_them() {
+    let server = with_guests();
+    let (alice, guest) = (server.user("alice"), guest(&server));
+    let room = room_for(&alice, "can_join");
+    guest.join(&room);
+    let delayed = "/_matrix/client/unstable/org.matrix.msc4140";
+    let path = format!("{delayed}/rooms/{}/delayed_event/m.room.message/1", segment(&room));
+    let body = json!({ "delay": 60_000, "content": { "msgtype": "m.text", "body": "gone" } });
+    let id = guest.put(&path, body)["delay_id"].as_str().expect("an id").to_owned();
+    assert_eq!(guest.get(&format!("{delayed}/delayed_events"))["delayed_events"][0]["delay_id"], id);
+    assert_eq!(guest.get(&format!("{delayed}/delayed_events/{id}"))["type"], "m.room.message");
+    guest.post(&format!("{delayed}/delayed_events/{id}/restart"), json!({}));
+    guest.post(&format!("{delayed}/delayed_events/{id}"), json!({ "action": "send" }));
+    alice.wait_for(&room, |event| event["sender"] == guest.id() && event["content"]["body"] == "gone");
 }
 
 #[test]

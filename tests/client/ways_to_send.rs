@@ -122,10 +122,16 @@ fn what_is_refused_at_once_is_refused_when_it_is_to_be_sent_later() {
             assert_eq!(put(&alice, &path, &content), said, "{path}");
         }
     }
-    // Where an alias leads is found out when it is to be shown.
-    let alias = json!({ "alias": format!("#other:{}", server.name()) });
-    assert_eq!(put(&alice, &state("m.room.canonical_alias"), &alias), says(400, "M_BAD_ALIAS"));
-    assert_eq!(put(&alice, &later(&state("m.room.canonical_alias")), &alias), says(200, ""));
+    // Where an alias leads is asked at once, and again when it is to be shown.
+    let alias = |localpart: &str| json!({ "alias": format!("#{localpart}:{}", server.name()) });
+    let shown = state("m.room.canonical_alias");
+    for path in [shown.clone(), later(&shown)] {
+        assert_eq!(put(&alice, &path, &alias("other")), says(400, "M_BAD_ALIAS"), "{path}");
+    }
+    let own = format!("{V3}/directory/room/{}", segment(&format!("#own:{}", server.name())));
+    alice.put(&own, json!({ "room_id": room }));
+    assert_eq!(put(&alice, &later(&shown), &alias("own")), says(200, ""));
+    assert_eq!(alice.request("DELETE", &own, None).0, 200);
     let_come_due(&server, &alice);
     assert_eq!(alice.state(&room, "m.room.canonical_alias", ""), None);
     assert!(alice.state(&other, "m.room.canonical_alias", "").is_some());

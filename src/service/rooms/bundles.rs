@@ -130,12 +130,12 @@ fn each_beside<'e>(
     mut tell: impl FnMut(&TimelineEvent, Beside) -> Result<()>,
 ) -> Result<()> {
     let events: Vec<&TimelineEvent> = events.into_iter().collect();
-    let mut txns = client_format::transaction_ids(view, format, events.iter().map(|shown| &shown.event))?;
+    let mut sent_by = client_format::sent_by(view, format, events.iter().map(|shown| &shown.event))?;
     for shown in events {
         let beside = Beside {
             membership: Some(shown.membership),
             relations: bundles.remove(&shown.event.key),
-            transaction_id: txns.remove(&shown.event.key),
+            sent_by: sent_by.remove(&shown.event.key).unwrap_or_default(),
         };
         tell(shown, beside)?;
     }

@@ -29,16 +29,21 @@ impl Rooms<'_> {
         self.check_content(draft)?;
         match (draft.event_type.as_str(), draft.state_key.as_deref()) {
             ("m.room.redaction", _) => self.find_redacted(draft),
-            ("m.room.canonical_alias", Some("")) => {
-                let old = self.store.read(|db| {
-                    let room = readable_room(db, &draft.room)?;
-                    db.state_event(room.key, &draft.event_type, "")
-                })?;
-                let old = old.map(|old| old.content()).unwrap_or_default();
-                self.check_canonical_alias((&draft.room, &draft.sender), &old, &draft.content)
-            }
-            _ => Ok(()),
+            _ => self.check_new_aliases(draft),
         }
+    }
+
+    /// Whether the aliases lead to the room that a draft gives it. Errors: 400 `M_BAD_ALIAS`; 429 `M_LIMIT_EXCEEDED`.
+    pub(super) fn check_new_aliases(&self, draft: &Draft) -> Result<()> {
+        if (draft.event_type.as_str(), draft.state_key.as_deref()) != ("m.room.canonical_alias", Some("")) {
+            return Ok(());
+        }
+        let old = self.store.read(|db| {
+            let room = readable_room(db, &draft.room)?;
+            db.state_event(room.key, &draft.event_type, "")
+        })?;
+        let old = old.map(|old| old.content()).unwrap_or_default();
+        self.check_canonical_alias((&draft.room, &draft.sender), &old, &draft.content)
     }
 
     /// What shows by the event itself, whatever becomes of its room until it is sent. Errors: 400 `M_MISSING_PARAM`,

@@ -16,6 +16,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::view::RoomView;
+use crate::store::accounts::client_transactions::SentBy;
 use crate::store::rooms::events::EventRow;
 use crate::store::{Db, EventKey, Room, StoredEvent};
 
@@ -87,6 +88,8 @@ struct ClientUnsigned {
     replaces_state: Option<EventId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     transaction_id: Option<String>,
+    #[serde(rename = "org.matrix.msc4140.delay_id", skip_serializing_if = "Option::is_none")]
+    delay_id: Option<String>,
 }
 
 impl ClientEvent<'_> {
@@ -132,6 +135,7 @@ impl ClientUnsigned {
             relations: None,
             replaces_state: None,
             transaction_id,
+            delay_id,
         } = self
         else {
             return serde_json::to_writer(out, self);
@@ -146,6 +150,10 @@ impl ClientUnsigned {
             out.extend_from_slice(b",\"transaction_id\":");
             serde_json::to_writer(&mut *out, transaction_id)?;
         }
+        if let Some(delay_id) = delay_id {
+            out.extend_from_slice(b",\"org.matrix.msc4140.delay_id\":");
+            serde_json::to_writer(&mut *out, delay_id)?;
+        }
         out.push(b'}');
         Ok(())
     }
@@ -159,8 +167,8 @@ pub fn full(
     event: &StoredEvent,
     membership: Option<Membership>,
 ) -> Result<Json> {
-    let transaction_id = transaction_ids(view, format, [event].into_iter())?.remove(&event.key);
-    with_more(view, format, event, Beside { membership, relations: None, transaction_id })
+    let sent_by = sent_by(view, format, [event].into_iter())?.remove(&event.key).unwrap_or_default();
+    with_more(view, format, event, Beside { membership, relations: None, sent_by })
 }
 
 /// What is looked up for many events at once, and told in the `unsigned` of one.
@@ -170,8 +178,8 @@ pub(super) struct Beside {
     pub membership: Option<Membership>,
     /// Its bundled aggregations, which `bundles` makes for the same reader.
     pub relations: Option<Json>,
-    /// The transaction id by which the reader's device sent it.
-    pub transaction_id: Option<String>,
+    /// If the reader sent it, by what it came about.
+    pub sent_by: SentBy,
 }
 
 /// [`full`] with what else was looked up.
@@ -200,10 +208,12 @@ fn of_full(
     view: &RoomView<'_>,
     format: &ClientFormat<'_>,
     event: &StoredEvent,
-    Beside { membership, relations, transaction_id }: Beside,
+    Beside { membership, relations, sent_by }: Beside,
 ) -> Result<ClientUnsigned> {
     let membership = membership.map(Membership::as_str);
-    let mut unsigned = ClientUnsigned { membership, relations, transaction_id, ..ClientUnsigned::default() };
+    let SentBy { transaction_id, delay_id } = sent_by;
+    let mut unsigned =
+        ClientUnsigned { membership, relations, transaction_id, delay_id, ..ClientUnsigned::default() };
     if let Some(key) = event.redacted_by {
         let redaction = view.db().event_by_key(key)?;
         unsigned.redacted_because =
@@ -227,15 +237,14 @@ fn of_full(
     Ok(unsigned)
 }
 
-/// The transaction ids by which the reader's device sent some of these events.
-pub(super) fn transaction_ids<'e>(
+/// By what those of these events that the reader sent came about.
+pub(super) fn sent_by<'e>(
     view: &RoomView<'_>,
     format: &ClientFormat<'_>,
     events: impl Iterator<Item = &'e StoredEvent>,
-) -> Result<HashMap<EventKey, String>> {
-    let Some(device) = format.device else { return Ok(HashMap::new()) };
+) -> Result<HashMap<EventKey, SentBy>> {
     let own = events.filter(|event| event.pdu.sender() == format.user);
-    view.db().txns_of_events(device, own.map(|event| event.key))
+    view.db().txns_of_events(format.device, own.map(|event| event.key))
 }
 
 /// An event that is no state, for a reader who did not send it and was this in the room, and from whom no erasure takes
@@ -457,7 +466,7 @@ mod tests {
         let sender = UserId::parse("@a:s").expect("an id");
         let json = |text: &str| written(text.as_bytes().to_vec()).expect("JSON");
         // Each of what may be there, or not.
-        for there in 0_u32..1 << 11 {
+        for there in 0_u32..1 << 12 {
             let has = |bit: u32| there >> bit & 1 == 1;
             let content = match has(0) {
                 true => ClientContent::Raw(JsonText(r#"{ "a":[1] }"#)),
@@ -481,6 +490,7 @@ mod tests {
                     relations: has(8).then(|| json(r#"{"m.thread":{}}"#)),
                     replaces_state: has(9).then(|| event.clone()),
                     transaction_id: has(10).then(|| "1 \"2\"".to_owned()),
+                    delay_id: has(11).then(|| "d".to_owned()),
                 },
             };
             let mut pieces = b"before".to_vec();

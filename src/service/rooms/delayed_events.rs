@@ -18,7 +18,7 @@ use crate::service::events::draft::Draft;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::send::not_there_as_forbidden;
 use crate::service::rooms::view::readable_room;
-use crate::store::accounts::client_transactions::ClientTxn;
+use crate::store::accounts::client_transactions::{ClientTxn, DelayedOutcome};
 use crate::store::rooms::delayed_events::DelayedEvent;
 
 /// Longest delay. Whoever watches over a call for its members restarts their leaves every few hours.
@@ -33,6 +33,14 @@ const RETRY_MS: Millis = 5_000;
 const TRIED_FOR_MS: Millis = 10 * 60 * 1000;
 /// Letters of an id: it is all that is needed to cancel an event.
 const ID_LETTERS: usize = 32;
+
+/// What may be done with a delayed event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Restart,
+    Cancel,
+    Send,
+}
 
 /// What a client is told of a delayed event of its user. Some have other names in earlier and in later drafts.
 #[derive(Debug, Serialize)]
@@ -73,8 +81,8 @@ fn unknown() -> Error {
 impl Rooms<'_> {
     /// Has an event sent after so many milliseconds, unless something comes in between; gives the id by which it is known.
     /// A repeat of the same transaction is answered as the first time. Errors: 400 `M_INVALID_PARAM` for a negative delay,
-    /// `M_UNKNOWN` for one that is too long; those of [`Rooms::check_content`]; 403 `M_FORBIDDEN` for who is not in the
-    /// room; 413 `M_TOO_LARGE`; 429 `M_LIMIT_EXCEEDED`.
+    /// `M_UNKNOWN` for one that is too long; those of [`Rooms::check_content`] and [`Rooms::check_new_aliases`]; 403
+    /// `M_FORBIDDEN` for who is not in the room, and for what begins one; 413 `M_TOO_LARGE`; 429 `M_LIMIT_EXCEEDED`.
     pub fn delay_event(&self, draft: Draft, txn: Option<ClientTxn>, delay_ms: Millis) -> Result<String> {
         if delay_ms < 0 {
             return Err(Error::invalid_param("The delay must not be negative"));
@@ -88,6 +96,9 @@ impl Rooms<'_> {
         }
         if Value::Object(draft.content.clone()).to_string().len() > CONTENT_BYTES_MAX {
             return Err(Error::new(ErrCode::TooLarge, "The event is too large"));
+        }
+        if draft.event_type == "m.room.create" {
+            return Err(Error::forbidden("A room has its m.room.create already"));
         }
         // Before it is asked whether the user is there, as where the event is sent at once.
         self.check_content(&draft)?;
@@ -106,6 +117,7 @@ impl Rooms<'_> {
         if let Some(known) = known {
             return Ok(known);
         }
+        self.check_new_aliases(&draft)?;
         let now = self.clock.now_ms();
         let event = DelayedEvent {
             delay_id: random::letters(ID_LETTERS),
@@ -148,41 +160,66 @@ impl Rooms<'_> {
         event.filter(|event| event.user_id == *user).map(DelayedEventInfo::from).ok_or_else(unknown)
     }
 
-    /// Anybody may ask, so who guesses ids costs the writer nothing. Errors: 404 `M_NOT_FOUND`.
-    fn check_delayed_event(&self, delay_id: &str) -> Result<()> {
+    /// Whether it is still to be sent; else what to answer. Anybody may ask, so who guesses ids costs the writer nothing.
+    /// Errors: those of [`Rooms::finished`].
+    fn is_scheduled(&self, delay_id: &str, action: Action) -> Result<bool> {
         match self.store.read(|db| db.has_delayed_event(delay_id))? {
-            true => Ok(()),
-            false => Err(unknown()),
+            true => Ok(true),
+            false => self.finished(delay_id, action).map(|()| false),
         }
     }
 
-    /// Begins the delay anew. Errors: 404 `M_NOT_FOUND`.
+    /// What an action comes to that is too late: to nothing if that was done before. Errors: 409 `M_UNKNOWN` if something else
+    /// was; 404 `M_NOT_FOUND` if it is not known any more what, or there never was such an event.
+    fn finished(&self, delay_id: &str, action: Action) -> Result<()> {
+        let outcome = self.store.read(|db| db.delayed_outcome(delay_id))?.ok_or_else(unknown)?;
+        let conflict = |what: &'static str| Err(Error::new(ErrCode::Unknown, what).with_status(409));
+        match (outcome, action) {
+            (DelayedOutcome::Sent, Action::Send) | (DelayedOutcome::Cancelled, Action::Cancel) => Ok(()),
+            (DelayedOutcome::Sent, _) => conflict("The delayed event was sent already"),
+            (DelayedOutcome::Cancelled, _) => conflict("The delayed event was cancelled already"),
+        }
+    }
+
+    /// Begins the delay anew. Errors: 404 `M_NOT_FOUND`, 409 `M_UNKNOWN`.
     pub fn restart_delayed_event(&self, delay_id: &str) -> Result<()> {
-        self.check_delayed_event(delay_id)?;
+        self.is_scheduled(delay_id, Action::Restart)?;
         let (id, now) = (delay_id.to_owned(), self.clock.now_ms());
         // Every member of a call does so every few seconds. A power cut that takes back the last of it sends the event a
         // little early, of somebody who was not to be reached just then.
         match self.store.write_lightly(move |tx| tx.restart_delayed_event(&id, now))? {
             true => Ok(()),
-            false => Err(unknown()),
+            false => self.finished(delay_id, Action::Restart),
         }
     }
 
-    /// Has a delayed event not sent. Errors: 404 `M_NOT_FOUND`.
+    /// Has a delayed event not sent. Errors: 404 `M_NOT_FOUND`, 409 `M_UNKNOWN`.
     pub fn cancel_delayed_event(&self, delay_id: &str) -> Result<()> {
-        self.check_delayed_event(delay_id)?;
-        let id = delay_id.to_owned();
-        match self.store.write(move |tx| tx.delete_delayed_event(&id, None))? {
+        if !self.is_scheduled(delay_id, Action::Cancel)? {
+            return Ok(());
+        }
+        let (id, now) = (delay_id.to_owned(), self.clock.now_ms());
+        let outcome = (DelayedOutcome::Cancelled, None);
+        match self.store.write(move |tx| tx.finish_delayed_event(&id, None, outcome, now))? {
             true => Ok(()),
-            false => Err(unknown()),
+            false => self.finished(delay_id, Action::Cancel),
         }
     }
 
-    /// Sends a delayed event now. Errors: 404 `M_NOT_FOUND`; what the room has against it, and then it is gone; what
-    /// passes, and then it stays.
+    /// Sends a delayed event now. Errors: 404 `M_NOT_FOUND`, 409 `M_UNKNOWN`; what the room has against it, and what passes: then
+    /// it stays, and is sent when it is due.
     pub fn send_delayed_event_now(&self, delay_id: &str) -> Result<()> {
-        let event = self.store.read(|db| db.delayed_event(delay_id))?.ok_or_else(unknown)?;
-        self.send_delayed(&event, None).map(drop)
+        let Some(event) = self.store.read(|db| db.delayed_event(delay_id))? else {
+            return self.finished(delay_id, Action::Send);
+        };
+        match self.send_delayed(&event, None) {
+            Err(error) if self.store.read(|db| db.has_delayed_event(delay_id))? => {
+                Err(not_there_as_forbidden(error))
+            }
+            // Somebody else was faster.
+            Err(_) => self.finished(delay_id, Action::Send),
+            Ok(_) => Ok(()),
+        }
     }
 
     /// Sends a delayed event that is due, unless it was restarted or cancelled meanwhile. Errors: what the room has
@@ -220,27 +257,55 @@ impl Rooms<'_> {
             redacts: None,
             origin_server_ts: None,
         };
-        let id = event.delay_id.clone();
-        let send = || {
-            self.check_sender(&draft)?;
-            self.send_and_then(draft, move |tx| match tx.delete_delayed_event(&id, due)? {
-                true => Ok(()),
-                // It was cancelled, restarted or sent meanwhile: with this error the event is undone.
-                false => Err(unknown()),
-            })
-        };
-        let sent = send();
-        let Err(error) = sent else { return sent };
+        let sent = self.check_sender(&draft).and_then(|()| match &event.state_key {
+            Some(target) if event.event_type == "m.room.member" => {
+                self.send_delayed_membership(event, due, (draft, target))
+            }
+            _ => {
+                let (id, now) = (event.delay_id.clone(), self.clock.now_ms());
+                self.send_and_then(draft, move |tx, sent| {
+                    let outcome = (DelayedOutcome::Sent, Some(sent.key));
+                    match tx.finish_delayed_event(&id, due, outcome, now)? {
+                        true => Ok(()),
+                        // It was cancelled, restarted or sent meanwhile: with this error the event is undone.
+                        false => Err(unknown()),
+                    }
+                })
+            }
+        });
+        let (Err(error), Some(due)) = (&sent, due) else { return sent };
         let (id, now) = (event.delay_id.clone(), self.clock.now_ms());
         let is_late = now > event.since_ms + event.delay_ms + TRIED_FOR_MS;
-        if error.status() != 429 && error.status() < 500 || due.is_some() && is_late {
+        if error.status() != 429 && error.status() < 500 || is_late {
             // Nothing that is so now will be otherwise.
-            let was_there = self.store.write(move |tx| tx.delete_delayed_event(&id, due))?;
-            return Err(if was_there { not_there_as_forbidden(error) } else { unknown() });
+            let outcome = (DelayedOutcome::Cancelled, None);
+            let was_there =
+                self.store.write(move |tx| tx.finish_delayed_event(&id, Some(due), outcome, now))?;
+            return if was_there { sent.map_err(not_there_as_forbidden) } else { Err(unknown()) };
         }
-        if let Some(due) = due {
-            self.store.write(move |tx| tx.put_off_delayed_event(&id, (due, now + RETRY_MS)))?;
+        self.store.write(move |tx| tx.put_off_delayed_event(&id, (due, now + RETRY_MS)))?;
+        sent
+    }
+
+    /// A membership may take another server: what is to be done once is done before, and undone if it comes to nothing. That it
+    /// was sent is noted when it was, so that nobody is told so of what a crash in between has lost.
+    fn send_delayed_membership(
+        &self,
+        event: &DelayedEvent,
+        due: Option<Millis>,
+        (draft, target): (Draft, &str),
+    ) -> Result<EventId> {
+        let id = event.delay_id.clone();
+        if !self.store.write(move |tx| tx.take_delayed_event(&id, due))? {
+            return Err(unknown());
         }
-        Err(error)
+        let sent = self.send_membership(draft, target);
+        let now = self.clock.now_ms();
+        let (event, became) = (event.clone(), sent.as_ref().ok().cloned());
+        self.store.write(move |tx| match became {
+            Some(became) => tx.delayed_event_became(&event.delay_id, &became, now),
+            None => tx.put_back_delayed_event(&event),
+        })?;
+        sent
     }
 }

@@ -41,18 +41,13 @@ impl Rooms<'_> {
         Ok(event_id)
     }
 
-    /// Sends an event of any kind that a client asked for before, and does something else in the same transaction, which
-    /// can still undo it. Errors as of [`Rooms::send_message`] and [`Rooms::send_state`].
+    /// Sends an event of any kind but a membership that a client asked for before, and does something else in the same
+    /// transaction, which can still undo it. Errors as of [`Rooms::send_message`] and [`Rooms::send_state`].
     pub(super) fn send_and_then(
         &self,
         mut draft: Draft,
-        extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
+        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
     ) -> Result<EventId> {
-        if let Some(target) = draft.state_key.clone().filter(|_| draft.event_type == "m.room.member") {
-            // That may take another server: what is to be done once is done before.
-            self.store.write(extra)?;
-            return self.send_membership(draft, &target);
-        }
         self.check_draft(&mut draft)?;
         let replaces = replaces_room(&draft);
         self.events().send_with(draft, move |tx, sent| {
@@ -60,7 +55,7 @@ impl Rooms<'_> {
             if replaces {
                 follow_tombstone(tx, sent.key)?;
             }
-            extra(tx)
+            extra(tx, sent)
         })
     }
 
@@ -101,7 +96,7 @@ impl Rooms<'_> {
     }
 
     /// A membership by way of `PUT /state`: what takes more than an event goes where it is done.
-    fn send_membership(&self, mut draft: Draft, target: &str) -> Result<EventId> {
+    pub(super) fn send_membership(&self, mut draft: Draft, target: &str) -> Result<EventId> {
         let target = UserId::parse(target)?;
         // Only the server that lets somebody in may say in whose name, and servers refuse the event without the
         // signature of that user's server.

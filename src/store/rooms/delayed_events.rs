@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::json::object_tree;
-use crate::protocol::{RoomId, UserId};
-use crate::store::accounts::client_transactions::ClientTxn;
-use crate::store::{Db, Tx};
+use crate::protocol::{EventId, RoomId, UserId};
+use crate::store::accounts::client_transactions::{ClientTxn, DelayedOutcome};
+use crate::store::{Db, EventKey, Tx};
 
 /// An event that is to be sent later.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,26 +119,10 @@ impl Tx<'_> {
         if usize::try_from(there).unwrap_or(usize::MAX) >= most {
             return Ok(None);
         }
-        self.remember(|cache| cache.keep_is_anything_delayed(None));
-        self.execute(
-            "INSERT INTO delayed_events (delay_id, user_id, room_id, type, state_key, content, delay_ms, since_ms,
-             due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            params![
-                event.delay_id,
-                event.user_id.as_str(),
-                event.room_id.as_str(),
-                event.event_type,
-                event.state_key,
-                Value::Object(event.content.clone()).to_string(),
-                event.delay_ms,
-                event.since_ms,
-                event.due_ms,
-            ],
-        )?;
+        self.insert_delayed_event(event)?;
         if let Some(request) = request {
             self.add_client_txn_delayed(request, &event.delay_id, event.since_ms)?;
         }
-        self.is_due(event.due_ms);
         Ok(Some(event.delay_id.clone()))
     }
 
@@ -161,14 +145,62 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes a delayed event out, if it is still due at this time where one is said. False: it is not there, any more or
+    /// Takes a delayed event out, if it is still due at this time where one is said, and notes what became of it. False: it
+    /// is not there, any more or so.
+    pub fn finish_delayed_event(
+        &mut self,
+        delay_id: &str,
+        due: Option<Millis>,
+        (outcome, event): (DelayedOutcome, Option<EventKey>),
+        now: Millis,
+    ) -> Result<bool> {
+        let was_there = self.take_delayed_event(delay_id, due)?;
+        if was_there {
+            self.note_delayed_outcome(delay_id, outcome, event, now)?;
+        }
+        Ok(was_there)
+    }
+
+    /// Takes a delayed event out without noting what became of it, which is not known yet. False: it is not there, any more or
     /// so.
-    pub fn delete_delayed_event(&mut self, delay_id: &str, due: Option<Millis>) -> Result<bool> {
+    pub fn take_delayed_event(&mut self, delay_id: &str, due: Option<Millis>) -> Result<bool> {
         let deleted = self.execute(
             "DELETE FROM delayed_events WHERE delay_id = ?1 AND (?2 IS NULL OR due_ms = ?2)",
             params![delay_id, due],
         )?;
         Ok(deleted == 1)
+    }
+
+    /// A delayed event that was taken out is this event now.
+    pub fn delayed_event_became(&mut self, delay_id: &str, event: &EventId, now: Millis) -> Result<()> {
+        let event = self.event_key(event)?;
+        self.note_delayed_outcome(delay_id, DelayedOutcome::Sent, event, now)
+    }
+
+    /// A delayed event that was taken out could not be sent.
+    pub fn put_back_delayed_event(&mut self, event: &DelayedEvent) -> Result<()> {
+        self.insert_delayed_event(event)
+    }
+
+    fn insert_delayed_event(&mut self, event: &DelayedEvent) -> Result<()> {
+        self.remember(|cache| cache.keep_is_anything_delayed(None));
+        self.execute(
+            "INSERT INTO delayed_events (delay_id, user_id, room_id, type, state_key, content, delay_ms, since_ms,
+             due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
+                event.delay_id,
+                event.user_id.as_str(),
+                event.room_id.as_str(),
+                event.event_type,
+                event.state_key,
+                Value::Object(event.content.clone()).to_string(),
+                event.delay_ms,
+                event.since_ms,
+                event.due_ms,
+            ],
+        )?;
+        self.is_due(event.due_ms);
+        Ok(())
     }
 
     /// A state event came: those that others wanted to be sent under the same type and state key are not sent any more.
@@ -181,10 +213,15 @@ impl Tx<'_> {
         if !self.is_anything_delayed()? {
             return Ok(());
         }
-        self.execute(
-            "DELETE FROM delayed_events WHERE room_id = ?1 AND type = ?2 AND state_key = ?3 AND user_id <> ?4",
+        let cancelled: Vec<(String, Millis)> = self.rows(
+            "DELETE FROM delayed_events WHERE room_id = ?1 AND type = ?2 AND state_key = ?3 AND user_id <> ?4
+             RETURNING delay_id, since_ms",
             params![room.as_str(), event_type, state_key, sender.as_str()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
+        for (delay_id, since) in cancelled {
+            self.note_delayed_outcome(&delay_id, DelayedOutcome::Cancelled, None, since)?;
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::http::client_server::reply;
@@ -21,6 +21,38 @@ pub fn delay(request: &Request) -> Result<Option<i64>> {
         return Err(Error::invalid_param(format!("{PARENT} is not known here")));
     }
     request.query_int(DELAY)
+}
+
+/// The body of a request to send an event later, in the form that was accepted.
+pub struct DelayedDraft {
+    /// By how many milliseconds.
+    pub delay_ms: i64,
+    /// The event's content.
+    pub content: Map<String, Value>,
+    /// Of a state event its state key.
+    pub state_key: Option<String>,
+}
+
+impl DelayedDraft {
+    /// Reads it. Errors: 400 `M_MISSING_PARAM`, 400 `M_BAD_JSON`.
+    pub fn read(mut body: Map<String, Value>) -> Result<Self> {
+        // It has had both names, and clients write either.
+        let delay = body.get("delay_ms").or_else(|| body.get("delay"));
+        let delay = delay.ok_or_else(|| Error::missing_param("Missing delay_ms"))?;
+        let delay_ms = delay.as_i64().filter(|delay| *delay > 0);
+        let delay_ms = delay_ms.ok_or_else(|| Error::bad_json("delay_ms must be a positive integer"))?;
+        let content = match body.remove("content") {
+            Some(Value::Object(content)) => content,
+            Some(_) => return Err(Error::bad_json("content must be an object")),
+            None => return Err(Error::missing_param("Missing content")),
+        };
+        let state_key = match body.remove("state_key") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(state_key)) => Some(state_key),
+            Some(_) => return Err(Error::bad_json("state_key must be a string")),
+        };
+        Ok(Self { delay_ms, content, state_key })
+    }
 }
 
 /// `GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events`.
@@ -63,5 +95,5 @@ fn take_action(hs: &Homeserver, delay_id: &str, action: &str) -> Result<Option<R
         "send" => hs.rooms().send_delayed_event_now(delay_id)?,
         _ => return Ok(None),
     }
-    Ok(Some(Reply::json(&Value::Object(serde_json::Map::new()))))
+    Ok(Some(Reply::json(&Value::Object(Map::new()))))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::delayed_events;
+use super::delayed_events::{self, DelayedDraft};
 use crate::error::{Error, Result};
 use crate::http::client_server::{client_format, reply_by_size};
 use crate::http::{Reply, Request, Requester};
@@ -76,6 +76,17 @@ pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
     }
     let event_id = hs.rooms().send_state(draft)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `PUT /_matrix/client/unstable/org.matrix.msc4140/rooms/{roomId}/delayed_event/{eventType}/{txnId}`.
+pub fn put_delayed(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let DelayedDraft { delay_ms, content, state_key } = DelayedDraft::read(request.json_object()?)?;
+    let draft = Draft { state_key, ..draft(request, requester, content)? };
+    check_may_send(hs, requester, &draft)?;
+    check_time_is_open(&draft)?;
+    let scope = format!("delayed_event/{}/{}", draft.room, draft.event_type);
+    let delay_id = hs.rooms().delay_event(draft, Some(txn(request, requester, scope)?), delay_ms)?;
+    Ok(Reply::json(&json!({"delay_id": delay_id})))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/upgrade`.
