@@ -14,10 +14,12 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, UserId};
 use crate::random;
+use crate::service::events::accept::Sent;
 use crate::service::events::draft::Draft;
 use crate::service::rooms::Rooms;
-use crate::service::rooms::send::not_there_as_forbidden;
+use crate::service::rooms::send::{MembershipWay, not_there_as_forbidden};
 use crate::service::rooms::view::readable_room;
+use crate::store::Tx;
 use crate::store::accounts::client_transactions::{ClientTxn, DelayedOutcome};
 use crate::store::rooms::delayed_events::DelayedEvent;
 
@@ -257,22 +259,7 @@ impl Rooms<'_> {
             redacts: None,
             origin_server_ts: None,
         };
-        let sent = self.check_sender(&draft).and_then(|()| match &event.state_key {
-            Some(target) if event.event_type == "m.room.member" => {
-                self.send_delayed_membership(event, due, (draft, target))
-            }
-            _ => {
-                let (id, now) = (event.delay_id.clone(), self.clock.now_ms());
-                self.send_and_then(draft, move |tx, sent| {
-                    let outcome = (DelayedOutcome::Sent, Some(sent.key));
-                    match tx.finish_delayed_event(&id, due, outcome, now)? {
-                        true => Ok(()),
-                        // It was cancelled, restarted or sent meanwhile: with this error the event is undone.
-                        false => Err(unknown()),
-                    }
-                })
-            }
-        });
+        let sent = self.check_sender(&draft).and_then(|()| self.send_and_note(event, due, draft));
         let (Err(error), Some(due)) = (&sent, due) else { return sent };
         let (id, now) = (event.delay_id.clone(), self.clock.now_ms());
         let is_late = now > event.since_ms + event.delay_ms + TRIED_FOR_MS;
@@ -287,19 +274,44 @@ impl Rooms<'_> {
         sent
     }
 
-    /// A membership may take another server: what is to be done once is done before, and undone if it comes to nothing. That it
-    /// was sent is noted when it was, so that nobody is told so of what a crash in between has lost.
-    fn send_delayed_membership(
+    fn send_and_note(&self, event: &DelayedEvent, due: Option<Millis>, mut draft: Draft) -> Result<EventId> {
+        let way = match &event.state_key {
+            Some(target) if event.event_type == "m.room.member" => {
+                Some(self.way_of_membership(&mut draft, target)?)
+            }
+            _ => None,
+        };
+        let (id, now) = (event.delay_id.clone(), self.clock.now_ms());
+        let note = move |tx: &mut Tx<'_>, sent: &Sent| {
+            let outcome = (DelayedOutcome::Sent, Some(sent.key));
+            match tx.finish_delayed_event(&id, due, outcome, now)? {
+                true => Ok(()),
+                // It was cancelled, restarted or sent meanwhile: with this error the event is undone.
+                false => Err(unknown()),
+            }
+        };
+        match way {
+            None => self.send_and_then(draft, note),
+            Some(MembershipWay::Event) => self.events().send_with(draft, note),
+            Some(MembershipWay::Handshake(target, membership)) => {
+                self.send_delayed_handshake(event, due, || self.shake_hands(&draft, &target, membership))
+            }
+        }
+    }
+
+    /// What may take another server: what is to be done once is done before, and undone if it comes to nothing. That it was
+    /// sent is noted when it was, so that nobody is told so of what a crash in between has lost.
+    fn send_delayed_handshake(
         &self,
         event: &DelayedEvent,
         due: Option<Millis>,
-        (draft, target): (Draft, &str),
+        shake_hands: impl FnOnce() -> Result<EventId>,
     ) -> Result<EventId> {
         let id = event.delay_id.clone();
         if !self.store.write(move |tx| tx.take_delayed_event(&id, due))? {
             return Err(unknown());
         }
-        let sent = self.send_membership(draft, target);
+        let sent = shake_hands();
         let now = self.clock.now_ms();
         let (event, became) = (event.clone(), sent.as_ref().ok().cloned());
         self.store.write(move |tx| match became {

@@ -96,42 +96,63 @@ impl Rooms<'_> {
     }
 
     /// A membership by way of `PUT /state`: what takes more than an event goes where it is done.
-    pub(super) fn send_membership(&self, mut draft: Draft, target: &str) -> Result<EventId> {
+    fn send_membership(&self, mut draft: Draft, target: &str) -> Result<EventId> {
+        match self.way_of_membership(&mut draft, target)? {
+            MembershipWay::Event => self.events().send(draft).map_err(not_there_as_forbidden),
+            MembershipWay::Handshake(target, membership) => self.shake_hands(&draft, &target, membership),
+        }
+    }
+
+    /// What a membership takes that is a state event of a client's; waits for what it rests on. Errors: 400.
+    pub(super) fn way_of_membership(&self, draft: &mut Draft, target: &str) -> Result<MembershipWay> {
         let target = UserId::parse(target)?;
         // Only the server that lets somebody in may say in whose name, and servers refuse the event without the
         // signature of that user's server.
         draft.content.remove(AUTHORISER);
         let membership = membership_in(&draft.content)?;
         let own = target == draft.sender;
-        let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
-        let room = JoinTarget { room_id: draft.room.clone(), via: Vec::new() };
         let resident = self.store.read(|db| db.resident_room(&draft.room))?;
+        let takes_more = match membership {
+            Membership::Invite => true,
+            Membership::Join => own && !self.is_joined_to(&draft.room, &draft.sender)?,
+            Membership::Knock => own,
+            Membership::Leave => own && resident.is_none(),
+            Membership::Ban => false,
+        };
+        if takes_more {
+            return Ok(MembershipWay::Handshake(target, membership));
+        }
+        check_names(&draft.content)?;
+        if let Some(room) = resident.filter(|_| own && membership == Membership::Leave) {
+            self.membership().wait_for_signed_invite(&room, &target)?;
+        }
+        Ok(MembershipWay::Event)
+    }
+
+    /// Does what the endpoint of a membership does. Errors: those of that.
+    pub(super) fn shake_hands(
+        &self,
+        draft: &Draft,
+        target: &UserId,
+        membership: Membership,
+    ) -> Result<EventId> {
+        let reason = draft.content.get("reason").and_then(Value::as_str);
+        let room = JoinTarget { room_id: draft.room.clone(), via: Vec::new() };
         let memberships = self.membership().said_at(draft.origin_server_ts);
         match membership {
+            Membership::Join => {
+                memberships.join_by_state(&draft.sender, &room, reason, draft.content.clone())?;
+            }
+            Membership::Knock => {
+                memberships.knock_by_state(&draft.sender, &room, reason, &draft.content)?;
+            }
+            Membership::Leave => memberships.leave(&draft.sender, &draft.room, reason)?,
+            Membership::Ban => return self.events().send(draft.clone()),
             Membership::Invite => {
                 let mut extra = draft.content.clone();
                 extra.remove("membership");
                 extra.remove("reason");
-                memberships.invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
-            }
-            Membership::Join if own && !self.is_joined_to(&draft.room, &draft.sender)? => {
-                let content = draft.content.clone();
-                memberships.join_by_state(&draft.sender, &room, reason.as_deref(), content)?;
-            }
-            Membership::Knock if own => {
-                memberships.knock_by_state(&draft.sender, &room, reason.as_deref(), &draft.content)?;
-            }
-            Membership::Leave if own => match resident {
-                None => memberships.leave(&draft.sender, &draft.room, reason.as_deref())?,
-                Some(room) => {
-                    check_names(&draft.content)?;
-                    memberships.wait_for_signed_invite(&room, &target)?;
-                    return self.events().send(draft).map_err(not_there_as_forbidden);
-                }
-            },
-            _ => {
-                check_names(&draft.content)?;
-                return self.events().send(draft).map_err(not_there_as_forbidden);
+                memberships.invite(&draft.sender, &draft.room, target, reason, extra)?;
             }
         }
         self.store.read(|db| {
@@ -140,11 +161,19 @@ impl Rooms<'_> {
             {
                 return Ok(event.event_id().clone());
             }
-            let remote = db.remote_membership(&draft.room, &target)?.and_then(|row| row.event.clone());
+            let remote = db.remote_membership(&draft.room, target)?.and_then(|row| row.event.clone());
             let remote = remote.ok_or_else(|| Error::internal("a membership went missing"))?;
             Ok(remote.event_id().clone())
         })
     }
+}
+
+/// What a membership takes that is sent as a state event.
+pub(super) enum MembershipWay {
+    /// An event of the room.
+    Event,
+    /// What its own endpoint does: another server may have to be asked.
+    Handshake(UserId, Membership),
 }
 
 /// Whether it is a tombstone.
