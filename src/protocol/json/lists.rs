@@ -96,6 +96,11 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for ListVisitor<T
         Ok(list)
     }
 
+    /// Asked for so, since the library takes whatever may be `null` for something that may be missing.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> std::result::Result<Vec<T>, D::Error> {
+        inner.deserialize_option(self)
+    }
+
     fn visit_none<E: de::Error>(self) -> std::result::Result<Vec<T>, E> {
         Ok(Vec::new())
     }
@@ -107,13 +112,17 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for ListVisitor<T
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_option(ListVisitor::<T, MOST> { strict: true, of: PhantomData }).map(Self)
+        inner
+            .deserialize_newtype_struct("AtMost", ListVisitor::<T, MOST> { strict: true, of: PhantomData })
+            .map(Self)
     }
 }
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_option(ListVisitor::<T, MOST> { strict: false, of: PhantomData }).map(Self)
+        inner
+            .deserialize_newtype_struct("First", ListVisitor::<T, MOST> { strict: false, of: PhantomData })
+            .map(Self)
     }
 }
 
@@ -147,6 +156,14 @@ impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deseriali
                 Ok(list)
             }
 
+            /// Asked for so, since the library takes whatever may be `null` for something that may be missing.
+            fn visit_newtype_struct<D: Deserializer<'de>>(
+                self,
+                inner: D,
+            ) -> std::result::Result<Vec<(K, V)>, D::Error> {
+                inner.deserialize_option(self)
+            }
+
             fn visit_none<E: de::Error>(self) -> std::result::Result<Vec<(K, V)>, E> {
                 Ok(Vec::new())
             }
@@ -160,7 +177,9 @@ impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deseriali
             }
         }
 
-        inner.deserialize_option(FirstMembersVisitor::<K, V, MOST>(PhantomData)).map(Self)
+        inner
+            .deserialize_newtype_struct("FirstMembers", FirstMembersVisitor::<K, V, MOST>(PhantomData))
+            .map(Self)
     }
 }
 
@@ -190,6 +209,14 @@ impl<'de, V: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMostMem
                 Ok(object)
             }
 
+            /// Asked for so, since the library takes whatever may be `null` for something that may be missing.
+            fn visit_newtype_struct<D: Deserializer<'de>>(
+                self,
+                inner: D,
+            ) -> std::result::Result<BTreeMap<String, V>, D::Error> {
+                inner.deserialize_option(self)
+            }
+
             fn visit_none<E: de::Error>(self) -> std::result::Result<BTreeMap<String, V>, E> {
                 Ok(BTreeMap::new())
             }
@@ -202,6 +229,8 @@ impl<'de, V: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMostMem
             }
         }
 
-        inner.deserialize_option(AtMostMembersVisitor::<V, MOST>(PhantomData)).map(Self)
+        inner
+            .deserialize_newtype_struct("AtMostMembers", AtMostMembersVisitor::<V, MOST>(PhantomData))
+            .map(Self)
     }
 }

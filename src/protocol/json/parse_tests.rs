@@ -154,6 +154,20 @@ fn what_people_send_is_not_out_of_proportion() {
 }
 
 #[test]
+fn a_list_may_be_null_and_may_not_be_missing() {
+    #[derive(Deserialize)]
+    struct Lists<'t> {
+        list: AtMost<u8, 3>,
+        #[serde(borrow)]
+        members: FirstMembers<&'t str, u8, 2>,
+    }
+    let read = |text: &'static str| read_object::<Lists<'_>>(text.as_bytes());
+    let lists = read(r#"{"list":null,"members":null}"#).expect("empty ones");
+    assert!(lists.list.is_empty() && lists.members.0.is_empty());
+    assert!(read(r#"{"list":null}"#).is_err() && read(r#"{"members":{}}"#).is_err());
+}
+
+#[test]
 fn lists_have_their_bounds() {
     let numbers = |count: usize| format!("[{}]", vec!["7"; count].join(","));
     assert_eq!(read::<AtMost<u8, 3>>(numbers(3).as_bytes()).expect("three").0.len(), 3);
