@@ -117,6 +117,23 @@ impl Before {
         self.add(&user.clone(), ("m.room.member", user.as_str()), json!({ "membership": "join" }), DAY_MS);
     }
 
+    /// Somebody has as much power as there is to give.
+    fn give_power(&mut self, user: &UserId) {
+        let creator = &self.room.creator;
+        let levels = match self.room.version.privileged_creators {
+            true => json!({ user.as_str(): 100 }),
+            false => json!({ creator.as_str(): 100, user.as_str(): 100 }),
+        };
+        self.replace("m.room.power_levels", json!({ "users": levels }));
+    }
+
+    /// The room's creator sets what was set before.
+    fn replace(&mut self, kind: &str, content: Value) {
+        let creator = self.room.creator.clone();
+        self.past.push(Value::Object(self.room.state[&(kind.to_owned(), String::new())].to_object()));
+        self.room.add(&self.host, kind, "", &creator, content);
+    }
+
     fn comes_in(&self, user: &TestUser) {
         self.host.let_in(&self.room, user.id());
         let mut answer = self.room.join_answer();
@@ -139,14 +156,7 @@ fn who_lost_all_they_had_come_back_into_their_rooms_each_by_themselves() {
             before.add_member(user);
         }
         let carol_id = before.user("carol");
-        let levels = match version {
-            "12" => json!({ carol_id.as_str(): 100 }),
-            _ => json!({ before.room.creator.as_str(): 100, carol_id.as_str(): 100 }),
-        };
-        let creator = before.room.creator.clone();
-        let first = &before.room.state[&("m.room.power_levels".to_owned(), String::new())];
-        before.past.push(Value::Object(first.to_object()));
-        before.room.add(&before.host, "m.room.power_levels", "", &creator, json!({ "users": levels }));
+        before.give_power(&carol_id);
         before.add(&carol_id, ("m.room.name", ""), json!({ "name": "by carol" }), DAY_MS);
         let (bob, carol) = (before.server.user("bob"), before.server.user("carol"));
         let room = before.room.id.as_str();
@@ -202,4 +212,35 @@ fn nobody_makes_up_what_users_who_are_here_do_by_a_key_that_we_lost() {
             .0,
         404
     );
+}
+
+#[test]
+fn in_a_private_room_who_has_such_a_name_comes_back_uninvited_unless_they_are_removed_first() {
+    for version in ["11", "12"] {
+        let mut before = Before::new(version);
+        for user in ["bob", "carol", "dora"] {
+            before.add_member(user);
+        }
+        before.give_power(&before.user("carol"));
+        before.replace("m.room.join_rules", json!({ "join_rule": "invite" }));
+        let [bob, carol, dora] = ["bob", "carol", "dora"].map(|name| before.server.user(name));
+        let room = before.room.id.as_str();
+        before.comes_in(&carol);
+        carol.send(room, "secret");
+        // As the room has it, they are in it, and say so anew.
+        bob.join_via(room, &[before.host.name().as_str()]);
+        assert!(is_in(&bob, &before.room), "{version}");
+        assert_eq!(dora.request("POST", &room_path(room, "leave"), Some(json!({}))).0, 403, "{version}");
+        carol.post(&room_path(room, "kick"), json!({ "user_id": dora.id() }));
+        let refused = dora.request("POST", &room_path(room, "join"), Some(json!({})));
+        assert_eq!(refused.0, 403, "{version}: {refused:?}");
+        // Who never was there has left nothing that they could read.
+        assert_eq!(dora.request("GET", &room_path(room, "messages?dir=b"), None).0, 403, "{version}");
+        carol.post(&room_path(room, "ban"), json!({ "user_id": dora.id() }));
+        carol.post(&room_path(room, "unban"), json!({ "user_id": dora.id() }));
+        carol.post(&room_path(room, "invite"), json!({ "user_id": dora.id() }));
+        assert!(dora.initial_sync()["rooms"]["invite"].get(room).is_some(), "{version}");
+        dora.join(room);
+        assert!(is_in(&dora, &before.room), "{version}");
+    }
 }

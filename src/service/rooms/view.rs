@@ -310,7 +310,10 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
 /// When a user who is not in the room left it last: the position of the leave, kick or ban. None: they never were in it.
 pub fn left_at(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<i64>> {
     for change in db.state_tuple_changes(room.key, "m.room.member", user.as_str())? {
-        if said_by(db, change.previous)? == Some(Membership::Join) {
+        let Some(previous) = change.previous else { continue };
+        if said_by(db, Some(previous))? == Some(Membership::Join)
+            && !db.is_from_before_us(room.key, previous)?
+        {
             return Ok(Some(change.stream));
         }
     }

@@ -1,5 +1,7 @@
 //! What who runs the server is told of rooms, beside what everybody in them knows.
 
+use rusqlite::params;
+
 use crate::error::Result;
 use crate::protocol::{RoomId, UserId};
 use crate::store::{Db, Room, RoomKey};
@@ -53,9 +55,10 @@ impl Db<'_> {
     pub fn rooms_joined_by(&self, user: &UserId) -> Result<Vec<RoomId>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT r.room_id FROM rooms r JOIN memberships m ON m.room_key = r.room_key AND m.user_id = ?1
-             WHERE r.resident = 1 AND m.membership = 'join' ORDER BY 1",
+             WHERE r.resident = 1 AND m.membership = 'join' AND (m.local = 1 OR NOT ?2) ORDER BY 1",
         )?;
-        let rows = statement.query_map([user.as_str()], |row| row.get::<_, String>(0))?;
+        let key = params![user.as_str(), self.is_local(user.as_str())];
+        let rows = statement.query_map(key, |row| row.get::<_, String>(0))?;
         rows.map(|row| RoomId::parse(&row?)).collect()
     }
 }

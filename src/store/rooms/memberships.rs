@@ -141,7 +141,7 @@ impl Db<'_> {
 
     /// Whether a member event was made by a user of our name from before us: it rests on others' word, and is signed with
     /// none of the keys that we have.
-    pub(super) fn is_from_before_us(&self, room: RoomKey, event: EventKey) -> Result<bool> {
+    pub fn is_from_before_us(&self, room: RoomKey, event: EventKey) -> Result<bool> {
         if !self.is_vouched(room, event)? {
             return Ok(false);
         }
