@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::order::Gather;
 use crate::protocol::event_auth::{self, AuthError};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
-use crate::protocol::room_version::EventIdFormat;
+use crate::protocol::room_version::{EventIdFormat, StateResolution};
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, RoomId};
 use crate::service::events::extremities::{GraphPlace, may_be_late, place_in_graph};
@@ -121,14 +121,24 @@ pub(in crate::service) fn authorise(db: &Db<'_>, pdu: &Pdu, context: AuthContext
     };
     let extremities = db.extremity_keys(room.key)?;
     let ends = RoomExtremities { room: &room, extremities: &extremities };
-    let StateOfEvent { state: state_before, missing, given } =
-        match state_before(db, &ends, pdu, given, budget)? {
-            StateBefore::State(state) => state,
-            StateBefore::Missing => return Ok(Verdict::MissingPrev),
-            StateBefore::NeedsWork => return Ok(Verdict::NeedsWork),
-        };
+    let mut before = match state_before(db, &ends, pdu, given, budget)? {
+        StateBefore::State(state) => state,
+        unknown => return Ok(unknown.into_verdict()),
+    };
     let by_auth_events = allowed_by_auth_events(db, &room, pdu, &auth)?;
-    let by_state_before = allowed_by_state_before(db, &room, pdu, &state_before)?;
+    let mut by_state_before = allowed_by_state_before(db, &room, pdu, &before.state)?;
+    if by_auth_events.is_ok()
+        && by_state_before.is_err()
+        && !history
+        && is_of_unknown_member(db, &room, pdu, &before)?
+    {
+        before = match state_with_word(db, &room, before, given, budget)? {
+            StateBefore::State(state) => state,
+            unknown => return Ok(unknown.into_verdict()),
+        };
+        by_state_before = allowed_by_state_before(db, &room, pdu, &before.state)?;
+    }
+    let StateOfEvent { state: state_before, missing, given } = before;
     if by_auth_events.is_ok() && by_state_before.is_err() && (given || !missing.is_empty()) {
         // Check 5 asks for the state before the event, not for what somebody says of it who may want it gone: nobody
         // is kept out by the word of another server.
@@ -137,9 +147,8 @@ pub(in crate::service) fn authorise(db: &Db<'_>, pdu: &Pdu, context: AuthContext
     let (status, reason) = match by_auth_events.and(by_state_before) {
         Err(reason) => (Status::Rejected, Some(reason)),
         Ok(()) => {
-            // What was allowed then is history, whatever the room is like today.
-            let by_now =
-                if history { Ok(()) } else { allowed_by_current_state(db, &room, pdu, &state_before)? };
+            let by_now = allowed_by_current_state(db, &room, pdu, (&state_before, given), context)?;
+            let Some(by_now) = by_now else { return Ok(Verdict::NeedsWork) };
             if by_now.is_err() && !db.late_extremities(room.key)?.is_empty() {
                 // Whose join is late would be heard by all others, and never by us.
                 return Ok(Verdict::IsBehind);
@@ -249,17 +258,29 @@ fn allowed_by_state_before(
         .authorise(&db.auth_checker(room.version), pdu)
 }
 
-/// Check 6: "Passes authorisation rules based on the current state of the room, otherwise it is soft failed."
+/// Check 6: "Passes authorisation rules based on the current state of the room, otherwise it is soft failed." None if that
+/// is more work than wanted.
 fn allowed_by_current_state(
     db: &Db<'_>,
     room: &Room,
     pdu: &Pdu,
-    state_before: &StateRef,
-) -> Result<Result<(), AuthError>> {
-    if is_current(room, state_before) {
-        return Ok(Ok(()));
+    (state_before, given): (&StateRef, bool),
+    context: AuthContext<'_>,
+) -> Result<Option<Result<(), AuthError>>> {
+    // What was allowed then is history, whatever the room is like today.
+    if context.history || is_current(room, state_before) {
+        return Ok(Some(Ok(())));
     }
-    StateView::current(db, room.key).authorise(&db.auth_checker(room.version), pdu)
+    let allowed = StateView::current(db, room.key).authorise(&db.auth_checker(room.version), pdu)?;
+    if allowed.is_ok() || !given || room.version.state_resolution == StateResolution::V1 {
+        return Ok(Some(allowed));
+    }
+    // The current state need not know yet of what others have to say: what both come to decides, as it would once the event
+    // is in. (By the first algorithm a state has whatever one of the two lacks.)
+    let current = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
+    let sets = vec![set_of(StateRef::snapshot(current)), set_of(state_before.clone())];
+    let Some(both) = resolve(db, room.version, sets, context.budget)? else { return Ok(None) };
+    allowed_by_state_before(db, room, pdu, &both).map(Some)
 }
 
 fn is_current(room: &Room, state: &StateRef) -> bool {
@@ -283,6 +304,55 @@ struct StateOfEvent {
     missing: Vec<EventId>,
     /// Whether it is nothing but what another server said, of it or of the states that it was made of.
     given: bool,
+}
+
+impl StateBefore {
+    /// What there is to say of an event where the state before it is not known.
+    fn into_verdict(self) -> Verdict {
+        match self {
+            Self::NeedsWork => Verdict::NeedsWork,
+            Self::State(_) | Self::Missing => Verdict::MissingPrev,
+        }
+    }
+}
+
+fn set_of<'e>(state: StateRef) -> StateSet<'e> {
+    StateSet { state, unstored: None }
+}
+
+/// Whether an event's sender came in by what could not be had when the state before it was worked out, and was taken by
+/// somebody's word since: that state does not know of them.
+fn is_of_unknown_member(db: &Db<'_>, room: &Room, pdu: &Pdu, before: &StateOfEvent) -> Result<bool> {
+    let sender = pdu.sender().as_str();
+    if before.given
+        || !before.missing.is_empty()
+        || db.state_event_of(&before.state, "m.room.member", sender)?.is_some()
+    {
+        return Ok(false);
+    }
+    for id in pdu.auth_events() {
+        if db.pdu(id)?.is_some_and(|event| event.is("m.room.member", sender)) {
+            return Ok(matches!(db.event_status(id)?, Some((Status::Accepted, true)))
+                && db.rests_on_word(room.key, id)?);
+        }
+    }
+    Ok(false)
+}
+
+/// The state before an event as it was worked out, resolved with what another server says of it.
+fn state_with_word(
+    db: &Db<'_>,
+    room: &Room,
+    before: StateOfEvent,
+    given: Option<&StateRef>,
+    budget: ResolutionBudget,
+) -> Result<StateBefore> {
+    let Some(given) = given else { return Ok(StateBefore::Missing) };
+    let sets = vec![set_of(given.clone()), set_of(before.state)];
+    Ok(match resolve(db, room.version, sets, budget)? {
+        Some(state) => StateBefore::State(StateOfEvent { state, missing: before.missing, given: true }),
+        None => StateBefore::NeedsWork,
+    })
 }
 
 /// A room with its forward extremities, as an event finds it.
@@ -343,11 +413,11 @@ fn state_before(
             _ => missing.push(id.clone()),
         }
     }
-    let set = |state| StateSet { state: StateRef::snapshot(state), unstored: None };
-    let mut sets: Vec<StateSet<'_>> = states.into_iter().map(set).collect();
+    let mut sets: Vec<StateSet<'_>> =
+        states.into_iter().map(|state| set_of(StateRef::snapshot(state))).collect();
     if let Some(given) = given.filter(|_| all_given || !missing.is_empty()) {
         // What another server says of the state counts no more than what we know of the other previous events.
-        sets.insert(0, StateSet { state: given.clone(), unstored: None });
+        sets.insert(0, set_of(given.clone()));
         return Ok(match resolve(db, room.version, sets, budget)? {
             Some(state) => StateBefore::State(StateOfEvent { state, missing, given: all_given }),
             None => StateBefore::NeedsWork,

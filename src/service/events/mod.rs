@@ -22,9 +22,11 @@
 //! 7. Check 4: *passes the authorisation rules based on its auth events*, otherwise it is **rejected**
 //!    (`authorise.rs`).
 //! 8. Check 5: *… based on the state before it*, otherwise it is **rejected** (`authorise.rs`; the state:
-//!    `resolve.rs`).
+//!    `resolve.rs`); unless that state is nothing but what another server says, or lacks the sender since that one came in
+//!    by what could not be had.
 //! 9. Check 6: *… based on the current state of the room*, otherwise it is **soft-failed** (`authorise.rs`); not
-//!    asked of history, which was allowed when it happened.
+//!    asked of history, which was allowed when it happened. Where others say what was before the event, that and the current
+//!    state decide together.
 //! 10. Check 7: *is validated by the policy server, if the room is using one*, otherwise it is **soft-failed**
 //!     (`policy_server.rs`, which has asked for a missing signature before check 6).
 //!

@@ -6,7 +6,7 @@
 //! those show who come in later (it is in nobody's auth chain). Such an event is left behind: the room is not told anew for it,
 //! and it comes into no state again ([`Tx::leave_behind`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use rusqlite::params;
 
@@ -17,6 +17,9 @@ use crate::protocol::signatures::verify::Proof;
 use crate::protocol::{EventId, RoomId, VerifiedPdu};
 use crate::store::rooms::room_import::StagedEvents;
 use crate::store::{Db, EventKey, Room, RoomKey, Tx};
+
+/// How many events of a chain are looked at.
+const CHAIN_LOOKED_AT_MAX: usize = 100;
 
 /// What we have of a room from before, as far as it does not go together with what we are shown of it now.
 #[derive(Debug)]
@@ -72,6 +75,25 @@ impl Db<'_> {
             "SELECT EXISTS (SELECT 1 FROM vouched_events WHERE room_key = ?1 AND event_key = ?2)",
         )?;
         Ok(statement.query_row(params![room, event], |row| row.get(0))?)
+    }
+
+    /// Whether an event that has no place here rests on another server's word, itself or by others of which that is true. Of a
+    /// long chain only so much is looked at.
+    pub fn rests_on_word(&self, room: RoomKey, event: &EventId) -> Result<bool> {
+        let (mut next, mut seen) = (vec![event.clone()], HashSet::new());
+        while let Some(id) = next.pop() {
+            if seen.len() >= CHAIN_LOOKED_AT_MAX || !seen.insert(id.clone()) {
+                continue;
+            }
+            let Some(event) = self.event(&id)?.filter(|event| event.room == room) else { continue };
+            if self.is_vouched(room, event.key)? {
+                return Ok(true);
+            }
+            if event.is_outlier() {
+                next.extend_from_slice(event.pdu.auth_events());
+            }
+        }
+        Ok(false)
     }
 
     /// Those that were left behind before are none of them.

@@ -135,3 +135,45 @@ fn history_is_not_cut_out_by_the_state_that_a_server_says_was_before_it() {
     );
     assert_eq!(stored(&server, past.event_id()).expect("it is stored").status, Status::Accepted);
 }
+
+#[test]
+fn nobody_is_let_in_by_a_friends_word_against_what_the_room_has_become() {
+    for version in ["11", "12"] {
+        let mut scene = Scene::new(version);
+        let friend = resident(&mut scene, "friend");
+        let (banned, late) = (friend.user("banned"), friend.user("late"));
+        let join = scene.join_of(&friend, "banned");
+        scene.send("join", &[&join]);
+        // While the door stood open, as is said now; nobody ever heard of it.
+        let (last, member) = (scene.last.clone(), ("m.room.member", Some(late.as_str())));
+        let stale = scene.event_of(&friend, &[&last], &late, member, json!({ "membership": "join" }));
+        scene.room.state.insert(("m.room.member".into(), late.to_string()), stale);
+        let open = scene.room.state.clone();
+        let ban = scene.set_state("m.room.member", banned.as_str(), json!({ "membership": "ban" }));
+        let closed = scene.set_state("m.room.join_rules", "", json!({ "join_rule": "invite" }));
+        let said = scene.message("closed");
+        scene.send("closed", &[&ban, &closed, &said]);
+        assert!([&ban, &closed, &said].into_iter().all(|pdu| accepted(&scene, pdu)), "{version}");
+        scene.room.state = open;
+        let ids: Vec<&EventId> = scene.room.state.values().map(Pdu::event_id).collect();
+        friend.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
+        friend.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+        let events: Vec<Pdu> = scene.room.state.values().cloned().collect();
+        friend.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&events) }));
+        let (unknown, word) = (scene.message("unknown"), ("m.room.message", None));
+        let mut say = |prev: &Pdu, who: &UserId, text: &str| {
+            let content = json!({ "body": text });
+            scene.event_of(&friend, &[prev.event_id()], who, word, content)
+        };
+        let all = [say(&unknown, &banned, "a"), say(&unknown, &late, "b"), say(&said, &late, "c")];
+        for (n, event) in all.iter().enumerate() {
+            relay(&scene, &friend, &format!("friend{n}"), event);
+        }
+        assert_eq!(friend.asked("/state_ids/").len(), 2, "{version}");
+        let became: Vec<_> = all.iter().filter_map(|event| scene.status(event)).collect();
+        assert_eq!(became, [Status::SoftFailed, Status::SoftFailed, Status::Rejected], "{version}");
+        assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), ["closed"], "{version}");
+        assert_eq!(scene.membership(&banned).as_deref(), Some("ban"), "{version}");
+        assert_eq!(scene.membership(&late), None, "{version}");
+    }
+}
