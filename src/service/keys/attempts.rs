@@ -31,6 +31,10 @@ pub(in crate::service) const NOTARY_ATTEMPTS_PER_ADDRESS_MAX: usize = 3;
 const CROWDED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses between requests to a server that do not help.
 const ATTEMPT_BACKOFF: Backoff = Backoff::doubling(5_000, 3_600_000);
+/// Who was given less time to answer is not silent for that.
+const SILENCE_TIMEOUT_MIN: Duration = Duration::from_secs(5);
+/// So long after the last time a server is not asked once more.
+const ONCE_MORE_PAUSE_MS: Millis = 60_000;
 /// The longest pause when the server itself is speaking to us right now.
 const SPEAKER_PAUSE_MAX_MS: Millis = 15_000;
 /// So long who was just asked is left alone by those who find signatures wrong that were made in its name.
@@ -98,8 +102,9 @@ struct KeyAttempt {
     /// Whether it was in a room with us when it was last asked.
     neighbour: bool,
     failures: u32,
-    /// How often in a row it stated nothing.
+    /// How often in a row it stated nothing, although it had the time, and since when.
     silences: u32,
+    silent_since: Steady,
     last: Steady,
     next: Steady,
     /// When it last stated its keys.
@@ -183,6 +188,7 @@ impl KeyAttempts {
             attempts: self,
             server,
             clock,
+            begun: Instant::now(),
             until,
             outcome: AttemptOutcome::Failed,
             _slot: slot,
@@ -217,7 +223,7 @@ impl KeyAttempts {
         AttemptPermission::Asked
     }
 
-    fn end(&self, server: &ServerName, outcome: AttemptOutcome, now: Steady) {
+    fn end(&self, server: &ServerName, (outcome, had_time): (AttemptOutcome, bool), now: Steady) {
         let mut all = lock(&self.state);
         if let Some(attempt) = all.get_mut(server) {
             attempt.running = false;
@@ -225,10 +231,11 @@ impl KeyAttempts {
             if !matches!(outcome, AttemptOutcome::Failed) {
                 attempt.stated = Some(Instant::now());
             }
-            attempt.silences = match outcome {
-                AttemptOutcome::Failed => attempt.silences.saturating_add(1),
-                AttemptOutcome::Helped | AttemptOutcome::Useless => 0,
-            };
+            match outcome {
+                AttemptOutcome::Failed if had_time => attempt.is_silent(now),
+                AttemptOutcome::Failed => {}
+                AttemptOutcome::Helped | AttemptOutcome::Useless => attempt.silences = 0,
+            }
             attempt.failures = match outcome {
                 AttemptOutcome::Helped => 0,
                 // Anybody can make us ask for keys that do not exist: that must not keep us from asking for new ones.
@@ -243,6 +250,13 @@ impl KeyAttempts {
 }
 
 impl KeyAttempt {
+    fn is_silent(&mut self, now: Steady) {
+        if self.silences == 0 {
+            self.silent_since = now;
+        }
+        self.silences = self.silences.saturating_add(1);
+    }
+
     /// Who is asked a little sooner than need be costs one request; and of strangers there is no end.
     fn worth(&self, now: Steady) -> Worth {
         match self.next.max(self.last + DOUBT_PAUSE_MS) > now {
@@ -264,9 +278,30 @@ impl KeyAttempt {
 }
 
 impl KeyAttempts {
-    /// Whether the server stated nothing the last times that it was asked, so many of them at least.
-    pub(in crate::service) fn has_failed(&self, server: &ServerName, times: u32) -> bool {
-        lock(&self.state).get(server).is_some_and(|attempt| attempt.silences >= times)
+    /// Whether the server stated nothing the last times that it was asked, so many of them at least and for so long.
+    pub(in crate::service) fn is_silent(
+        &self,
+        server: &ServerName,
+        (times, for_ms): (u32, Millis),
+        now: Steady,
+    ) -> bool {
+        let all = lock(&self.state);
+        let attempt = all.get(server).filter(|attempt| attempt.silences >= times);
+        attempt.is_some_and(|attempt| now - attempt.silent_since >= for_ms)
+    }
+
+    /// A silent server may be asked once more, unless that was done just now.
+    pub(super) fn hasten(&self, server: &ServerName) {
+        if let Some(attempt) = lock(&self.state).get_mut(server) {
+            attempt.next = attempt.next.min(attempt.last + ONCE_MORE_PAUSE_MS);
+        }
+    }
+
+    /// The server itself has spoken to us: it is not gone.
+    pub(in crate::service) fn peer_spoke(&self, server: &ServerName) {
+        if let Some(attempt) = lock(&self.state).get_mut(server) {
+            attempt.silences = 0;
+        }
     }
 
     /// Whether the server has stated its keys since then, so that one that it did not state does not exist.
@@ -281,6 +316,7 @@ pub(in crate::service) struct RunningAttempt<'a> {
     attempts: &'a KeyAttempts,
     server: ServerName,
     clock: &'a Clock,
+    begun: Instant,
     /// Until when its answer is waited for.
     pub(in crate::service) until: Instant,
     pub(in crate::service) outcome: AttemptOutcome,
@@ -289,7 +325,9 @@ pub(in crate::service) struct RunningAttempt<'a> {
 
 impl Drop for RunningAttempt<'_> {
     fn drop(&mut self) {
-        self.attempts.end(&self.server, self.outcome, self.clock.steady());
+        // Whoever takes up our time does not make others silent.
+        let had_time = Instant::now() < self.until || self.begun.elapsed() >= SILENCE_TIMEOUT_MIN;
+        self.attempts.end(&self.server, (self.outcome, had_time), self.clock.steady());
     }
 }
 
@@ -361,5 +399,32 @@ mod tests {
         }
         assert!(lock(&attempts.state).len() <= PAUSES_MAX);
         assert!(!ask("friend.example", true), "it is still not to be asked again");
+    }
+
+    #[test]
+    fn who_had_no_time_to_answer_is_not_silent_and_who_speaks_is_not_gone() {
+        let (attempts, clock) = (KeyAttempts::default(), Clock::new());
+        let server = &name("s.example");
+        let ask = |within: Duration| {
+            let question =
+                KeyQuestion { server, neighbour: true, doubted: false, purpose: KeyPurpose::Events };
+            clock.advance(Duration::from_secs(3600));
+            let begun = attempts.begin(question, &clock, Instant::now() + within);
+            matches!(begun, AttemptPermission::Go(_))
+        };
+        let is_silent = |for_ms: Millis| attempts.is_silent(server, (3, for_ms), clock.steady());
+        assert!((0..5).all(|_| ask(Duration::ZERO)));
+        assert!(!is_silent(0), "it had no time");
+        assert!((0..3).all(|_| ask(Duration::from_secs(60))));
+        assert!(is_silent(2 * 3_600_000) && !is_silent(3 * 3_600_000), "since the first of the three");
+        attempts.peer_spoke(server);
+        assert!(!is_silent(0));
+        // However lately it was asked, it is asked once more before others are believed.
+        assert!((0..12).all(|_| ask(Duration::from_secs(60))));
+        clock.advance(Duration::from_secs(61));
+        let question = KeyQuestion { server, neighbour: true, doubted: false, purpose: KeyPurpose::Events };
+        assert!(!attempts.may_ask(&question, &clock));
+        attempts.hasten(server);
+        assert!(attempts.may_ask(&question, &clock));
     }
 }

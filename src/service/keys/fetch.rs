@@ -180,11 +180,11 @@ impl Keys<'_> {
         }
     }
 
-    /// The wanted keys as far as they are known, or these servers say what they are: for who has reason to believe them
-    /// about those, and asked everybody else before. Their word is good for now alone.
+    /// The wanted keys as far as they are known, or this server says what they are: for who has reason to believe it about
+    /// those, and asked everybody else before. Its word is good for now alone.
     pub(in crate::service) fn keys_by_word_of(
         &self,
-        vouchers: &[ServerName],
+        voucher: &ServerName,
         wanted: &[WantedKey],
         deadline: Instant,
     ) -> FoundKeys {
@@ -192,22 +192,24 @@ impl Keys<'_> {
         self.load_keys(wanted, &mut found);
         let mut missing = missing(wanted, &found);
         missing.remove(self.server_name());
-        self.ask_others(vouchers, &mut missing, &mut found, deadline);
+        self.ask_others(std::slice::from_ref(voucher), &mut missing, &mut found, deadline);
         found
     }
 
-    /// Whether we have a key that serves.
-    pub(in crate::service) fn has_key_for(&self, wanted: &WantedKey) -> bool {
+    /// Asks servers that were silent once more, unless that was done just now.
+    pub(in crate::service) fn ask_once_more(&self, wanted: &[&WantedKey], deadline: Instant) {
+        let wanted: Vec<WantedKey> = wanted.iter().map(|wanted| (*wanted).clone()).collect();
         let mut found = FoundKeys::default();
-        self.load_keys(std::slice::from_ref(wanted), &mut found);
-        found.has(wanted)
+        let mut missing = missing(&wanted, &found);
+        missing.keys().for_each(|server| self.key_ring.attempts.hasten(server));
+        self.ask_servers(&mut missing, &mut found, (KeyPurpose::Events, false), deadline);
     }
 
-    /// Whether we have the key at all, whenever it was valid.
-    pub(in crate::service) fn knows_key(&self, wanted: &WantedKey) -> bool {
+    /// The wanted keys as far as they are known, whenever they were valid.
+    pub(in crate::service) fn known_keys(&self, wanted: &[WantedKey]) -> FoundKeys {
         let mut found = FoundKeys::default();
-        self.load_keys(std::slice::from_ref(wanted), &mut found);
-        found.get(wanted.server.as_str(), &wanted.key_id).is_some()
+        self.load_keys(wanted, &mut found);
+        found
     }
 
     /// What is in memory or in the database.

@@ -278,6 +278,7 @@ impl Homeserver {
         self.scheduler.peer_spoke(self, server);
         self.silent_servers.spoke(server);
         self.fetch_limits.peer_spoke(server);
+        self.key_ring.attempts.peer_spoke(server);
     }
 }
 

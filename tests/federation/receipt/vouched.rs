@@ -15,6 +15,19 @@ enum Fate {
     Known,
     /// It is there and says its keys. The change is signed with another.
     Alive,
+    /// It is gone, and we knew it: its user had as much power as the creator, and gave it up. The change is signed with another
+    /// key, and rests on what was before.
+    Resigned,
+    /// It is gone, and we never heard of it. Its user has less power than two others. The change is signed with its key.
+    Less,
+    /// It is gone, and we never heard of it. The change is signed with another key.
+    Silent,
+}
+
+impl Fate {
+    fn is_known(self) -> bool {
+        matches!(self, Fate::Known | Fate::Alive | Fate::Resigned)
+    }
 }
 
 /// A room that we know as it was, and what happened since.
@@ -33,13 +46,20 @@ impl Away {
         let mut scene = Scene::new(version);
         let evil = resident(&mut scene, "eve");
         let (other, ghost) = (Peer::start(), SigningKey::generate([9; 32], "ghost"));
-        other.hide_keys(matches!(fate, Fate::Gone | Fate::Given));
+        other.hide_keys(!fate.is_known());
         other.take_transactions();
-        let (user, creator) = (other.user("x"), scene.room.creator.clone());
+        let (user, creator, eve) = (other.user("x"), scene.room.creator.clone(), evil.user("eve"));
         let mut chain: Vec<Pdu> = scene.room.state.values().cloned().collect();
+        if fate == Fate::Less {
+            let users = json!({ creator.as_str(): 100, eve.as_str(): 100 });
+            let levels = scene.set_state("m.room.power_levels", "", json!({ "users": users }));
+            scene.send("two", &[&levels]);
+            chain.push(levels);
+        }
         let join = scene.join_of(&other, "x");
-        let users = match version {
-            "12" => json!({ user.as_str(): 100 }),
+        let users = match (version, fate) {
+            ("12", _) => json!({ user.as_str(): 100 }),
+            (_, Fate::Less) => json!({ creator.as_str(): 100, eve.as_str(): 100, user.as_str(): 50 }),
             _ => json!({ creator.as_str(): 100, user.as_str(): 100 }),
         };
         let given = scene.set_state("m.room.power_levels", "", json!({ "users": users }));
@@ -52,14 +72,21 @@ impl Away {
             wait_until("who has power is known", || known()["users"][user.as_str()] == 100);
             assert!(scene.membership(&user).is_none());
         }
-        if matches!(fate, Fate::Known | Fate::Alive) {
+        if fate.is_known() {
             scene.send("before", &[&join, &given]);
             assert!(accepted(&scene, &given));
-            other.hide_keys(fate == Fate::Known);
         }
+        if fate == Fate::Resigned {
+            let (last, users) = (scene.last.clone(), json!({ creator.as_str(): 100, eve.as_str(): 100 }));
+            let kind = ("m.room.power_levels", Some(""));
+            let resigned = scene.event_of(&other, &[&last], &user, kind, json!({ "users": users }));
+            scene.send("resigned", &[&resigned]);
+            assert!(accepted(&scene, &resigned));
+        }
+        other.hide_keys(fate != Fate::Alive);
         let (last, content) = (scene.last.clone(), json!({ "users": users, "invite": 10 }));
         let mut levels = scene.event_of(&other, &[&last], &user, ("m.room.power_levels", Some("")), content);
-        if matches!(fate, Fate::Known | Fate::Alive) {
+        if fate.is_known() || fate == Fate::Silent {
             let mut unsigned = levels.to_object();
             unsigned.retain(|key, _| !matches!(key.as_str(), "hashes" | "signatures"));
             levels = sign_new_event(unsigned, other.name(), &ghost, levels.version()).expect("an event");
@@ -79,6 +106,11 @@ impl Away {
         assert_eq!(self.scene.send("since", &[&self.message])[self.message.event_id().as_str()], json!({}));
         assert!(self.scene.status(&self.message).is_none());
         assert_eq!(self.questions(), (0, 0), "it is too early");
+    }
+
+    /// How often the creator's server was asked for what something rests on.
+    fn attempts(&self) -> usize {
+        self.scene.peer.asked("/event_auth/").len()
     }
 
     /// How often the creator's server was asked for keys of others, and the ordinary member's.
@@ -129,18 +161,146 @@ fn nobody_makes_up_what_a_server_that_is_gone_did_who_could_not_do_it_themselves
 }
 
 #[test]
-fn nobody_makes_up_what_they_did_who_have_as_much_power_or_are_there() {
-    for fate in [Fate::Known, Fate::Alive] {
+fn nobody_makes_up_what_they_did_who_have_or_had_as_much_power_or_are_there() {
+    for fate in [Fate::Known, Fate::Alive, Fate::Resigned] {
         let away = Away::new("11", fate);
         away.scene.peer.vouch_for(away.other.name(), &[&away.ghost]);
         away.begins();
-        let asked = || away.scene.peer.asked("/event_auth/").len();
-        let before = asked();
+        let before = away.attempts();
         wait_until("what it rests on is asked for again and again", || {
             away.scene.server.advance(Duration::from_secs(60));
-            asked() > before + 8
+            away.attempts() > before + 8
         });
         assert_eq!(away.questions(), (0, 0), "{fate:?}");
         assert!(away.scene.status(&away.levels).is_none(), "{fate:?}");
     }
+}
+
+#[test]
+fn one_of_two_who_vouch_does_not_keep_the_other_from_it() {
+    for liar_is_first in [true, false] {
+        let away = Away::new("11", Fate::Less);
+        let (one, two) = (&away.scene.peer, &away.evil);
+        let other_key_version = away.other.signing_key().key_id().trim_start_matches("ed25519:").to_owned();
+        let (liar, other) = if liar_is_first { (one, two) } else { (two, one) };
+        liar.vouch_for(away.other.name(), &[&SigningKey::generate([8; 32], &other_key_version)]);
+        other.vouch_for(away.other.name(), &[away.other.signing_key()]);
+        away.begins();
+        wait_until("the message is accepted", || {
+            away.scene.server.advance(Duration::from_secs(30));
+            accepted(&away.scene, &away.message)
+        });
+        let levels = away.scene.state_content("m.room.power_levels", "").expect("there are some");
+        assert_eq!(levels["invite"], 10, "{liar_is_first}");
+    }
+}
+
+#[test]
+fn a_server_that_is_back_is_asked_itself_before_anybody_vouches_for_it() {
+    let mut away = Away::new("11", Fate::Silent);
+    away.scene.peer.answer_json("/key/v2/query", 404, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" }));
+    away.begins();
+    for _ in 0..3 {
+        let before = away.attempts();
+        wait_until("what it rests on is asked for again", || {
+            away.scene.server.advance(Duration::from_secs(150));
+            away.attempts() > before
+        });
+    }
+    away.other.hide_keys(false);
+    away.scene.peer.vouch_for(away.other.name(), &[&away.ghost, away.other.signing_key()]);
+    // One that is pursued at once, while its server is left in peace that was silent a moment ago.
+    away.scene.server.advance(Duration::from_secs(61));
+    let more = away.scene.message("more");
+    away.scene.send("more", &[&more]);
+    let before = away.attempts();
+    wait_until("what it rests on is asked for again and again", || {
+        away.scene.server.advance(Duration::from_secs(60));
+        away.attempts() > before + 6
+    });
+    assert!(away.scene.status(&away.levels).is_none());
+}
+
+#[test]
+fn however_many_wait_who_may_vouch_is_not_asked_all_the_time() {
+    let mut away = Away::new("11", Fate::Gone);
+    away.scene.peer.answer_json("/key/v2/query", 404, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" }));
+    away.begins();
+    wait_until("the creator's server is asked", || {
+        away.scene.server.advance(Duration::from_secs(60));
+        away.questions().0 > 0
+    });
+    let before = away.questions().0;
+    for n in 0..20 {
+        let more = away.scene.message(&format!("more {n}"));
+        away.scene.send(&format!("more{n}"), &[&more]);
+    }
+    let already = away.attempts();
+    wait_until("what they rest on is asked for", || {
+        away.scene.server.advance(Duration::from_secs(11));
+        away.attempts() > already + 11
+    });
+    let questions = away.questions().0 - before;
+    assert!(questions <= 12, "{questions} questions");
+}
+
+#[test]
+fn who_came_in_by_an_invite_of_a_server_that_is_gone_is_heard() {
+    for version in ["11", "12"] {
+        hears_dora(version, false);
+    }
+}
+
+#[test]
+fn who_came_in_by_an_invite_of_a_server_that_is_gone_is_heard_by_who_spoke_meanwhile() {
+    hears_dora("11", true);
+}
+
+/// Dora's server is there, and that of who invited her is gone; the creator's told of neither while we were away. `speaks`:
+/// whether alice says something before anybody vouches for the invite.
+fn hears_dora(version: &str, speaks: bool) {
+    let mut scene = Scene::new(version);
+    let (gone, there) = (Peer::start(), Peer::start());
+    gone.hide_keys(true);
+    gone.take_transactions();
+    there.take_transactions();
+    let (bob, dora) = (gone.user("bob"), there.user("dora"));
+    let mut chain: Vec<Pdu> = scene.room.state.values().cloned().collect();
+    chain.push(scene.join_of(&gone, "bob"));
+    let (last, member) = (scene.last.clone(), ("m.room.member", Some(dora.as_str())));
+    let invite = scene.event_of(&gone, &[&last], &bob, member, json!({ "membership": "invite" }));
+    scene.last = invite.event_id().clone();
+    scene.room.state.insert(("m.room.member".into(), dora.to_string()), invite.clone());
+    chain.extend([invite, scene.join_of(&there, "dora")]);
+    scene.answer_with_state();
+    scene.peer.serve_events(&chain, 0);
+    scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&chain) }));
+    scene.peer.vouch_for(gone.name(), &[gone.signing_key()]);
+    scene.peer.take_transactions();
+    let said = scene.message("of the creator");
+    scene.send("1", &[&said]);
+    assert!(accepted(&scene, &said) && scene.membership(&dora).is_none());
+    let mut texts = vec!["first", "of the creator", "second"];
+    let mut last = said.event_id().clone();
+    if speaks {
+        scene.alice.send(scene.room.id.as_str(), "of alice");
+        texts.insert(1, "of alice");
+        last = heads(&scene.server, &scene.room).pop().expect("a head");
+    }
+    let speak = |scene: &mut Scene, last: &EventId, text: &str| {
+        let event = scene.event_of(&there, &[last], &dora, ("m.room.message", None), json!({ "body": text }));
+        there.send_transaction(scene.server.name(), text, &[&event]);
+        event
+    };
+    let first = speak(&mut scene, &last, "first");
+    let second = speak(&mut scene, first.event_id(), "second");
+    assert!(scene.status(&first).is_none());
+    wait_until("both are heard", || {
+        scene.server.advance(Duration::from_secs(30));
+        scene.status(&first).is_some() && scene.status(&second).is_some()
+    });
+    let mut heard = bodies(&scene.alice, scene.room.id.as_str());
+    heard.sort_unstable();
+    assert_eq!(heard, texts, "{version}");
+    assert_eq!(scene.membership(&dora).as_deref(), Some("join"), "{version}");
 }

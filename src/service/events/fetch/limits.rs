@@ -1,8 +1,7 @@
 //! Whom we are asking for events, and whom it is no use to ask: so that a slow server holds up its own events only, and
 //! is not asked the same by several threads, nor again for what it gave already.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
@@ -21,10 +20,12 @@ const FETCHES_PER_SERVER_MAX: usize = 4;
 const PEER_BACKOFF: Backoff = Backoff::doubling(5_000, 300_000);
 /// Servers whose pauses are remembered.
 const PEERS_MAX: usize = 4096;
-/// Rooms that lack keys of auth events are remembered so long after that was last seen.
+/// Rooms that wait for keys are remembered so long after that was last seen.
 const KEYLESS_KEPT_MS: Millis = 3 * 3_600_000;
 /// How many such rooms are remembered.
 const KEYLESS_ROOMS_MAX: usize = 1000;
+/// For so long nobody is asked again to vouch for what one server gives of a room.
+const WORD_PAUSE_MS: Millis = 60_000;
 /// In how many rooms undecided events are kept until the next attempt, their bytes in each, and for how long.
 const UNDECIDED_ROOMS_MAX: usize = 8;
 const UNDECIDED_KEPT_BYTES_MAX: usize = 2 << 20;
@@ -40,25 +41,10 @@ pub struct FetchLimits {
     quiet: Mutex<BoundedMap<(RoomKey, ServerName), Steady, PEERS_MAX>>,
     /// What an attempt that came to nothing has left for the next one in its room, and since when.
     undecided: Mutex<BoundedMap<RoomId, (UndecidedEvents, Instant), UNDECIDED_ROOMS_MAX>>,
-    /// Where auth events lack keys that nobody can be asked for: since when, when that was last seen, whether it was said.
-    keyless: Mutex<BoundedMap<RoomKey, KeylessSince, KEYLESS_ROOMS_MAX>>,
-}
-
-/// Since when a room lacks keys, when that was last seen, and whether it was said.
-type KeylessSince = (Steady, Steady, Arc<AtomicBool>);
-
-/// A room where auth events lack keys.
-pub(in crate::service) struct KeylessRoom {
-    /// For how long it does.
-    pub(in crate::service) age_ms: Millis,
-    warned: Arc<AtomicBool>,
-}
-
-impl KeylessRoom {
-    /// Whether nobody was warned of it yet, which is done herewith.
-    pub(in crate::service) fn is_first_warning(&self) -> bool {
-        !self.warned.swap(true, Ordering::Relaxed)
-    }
+    /// Rooms that wait for keys which nobody can be asked for, as was said in the log, and when that was last seen.
+    keyless: Mutex<BoundedMap<RoomKey, Steady, KEYLESS_ROOMS_MAX>>,
+    /// For what a server gives of a room, until when nobody is asked to vouch any more.
+    asked_for_word: Mutex<BoundedMap<(RoomKey, ServerName), Steady, PEERS_MAX>>,
 }
 
 /// For which room something is being fetched from which server.
@@ -128,15 +114,21 @@ impl FetchLimits {
         quiet.get(&(room, origin.clone())).map(|until| *until - now).filter(|left| *left > 0)
     }
 
-    /// Notes that auth events of a room lack keys.
-    pub(in crate::service) fn note_keyless(&self, room: RoomKey, now: Steady) -> KeylessRoom {
+    /// Notes that a room waits for keys that nobody can be asked for. Whether that is new.
+    pub(in crate::service) fn is_newly_keyless(&self, room: RoomKey, now: Steady) -> bool {
         let mut keyless = lock(&self.keyless);
-        let is_over = |last: Steady| now - last > KEYLESS_KEPT_MS;
-        let before = keyless.get(&room).filter(|(_, last, _)| !is_over(*last)).cloned();
-        let (since, _, warned) = before.unwrap_or_else(|| (now, now, Arc::default()));
-        let worth = |(_, last, _): &KeylessSince| if is_over(*last) { Worth::Nothing } else { Worth::Little };
-        keyless.insert(room, (since, now, warned.clone()), worth);
-        KeylessRoom { age_ms: now - since, warned }
+        let is_over = |last: &Steady| now - *last > KEYLESS_KEPT_MS;
+        let is_known = keyless.get(&room).is_some_and(|last| !is_over(last));
+        keyless.insert(room, now, |last| if is_over(last) { Worth::Nothing } else { Worth::Little });
+        !is_known
+    }
+
+    /// Whether others may be asked to vouch for what a server gives of a room, which is done herewith: whoever makes up
+    /// events must not make us bother them.
+    pub(in crate::service) fn may_ask_for_word(&self, room: RoomKey, peer: &ServerName, now: Steady) -> bool {
+        let (mut asked, key) = (lock(&self.asked_for_word), (room, peer.clone()));
+        asked.retain(|_, until| *until > now);
+        !asked.contains_key(&key) && asked.try_insert(key, now + WORD_PAUSE_MS)
     }
 
     /// A server has spoken to us: whatever could not be had without it is worth asking for again.

@@ -12,7 +12,7 @@
 //! - here: one fetch, and the state before an event; `gap`: what lies between; `auth_chains`: the ways to auth events;
 //!   `backfill`: history for clients; `shown`: what is shown of the past, verified or not; `unfilled`: gaps that nobody
 //!   fills; `lost`: what a backup had not yet; `shut_out`: the removal of our last user, of which nobody tells us more;
-//!   `vouched`: auth events of servers that are gone; `limits`: what is being fetched, and whom it is no use to ask.
+//!   `vouched`: auth events of servers that are gone; `vouchers`: by whose word; `limits`: what is being fetched, and whom it is no use to ask.
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
@@ -23,6 +23,7 @@ mod shown;
 mod shut_out;
 mod unfilled;
 mod vouched;
+mod vouchers;
 
 use std::cell::RefCell;
 use std::collections::HashSet;

@@ -1,41 +1,38 @@
 //! Auth events that nobody can be asked for the keys of: those of a server that acted while we were away, and is gone.
 //! Whatever happened in the room since rests on them.
 //!
-//! Once their server has been asked in vain for some minutes, those are asked for its keys who have most power in the room,
-//! by the state that we ourselves hold, and may do all there that power is needed for: they gain nothing by lying about
-//! somebody with less, since what they would have them do they could do as well. (Nobody can have been given more power
-//! meanwhile than the mightiest had.) Of somebody who has as much by what we know, whoever gave it them is believed, who
-//! could have given it to a friend, as long as they are not in the room as we know it; of others nothing but that a key
-//! that we know held for longer. Their word counts for the auth events that something needs which waits; for no message, and no key at
-//! large: what is taken by it is known as such (`store/rooms/vouched_events.rs`).
+//! Once their server has been asked in vain for some minutes, and once more, those are asked for its keys who could have made the
+//! same themselves (`vouchers.rs`): they gain nothing by lying. Of a key that we know only how long it held is news, and anybody
+//! who may vouch at all is believed about that. Their word counts for the auth events that something needs which waits; for no
+//! message, and no key at large: what is taken by it is known as such (`store/rooms/vouched_events.rs`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::Fetch;
-use super::limits::KeylessRoom;
+use super::vouchers::{Voucher, Vouching};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::order;
-use crate::protocol::event_auth::{PowerLevels, is_auth_type};
-use crate::protocol::pdu::Membership;
-use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
-use crate::service::events::power_levels::power_levels;
-use crate::service::events::server_acl::RoomAcl;
+use crate::protocol::event_auth::is_auth_type;
+use crate::protocol::signatures::verify::counts;
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, VerifiedPdu};
 use crate::service::keys::doubts::Doubts;
-use crate::service::keys::fetch::WantedKey;
+use crate::service::keys::fetch::{FoundKeys, WantedKey};
 use crate::service::keys::verify::check;
-use crate::store::{Db, Room};
 
 /// How many such events of one fetch are kept at hand, and their bytes.
 const KEYLESS_EVENTS_MAX: usize = 200;
 const KEYLESS_BYTES_MAX: usize = 2 << 20;
-/// For how long a room has to lack keys, and how often in a row each of their servers has to fail to state them.
-const KEYLESS_AGE_MIN_MS: Millis = 3 * 60_000;
-const FAILURES_MIN: u32 = 3;
-/// How many changes of the power levels are looked at to find out who gave somebody theirs.
-const LEVELS_LOOKED_BACK_MAX: usize = 100;
-/// Time for those who vouch.
+/// For how long each of their servers has to be silent, and how often in a row.
+const SILENCE_MIN_MS: Millis = 3 * 60_000;
+const SILENCES_MIN: u32 = 3;
+/// Of more servers at once nobody is asked: whoever makes up events makes up servers.
+const GONE_SERVERS_MAX: usize = 20;
+/// How many of those who may vouch are asked.
+const VOUCHERS_ASKED_MAX: usize = 4;
+/// Time for the servers that are silent, and for those who vouch.
+const SILENT_TIMEOUT: Duration = Duration::from_secs(10);
 const VOUCHERS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Auth events at hand that could not be checked for want of a key.
@@ -64,55 +61,106 @@ impl KeylessEvents {
 }
 
 impl Fetch<'_> {
-    /// Takes what lacks a key of these auth events, and of what they rest on, by the word of the mightiest, if it is time
-    /// for that. Whether there is anything new.
+    /// Takes what lacks a key of these auth events, and of what they rest on, by the word of who may vouch for it, if it is
+    /// time for that. Whether there is anything new.
     pub(super) fn take_by_word(&mut self, missing: &[EventId]) -> Result<bool> {
         let Some(needed) = self.keyless_among(missing)? else { return Ok(false) };
         let (hs, room) = (self.hs, self.room.clone());
         let texts: Vec<&[u8]> = needed.iter().map(|pdu| pdu.json()).collect();
         let wanted = hs.keys().wanted_keys(&texts, room.version, |_, _| {});
-        let lacking: Vec<&WantedKey> =
-            wanted.iter().filter(|wanted| !hs.keys().has_key_for(wanted)).collect();
-        let mut servers: Vec<ServerName> = lacking.iter().map(|wanted| wanted.server.clone()).collect();
-        order::sort(&mut servers);
-        servers.dedup();
-        let keyless = hs.fetch_limits.note_keyless(room.key, hs.clock.steady());
-        let are_gone = || servers.iter().all(|server| hs.key_ring.attempts.has_failed(server, FAILURES_MIN));
-        if servers.is_empty() || keyless.age_ms < KEYLESS_AGE_MIN_MS || !are_gone() {
+        let known = hs.keys().known_keys(&wanted);
+        let lacking: Vec<&WantedKey> = wanted.iter().filter(|wanted| !known.has(wanted)).collect();
+        let mut gone: Vec<ServerName> = lacking.iter().map(|wanted| wanted.server.clone()).collect();
+        order::sort(&mut gone);
+        gone.dedup();
+        let now = hs.clock.steady();
+        let is_silent = |server| hs.key_ring.attempts.is_silent(server, (SILENCES_MIN, SILENCE_MIN_MS), now);
+        if gone.is_empty() || gone.len() > GONE_SERVERS_MAX || !gone.iter().all(is_silent) {
             return Ok(false);
         }
-        // A key of theirs that we know can only turn out to have held for longer.
-        let is_new = |pdu: &&Pdu| {
-            let of_sender = |wanted: &&&WantedKey| wanted.server == pdu.sender().server();
-            lacking.iter().filter(of_sender).any(|wanted| !hs.keys().knows_key(wanted))
-        };
-        let strangers: Vec<&Pdu> = needed.iter().filter(is_new).collect();
-        let vouchers = hs.store.read(|db| vouchers(db, &room, (&servers, &strangers)))?;
-        let vouchers: Vec<ServerName> = vouchers.into_iter().filter(|v| v != hs.server_name()).collect();
+        let vouchers = hs.store.read(|db| {
+            let mut vouchers = Vouching::new(db, &room, &|_| None)?.vouchers(&gone)?;
+            vouchers.truncate(VOUCHERS_ASKED_MAX);
+            Ok(vouchers)
+        })?;
         if vouchers.is_empty() {
-            warn_of(&keyless, &room.room_id, &servers);
+            warn_of(hs.fetch_limits.is_newly_keyless(room.key, now), &room.room_id, &gone);
             return Ok(false);
         }
-        let until = Instant::now() + self.left()?.min(VOUCHERS_TIMEOUT);
-        let found = hs.keys().keys_by_word_of(&vouchers, &wanted, until);
-        let good: Vec<_> = texts
-            .iter()
-            .filter_map(|text| check(text, room.version, &found, &Doubts::default()).ok())
-            .filter(|pdu| pdu.room_id() == &room.room_id)
-            .collect();
+        if !hs.fetch_limits.may_ask_for_word(room.key, self.peer, now) {
+            return Ok(false);
+        }
+        let until = Instant::now() + self.left()?.min(SILENT_TIMEOUT);
+        hs.keys().ask_once_more(&lacking, until);
+        if !gone.iter().all(is_silent) {
+            return Ok(false);
+        }
+        let good = self.vouched_for(&vouchers, &needed, (&wanted, &known))?;
         if good.is_empty() {
-            warn_of(&keyless, &room.room_id, &servers);
+            warn_of(hs.fetch_limits.is_newly_keyless(room.key, now), &room.room_id, &gone);
             return Ok(false);
         }
-        log::info!(
-            "{}: {} events of {} that others rest on are taken by the word of {}",
-            room.room_id,
-            good.len(),
-            names(&servers),
-            names(&vouchers)
-        );
         self.store_outliers(good)?;
         Ok(true)
+    }
+
+    /// Those of the events for which somebody vouches whose word counts for them.
+    fn vouched_for(
+        &self,
+        vouchers: &[Voucher],
+        needed: &[Pdu],
+        (wanted, known): (&[WantedKey], &FoundKeys),
+    ) -> Result<Vec<VerifiedPdu>> {
+        let (hs, room) = (self.hs, &self.room);
+        let until = Instant::now() + self.left()?.min(VOUCHERS_TIMEOUT);
+        let mut good: Vec<VerifiedPdu> = Vec::new();
+        for (index, voucher) in vouchers.iter().enumerate() {
+            let rest: Vec<&Pdu> = needed
+                .iter()
+                .filter(|pdu| !good.iter().any(|good| good.event_id() == pdu.event_id()))
+                .collect();
+            let theirs = hs.store.read(|db| {
+                let at_hand = |id: &EventId| self.at_hand(id);
+                let mut vouching = Vouching::new(db, room, &at_hand)?;
+                let mut theirs = Vec::new();
+                for pdu in rest {
+                    if pdu.room_id() == &room.room_id
+                        && (!needs_new_key(pdu, known) || vouching.may_vouch(voucher, pdu)?)
+                    {
+                        theirs.push(pdu);
+                    }
+                }
+                Ok(theirs)
+            })?;
+            if theirs.is_empty() {
+                continue;
+            }
+            // Whoever lets us wait leaves time for the others.
+            let left = u32::try_from(vouchers.len() - index).unwrap_or(u32::MAX);
+            let share = until.saturating_duration_since(Instant::now()) / left;
+            let found = hs.keys().keys_by_word_of(&voucher.server, wanted, Instant::now() + share);
+            let before = good.len();
+            good.extend(
+                theirs
+                    .into_iter()
+                    .filter_map(|pdu| check(pdu.json(), room.version, &found, &Doubts::default()).ok()),
+            );
+            if good.len() > before {
+                log::info!(
+                    "{}: {} events that others rest on, whose keys cannot be had any more, are taken by the word of {}",
+                    room.room_id,
+                    good.len() - before,
+                    voucher.server
+                );
+            }
+        }
+        Ok(good)
+    }
+
+    /// An event that is here, and not stored.
+    fn at_hand(&self, id: &EventId) -> Option<Pdu> {
+        let undecided = self.undecided.get(id).map(|pdu| Pdu::clone(pdu));
+        undecided.or_else(|| self.keyless.borrow().find(id).cloned())
     }
 
     /// Those of the events, and of what they rest on, that lack a key; none if something else is lacking as well, or
@@ -141,78 +189,20 @@ impl Fetch<'_> {
     }
 }
 
-/// The servers in the room of those who have most power there, if they may do all that power is needed for, and those of the
-/// senders of these events who have as much have it from them.
-fn vouchers(
-    db: &Db<'_>,
-    room: &Room,
-    (gone, strangers): (&[ServerName], &[&Pdu]),
-) -> Result<Vec<ServerName>> {
-    let (levels, acl) = (power_levels(db, room)?, RoomAcl::of(db, room)?);
-    let mut senders: Vec<&UserId> = strangers.iter().map(|pdu| pdu.sender()).collect();
-    order::sort(&mut senders);
-    senders.dedup();
-    let mut givers: HashMap<&UserId, Option<UserId>> = HashMap::new();
-    let mut servers: Vec<ServerName> = Vec::new();
-    for user in levels.mightiest() {
-        let Ok(user) = UserId::parse(&user) else { continue };
-        let server = user.server();
-        let may = levels.may_do_all(user.as_str())
-            && db.membership_in_state(room.key, &user)? == Some(Membership::Join)
-            && acl.allows(&server)
-            && !gone.contains(&server)
-            && !servers.contains(&server);
-        let level = levels.user(user.as_str());
-        let equals = senders.iter().filter(|sender| level <= levels.user(sender.as_str()));
-        let mut gave_all = true;
-        for equal in equals {
-            if !givers.contains_key(equal) {
-                givers.insert(*equal, giver_of(db, room, equal)?);
-            }
-            gave_all &= givers.get(equal).is_some_and(|giver| giver.as_ref() == Some(&user));
-        }
-        if may && gave_all {
-            servers.push(server);
-        }
-    }
-    Ok(servers)
+/// Whether an event's own server may have signed it with a key that we do not know: one that we know can only turn out to have
+/// held for longer.
+fn needs_new_key(pdu: &Pdu, known: &FoundKeys) -> bool {
+    let (server, object) = (pdu.sender().server_name(), pdu.canonical());
+    let signatures = object.signatures_of(server);
+    signatures.iter().any(|(id, _)| counts(id) && known.get(server, id).is_none())
 }
 
-/// Who gave somebody the power that they have, who is not in the room as we know it; none where we cannot tell.
-fn giver_of(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<UserId>> {
-    if db.membership_in_state(room.key, user)? == Some(Membership::Join) {
-        return Ok(None);
-    }
-    let create = db.state_event(room.key, "m.room.create", "")?;
-    let power_by = |levels: &Pdu| {
-        let levels = PowerLevels::of(room.version, &|event_type, _| match event_type {
-            "m.room.create" => create.clone(),
-            "m.room.power_levels" => Some(levels.clone()),
-            _ => None,
-        });
-        levels.user(user.as_str())
-    };
-    let Some(mut levels) = db.state_event(room.key, "m.room.power_levels", "")? else { return Ok(None) };
-    for _ in 0..LEVELS_LOOKED_BACK_MAX {
-        let mut before = None;
-        for id in levels.auth_events() {
-            let event = db.event(id)?.map(|event| event.pdu);
-            before = event.filter(|event| event.is("m.room.power_levels", "")).or(before);
-        }
-        match before {
-            Some(before) if power_by(&before) >= power_by(&levels) => levels = before,
-            _ => return Ok(Some(levels.sender().clone())),
-        }
-    }
-    Ok(None)
-}
-
-fn warn_of(keyless: &KeylessRoom, room: &RoomId, servers: &[ServerName]) {
-    let level = if keyless.is_first_warning() { log::Level::Warn } else { log::Level::Debug };
+fn warn_of(is_new: bool, room: &RoomId, servers: &[ServerName]) {
+    let level = if is_new { log::Level::Warn } else { log::Level::Debug };
     log::log!(
         level,
-        "{room}: what happens there rests on events of {}, whose keys cannot be had any more, and none of those who have \
-         most power in the room vouches for them: nothing of it is taken until that server is back, or this one comes in anew",
+        "{room}: what happens there rests on events of {}, whose keys cannot be had any more, and nobody in the room \
+         who may vouch for them does: nothing of it is taken until that server is back, or this one comes in anew",
         names(servers)
     );
 }
