@@ -23,6 +23,7 @@
 //! - `outside`: what a room that we are not in says of our users.
 //! - `room_graph`: forks, holes, and how they are filled or gone around.
 //! - `history`: what was said before we came, behind what nobody can verify, while nobody can be asked, and from a date on.
+//! - `forked_timelines`: what of a fork the timeline of /sync has.
 //! - `forks`: rooms that are forked to make us work.
 //! - `federation_delivery`: events in order, through outages, restarts and new keys.
 //! - `relations`: threads, edits and their kind that come late, wrong, or of others' events.
@@ -65,6 +66,7 @@ mod ephemeral;
 mod federation_delivery;
 mod federation_keys;
 mod forgeries;
+mod forked_timelines;
 mod forks;
 mod handshakes;
 mod handshakes_that_meet;

@@ -6,11 +6,11 @@
 //! brought it about) its value at the end. With `state_after` it is always the value at the end.
 //!
 //! A value that the timeline has and that is not the last one would then be what the client ends with, if the event of the
-//! last one is not told behind it. So the timeline does without such values ([`Overtaken`]). Where history visibility hides
-//! the last one it begins behind the other, as `/messages` finds that and what is before; nothing that comes later is lost
-//! for it. Where a filter keeps it out, or state resolution preferred an earlier one, the value alone is left out: who forks
-//! one of their own, be it their name, takes nothing else from anybody. (Synapse shows what visibility hides instead, and
-//! leaves the other two be.)
+//! last one is not told behind it. So the timeline does without such values ([`Overtaken`]). Where the last one came later,
+//! when the reader was not there, and history visibility hides it, it begins behind the other, as `/messages` finds that and
+//! what is before; nothing that comes later is lost for it. Where a filter keeps it out, or state resolution preferred an
+//! earlier one, also one that came with the room, the value alone is left out: who forks one of their own, be it their name,
+//! takes nothing else from anybody. (Synapse shows what visibility hides instead, and leaves the other two be.)
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -18,6 +18,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::{EventList, SyncContext};
 use crate::error::Result;
 use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::client_format;
 use crate::service::rooms::timeline::Verdict;
@@ -101,8 +102,11 @@ impl<'c> Overtaken<'c> {
     }
 }
 
-/// Whether a value became that after an event of its type and state key had come, and the reader may not see how. An
-/// event that comes when the value is that already has lost against it, and may come whenever its sender likes.
+/// Whether a value came after an event of its type and state key and became that then, and the reader may not see it since
+/// they were not there. An event that comes when the value is that already has lost against it, and may come whenever its
+/// sender likes; and a value that was there before, or came with the room, and counts again since the event lost against it
+/// later, can be brought about by anybody who forks: for neither may anything but the event itself be taken from anybody. Nor
+/// for a value that is hidden since its sender left the reader's coming out of what it rests on.
 fn is_hidden_since(
     view: &RoomView<'_>,
     (event, state_key): (&StoredEvent, &str),
@@ -111,14 +115,20 @@ fn is_hidden_since(
     let Some(place) = event.place else { return Ok(false) };
     // History that was fetched later is from before its place in the stream.
     let then = if place.sub < 0 { place.stream - 1 } else { place.stream };
-    let event_type = event.pdu.event_type();
-    let value_then = view.db().state_event_as_of(view.room.key, event_type, state_key, then)?;
-    if value_then == Some(value) {
+    let (db, room, event_type) = (view.db(), view.room.key, event.pdu.event_type());
+    if db.state_event_as_of(room, event_type, state_key, then)? == Some(value) {
         return Ok(false);
     }
-    let value = view.db().event_by_key(value)?;
-    // What came with the room is in no timeline.
-    Ok(value.place.is_none() || !view.look(&value)?.visible)
+    let value = db.event_by_key(value)?;
+    let Some(came) = value.place.filter(|came| *came > place) else { return Ok(false) };
+    if view.look(&value)?.visible {
+        return Ok(false);
+    }
+    let reader = db.state_event_as_of(room, "m.room.member", view.user.as_str(), came.stream - 1)?;
+    Ok(match reader {
+        Some(reader) => db.pdu_by_key(reader)?.membership() != Some(Membership::Join),
+        None => true,
+    })
 }
 
 /// The types of state that the summary of a room is made of.
