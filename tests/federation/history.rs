@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::common::peer::{FakeRoom, Peer, now_ms};
-use crate::common::scene::{objects, read_back, stored};
+use crate::common::scene::{Scene, objects, read_back, stored};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::internals::Reply;
@@ -51,9 +51,27 @@ impl OldRoom {
     /// Lets a user of ours in, who is served the past as servers do: what comes before these events, the newest first, so
     /// many at most.
     fn joined_by(&self, user: &TestUser) {
+        self.past_served_by(&self.host);
+        // Whoever comes in takes its word for who is in the room.
+        let (gone, key) = (self.gone.name(), self.gone.signing_key());
+        let mut keys = json!({
+            "server_name": gone, "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},
+            "verify_keys": { key.key_id(): { "key": key.public_base64() } },
+        });
+        for signer in [&self.gone, &self.host] {
+            signer.sign_object(keys.as_object_mut().expect("an object"));
+        }
+        self.host.answer_json("/key/v2/query", 200, json!({ "server_keys": [keys] }));
+        let ids: Vec<&EventId> = self.room.state.values().map(Pdu::event_id).collect();
+        self.host.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
+        self.host.let_in(&self.room, user.id());
+        user.join_via(self.room.id.as_str(), &[self.host.name().as_str()]);
+    }
+
+    fn past_served_by(&self, peer: &Peer) {
         let by_id: BTreeMap<EventId, Pdu> =
             self.past.iter().map(|event| (event.event_id().clone(), event.clone())).collect();
-        self.host.answer("/backfill/", move |asked| {
+        peer.answer("/backfill/", move |asked| {
             let query = asked.target.split_once('?').map_or("", |(_, query)| query);
             let value = |part: &str, name: &str| part.strip_prefix(name).map(str::to_owned);
             let limit = query.split('&').find_map(|part| value(part, "limit=")).expect("a limit");
@@ -69,20 +87,6 @@ impl OldRoom {
             }
             Reply::json(&json!({ "origin": "", "origin_server_ts": 0, "pdus": objects(&found) }))
         });
-        // Whoever comes in takes its word for who is in the room.
-        let (gone, key) = (self.gone.name(), self.gone.signing_key());
-        let mut keys = json!({
-            "server_name": gone, "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},
-            "verify_keys": { key.key_id(): { "key": key.public_base64() } },
-        });
-        for signer in [&self.gone, &self.host] {
-            signer.sign_object(keys.as_object_mut().expect("an object"));
-        }
-        self.host.answer_json("/key/v2/query", 200, json!({ "server_keys": [keys] }));
-        let ids: Vec<&EventId> = self.room.state.values().map(Pdu::event_id).collect();
-        self.host.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
-        self.host.let_in(&self.room, user.id());
-        user.join_via(self.room.id.as_str(), &[self.host.name().as_str()]);
     }
 }
 
@@ -266,4 +270,106 @@ fn reading_on_from_a_date_stops_where_something_is_lacking_that_nobody_gives_now
     here.advance(Duration::from_secs(4));
     let (status, said, _) = page(&bob, &room, &format!("dir=f&limit=30&from={from}"));
     assert_eq!((status, said.len()), (200, 30));
+}
+
+#[test]
+fn what_is_here_is_given_though_a_server_in_the_room_never_says_what_its_event_follows() {
+    let mut scene = Scene::new("11");
+    scene.peer.take_transactions();
+    let room = scene.room.id.to_string();
+    let old: Vec<String> = (0..10).map(|n| scene.alice.send(&room, &format!("{n}"))).collect();
+    let lost: Vec<Pdu> = (0..3).map(|n| scene.message(&format!("lost {n}"))).collect();
+    scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+    let silence = json!({ "errcode": "M_UNKNOWN", "error": "not now" });
+    scene.peer.answer_json("/backfill/", 503, silence);
+    scene.answer_with_state();
+    let arrived = scene.message("arrived");
+    scene.send("1", &[&arrived]);
+    scene.alice.send(&room, "last");
+    let (status, said, end) = page(&scene.alice, &room, "dir=b&limit=20");
+    assert_eq!((status, said), (200, vec!["last".to_owned(), "arrived".to_owned()]));
+    let at_gap = segment(&end.expect("there is more"));
+    let newest_first: Vec<String> = (0..10).rev().map(|n| n.to_string()).collect();
+    let mut top = String::new();
+    // However often it says something else meanwhile.
+    for n in 0..3 {
+        let (status, said, end) = page(&scene.alice, &room, &format!("dir=b&limit=20&from={at_gap}"));
+        assert_eq!((status, &said), (200, &newest_first));
+        top = segment(&end.expect("there is more"));
+        assert_eq!(scene.peer.send_transaction(scene.server.name(), &format!("speaks{n}"), &[]).0, 200);
+    }
+    // Before that there is nothing here.
+    assert_eq!(page(&scene.alice, &room, &format!("dir=b&limit=20&from={top}")).0, 504);
+    // Who reads on forwards is not stopped there for ever either.
+    let context = format!("{V3}/rooms/{}/context/{}?limit=0", segment(&room), segment(&old[8]));
+    let from = segment(scene.alice.get(&context)["end"].as_str().expect("a token"));
+    let (status, said, end) = page(&scene.alice, &room, &format!("dir=f&limit=20&from={from}"));
+    assert_eq!((status, said), (200, vec!["9".to_owned()]));
+    let forwards = segment(&end.expect("there is more"));
+    let on = format!("dir=f&limit=20&from={forwards}");
+    assert_eq!(page(&scene.alice, &room, &on).0, 504);
+    for _ in 0..2 {
+        scene.server.advance(Duration::from_secs(70));
+        page(&scene.alice, &room, &on);
+    }
+    assert_eq!(page(&scene.alice, &room, &on).1, ["arrived", "last"]);
+    // What it says after all has its place where it was passed over.
+    let given = json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": objects(&lost) });
+    scene.peer.answer_json("/backfill/", 200, given);
+    scene.server.advance(Duration::from_secs(301));
+    let (_, said, _) = page(&scene.alice, &room, &format!("dir=b&limit=5&from={at_gap}"));
+    assert_eq!(said, ["lost 2", "lost 1", "lost 0", "9", "8"]);
+    let (_, said, _) = page(&scene.alice, &room, &format!("dir=f&limit=5&from={forwards}"));
+    assert_eq!(said, ["lost 0", "lost 1", "lost 2", "arrived", "last"]);
+}
+
+#[test]
+fn where_nobody_can_be_asked_for_minutes_the_room_ends_until_it_is_asked_for_again() {
+    let ((here, there), (bob, alice), room, _) = spoken_in(30);
+    here.cut_off(&there);
+    let from = segment(&page(&bob, &room, "dir=b&limit=20").2.expect("there is more"));
+    let on = format!("dir=b&limit=20&from={from}");
+    assert_eq!(page(&bob, &room, &on).0, 504);
+    for _ in 0..2 {
+        here.advance(Duration::from_secs(50));
+        assert_eq!(page(&bob, &room, &on).0, 504, "it may be a moment");
+    }
+    here.advance(Duration::from_secs(50));
+    assert_eq!(page(&bob, &room, &on), (200, vec![], None));
+    assert_eq!(page(&bob, &room, "dir=f&limit=20"), (200, vec![], None));
+    here.mend(&there);
+    alice.send(&room, "hello");
+    wait_until("the other server speaks", || !page(&bob, &room, "dir=b&limit=1").1.is_empty());
+    let (status, said, end) = page(&bob, &room, &on);
+    assert_eq!((status, said.len(), end.is_some()), (200, 20, true));
+}
+
+#[test]
+fn those_who_have_been_in_a_room_for_longest_are_not_asked_alone_for_its_past() {
+    let mut old = OldRoom::new("11");
+    let mut others: Vec<Peer> = (0..6).map(|_| Peer::start()).collect();
+    for peer in &others {
+        let user = peer.user("member");
+        let join = json!({ "membership": "join" });
+        old.past.push(old.room.add(peer, "m.room.member", user.as_str(), &user, join));
+    }
+    old.says(false, "what was said");
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    old.joined_by(&alice);
+    for peer in &others {
+        peer.take_transactions();
+    }
+    others.sort_by(|a, b| a.name().as_str().cmp(b.name().as_str()));
+    let last = others.pop().expect("some");
+    for peer in others.iter().chain([&old.host, &old.gone]) {
+        peer.answer_json("/backfill/", 503, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
+    }
+    old.past_served_by(&last);
+    let ids: Vec<&EventId> = old.room.state.values().map(Pdu::event_id).collect();
+    last.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
+    let room = old.room.id.as_str();
+    page(&alice, room, "dir=b&limit=20");
+    server.advance(Duration::from_secs(4));
+    assert_eq!(read_back(&alice, room), ["what was said"]);
 }

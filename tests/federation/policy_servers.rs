@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::common::peer::{Peer, now_ms};
+use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{Scene as RoomScene, bodies, objects};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
@@ -518,6 +518,93 @@ fn history_is_shown_to_the_policy_server_too_and_is_fetched_later_if_that_does_n
     let asked = scene.peer.asked("/backfill/").len();
     assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), shown);
     assert_eq!(scene.peer.asked("/backfill/").len(), asked);
+}
+
+#[test]
+fn a_policy_server_that_is_gone_does_not_close_the_past_of_a_room_to_who_comes_later() {
+    let (host, policy, key) = (Peer::start(), Peer::start(), policy_key(5));
+    let mut room = FakeRoom::new(&host, VERSION, "public");
+    let eve = policy.user("eve");
+    room.add(&policy, "m.room.member", eve.as_str(), &eve, json!({ "membership": "join" }));
+    let mut past: Vec<Pdu> = room.state.values().cloned().collect();
+    past.extend(["before", "before that was fixed"].map(|text| room.say(&host, text)));
+    let content = json!({ "via": policy.name(), "public_keys": { "ed25519": key.public_base64() } });
+    let creator = room.creator.clone();
+    past.push(room.add(&host, "m.room.policy", "", &creator, content));
+    let unsigned = room.say(&host, "not signed");
+    let signed = room.say(&host, "signed");
+    let signed_too = {
+        let mut object = signed.to_object();
+        sign::sign_event(&mut object, policy.name(), &key, version());
+        Pdu::from_object(object, version()).expect("still an event")
+    };
+    past.extend([unsigned.clone(), signed_too]);
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    room.join(&host, &alice);
+    let page = json!({ "origin": host.name(), "origin_server_ts": 1, "pdus": objects(&past) });
+    host.answer_json("/backfill/", 200, page);
+    let ids: Vec<&EventId> = room.state.values().map(Pdu::event_id).collect();
+    host.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
+    drop(policy);
+    // What nobody had to sign then is shown, and what was to be signed if it is.
+    assert_eq!(bodies(&alice, room.id.as_str()), ["before", "before that was fixed", "signed"]);
+}
+
+#[test]
+fn what_is_sent_behind_a_gap_is_not_shown_for_want_of_an_answer_of_the_policy_server() {
+    for is_sent_first in [false, true] {
+        send_behind_a_gap(is_sent_first);
+    }
+}
+
+fn send_behind_a_gap(is_sent_first: bool) {
+    let mut scene = RoomScene::new(VERSION);
+    let (policy, key) = (Peer::start(), policy_key(5));
+    policy.answer_json("/send/", 200, json!({ "pdus": {} }));
+    let before = scene.last.clone();
+    let join = scene.join_of(&policy, "eve");
+    let content = json!({ "via": policy.name(), "public_keys": { "ed25519": key.public_base64() } });
+    let setting = scene.set_state("m.room.policy", "", content);
+    scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+    scene.answer_with_state();
+    for (n, event) in [&join, &setting].into_iter().enumerate() {
+        assert_eq!(scene.send(&format!("setting{n}"), &[event])[event.event_id().as_str()], json!({}));
+    }
+    let name = policy.name().clone();
+    let signed = |event: &Pdu| {
+        let mut object = event.to_object();
+        sign::sign_event(&mut object, &name, &key, version());
+        Pdu::from_object(object, version()).expect("still an event")
+    };
+    // One that pretends to be from before, and one that does not; good ones beside them.
+    let (end, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let good = signed(&scene.message_after(&[&end], &creator, "good"));
+    let old_spam = scene.message_after(&[&before], &creator, "old spam");
+    let spam = scene.message_after(&[good.event_id(), old_spam.event_id()], &creator, "spam");
+    let next = signed(&scene.message_after(&[spam.event_id()], &creator, "next"));
+    let arrived = signed(&scene.message_after(&[next.event_id()], &creator, "arrived"));
+    policy.answer_json("/policy/v1/sign", 503, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
+    if is_sent_first {
+        scene.send("spam", &[&spam]);
+    }
+    scene.send("arrived", &[&arrived]);
+    let given = [good.clone(), old_spam.clone(), spam.clone(), next.clone()];
+    let page = json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": objects(&given) });
+    scene.peer.answer_json("/backfill/", 200, page);
+    for _ in 0..6 {
+        let shown = bodies(&scene.alice, scene.room.id.as_str());
+        assert_eq!(shown.iter().filter(|text| text.contains("spam")).count(), 0, "{shown:?}");
+        scene.server.advance(Duration::from_secs(70));
+    }
+    let shown = if is_sent_first { vec!["next", "arrived"] } else { vec!["good", "next", "arrived"] };
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), shown);
+    let at = format!(
+        "/_matrix/client/v3/rooms/{}/event/{}",
+        segment(scene.room.id.as_str()),
+        segment(old_spam.event_id().as_str())
+    );
+    assert_eq!(scene.alice.request("GET", &at, None).0, 404);
 }
 
 #[test]

@@ -57,9 +57,21 @@ pub(in crate::service) enum EventSource {
     Transaction,
     /// It is history that fills a gap, with the place that it gets in the timeline.
     Backfill(Place),
+    /// The same, from before we came into the room, and the policy server does not answer.
+    BackfillUnjudged(Place),
     /// It was handed to us in a handshake, to bring it into the room: we pass it on, and refuse it unless it passes
     /// everything.
     Handshake,
+}
+
+impl EventSource {
+    /// The place of what is history.
+    fn history(self) -> Option<Place> {
+        match self {
+            Self::Backfill(place) | Self::BackfillUnjudged(place) => Some(place),
+            Self::Transaction | Self::Handshake => None,
+        }
+    }
 }
 
 impl Events<'_> {
@@ -126,7 +138,8 @@ impl Events<'_> {
         source: EventSource,
         given: Option<&StateRef>,
     ) -> Result<Received> {
-        let history = matches!(source, EventSource::Backfill(_));
+        let history = source.history().is_some();
+        let policy_of_then = matches!(source, EventSource::BackfillUnjudged(_));
         let server = pdu.sender().server();
         for attempt in 0..=AUTHORISE_ATTEMPTS_MAX {
             let rest = self.resolution_allowance.pause(pdu.room_id(), &server);
@@ -134,7 +147,11 @@ impl Events<'_> {
             if rest.is_some() {
                 budget = ResolutionBudget::None;
             } else if attempt > 0 || history || given.is_some() {
-                match self.authorise_beforehand(pdu, AuthContext::fully(given, history), attempt > 0)? {
+                match self.authorise_beforehand(
+                    pdu,
+                    AuthContext { policy_of_then, ..AuthContext::fully(given, history) },
+                    attempt > 0,
+                )? {
                     Verdict::Decided(verdict) => decision = Some(verdict),
                     Verdict::NeedsWork | Verdict::IsBehind => {}
                     other => return undecided(other),
@@ -154,7 +171,7 @@ impl Events<'_> {
                 let received = match authorise::authorise(
                     tx,
                     &event,
-                    AuthContext { given: given.as_ref(), history, budget, later },
+                    AuthContext { given: given.as_ref(), history, policy_of_then, budget, later },
                 )? {
                     Verdict::Decided(decision) => Some(store_decision(tx, &event, *decision, source)?),
                     Verdict::NeedsWork => None,
@@ -346,7 +363,7 @@ pub(in crate::service) fn store_decision(
     }
     let newcomer = match source {
         EventSource::Handshake => newcomer_of(tx, &room, pdu)?,
-        EventSource::Transaction | EventSource::Backfill(_) => None,
+        EventSource::Transaction | EventSource::Backfill(_) | EventSource::BackfillUnjudged(_) => None,
     };
     tx.append(&Append {
         room: &room,
@@ -361,7 +378,7 @@ pub(in crate::service) fn store_decision(
         becomes_extremity: decision.becomes_extremity,
         current: decision.current,
         missing: decision.missing,
-        history: if let EventSource::Backfill(place) = source { Some(place) } else { None },
+        history: source.history(),
     })?;
     if let Some(server) = newcomer {
         owe_what_came_beside(tx, &room, pdu, &server)?;

@@ -73,6 +73,8 @@ pub(in crate::service) struct AuthContext<'a> {
     pub given: Option<&'a StateRef>,
     /// Whether it is history, which changes nothing that is current.
     pub history: bool,
+    /// Whether it is held against the policy server that the room had then, and not the one that it has.
+    pub policy_of_then: bool,
     /// How much may be done.
     pub budget: ResolutionBudget,
     /// Whether the room's current state may follow later, if that is more.
@@ -82,18 +84,19 @@ pub(in crate::service) struct AuthContext<'a> {
 impl<'a> AuthContext<'a> {
     /// The usual one, for an event that has just come.
     pub(in crate::service) fn live(given: Option<&'a StateRef>) -> Self {
-        Self { given, history: false, budget: ResolutionBudget::Unlimited, later: false }
+        Self::fully(given, false)
     }
 
     /// Whatever it takes.
     pub(in crate::service) fn fully(given: Option<&'a StateRef>, history: bool) -> Self {
-        Self { given, history, budget: ResolutionBudget::Unlimited, later: false }
+        let budget = ResolutionBudget::Unlimited;
+        Self { given, history, policy_of_then: false, budget, later: false }
     }
 }
 
 /// Checks 4 to 7 on receipt of a PDU, and what the event makes of its room.
 pub(in crate::service) fn authorise(db: &Db<'_>, pdu: &Pdu, context: AuthContext<'_>) -> Result<Verdict> {
-    let AuthContext { given, history, budget, later } = context;
+    let AuthContext { given, history, policy_of_then, budget, later } = context;
     let Some(room) = db.resident_room(pdu.room_id())? else {
         return Ok(Verdict::Refused(not_resident()));
     };
@@ -153,7 +156,8 @@ pub(in crate::service) fn authorise(db: &Db<'_>, pdu: &Pdu, context: AuthContext
                 // Whose join is late would be heard by all others, and never by us.
                 return Ok(Verdict::IsBehind);
             }
-            match by_now.and(policy_server::verdict(db, &room, pdu)?) {
+            let then = policy_of_then.then_some(&state_before);
+            match by_now.and(policy_server::verdict(db, &room, pdu, then)?) {
                 Err(reason) => (Status::SoftFailed, Some(reason)),
                 Ok(()) => (Status::Accepted, None),
             }

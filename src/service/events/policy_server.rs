@@ -2,16 +2,18 @@
 //! by it before anybody sees them, and events of others that lack its signature are soft-failed. We are none ourselves.
 //!
 //! The policy server is asked before an event is authorised, holding nothing; the check then looks only at whether
-//! the signature is there. That goes for history too ("*all* events … events from before the Policy Server was
-//! enabled"); but what fills a gap is as well fetched later, and so it is not received while nobody can say whether it
-//! is recommended. Events without a place, the state and the auth events that others refer to, are not asked about: a
+//! the signature is there. That goes for history too, as what it has refused is shown to nobody who comes later: who had a
+//! message refused could send another one behind it. But policy servers die, and a room's past does not end with them:
+//! where it does not answer, what was said before we came into the room is held against the policy server that the room
+//! had at that event, whose key its state has. What fills a later gap may have been made for it: of that, an event that
+//! nobody says yes or no to waits, as one that cannot be verified does, and what is before it is received. Events without a place, the state and the auth events that others refer to, are not asked about: a
 //! soft failure keeps an event from clients and from being built upon, and these are neither shown nor built upon
 //! before they have a place.
 //!
 //! Who waits for our answer to a transaction must not wait for ever: all policy servers of its rooms are asked side by
 //! side, for a bounded time, and one that fails is left alone for a while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -24,8 +26,9 @@ use crate::federation::{CallError, PeerError};
 use crate::locks::{self, lock};
 use crate::protocol::event_auth::AuthError;
 use crate::protocol::rooms::policy_server::{self, PolicyServer};
-use crate::protocol::{Pdu, ServerName, VerifiedPdu};
+use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::service::events::Events;
+use crate::store::rooms::state::StateRef;
 use crate::store::{Db, Room};
 
 /// For how long events that came together may wait for their policy servers. Those that are not signed by then are
@@ -111,9 +114,23 @@ pub(in crate::service) fn policy_server_to_ask(
 }
 
 /// Check 7 on receipt: "Is validated by the Policy Server, if the room is using a Policy Server, otherwise
-/// it is soft failed."
-pub(in crate::service) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<(), AuthError>> {
-    Ok(match policy_server_to_ask(db, room, event)? {
+/// it is soft failed." `then`: the state before an event of the past about which the policy server does not say anything.
+pub(in crate::service) fn verdict(
+    db: &Db<'_>,
+    room: &Room,
+    event: &Pdu,
+    then: Option<&StateRef>,
+) -> Result<Result<(), AuthError>> {
+    let now = policy_server_to_ask(db, room, event)?;
+    let lacking = match then {
+        Some(state) if now.is_some() => {
+            let setting = db.state_event_of(state, policy_server::POLICY_EVENT_TYPE, "")?;
+            let policy = setting.and_then(|setting| PolicyServer::from_content(&setting.content()));
+            policy.filter(|policy| !policy.has_signed(event))
+        }
+        _ => now,
+    };
+    Ok(match lacking {
         None => Ok(()),
         Some(policy) => {
             let why = format!("the room's policy server {} has not signed the event", policy.via);
@@ -194,15 +211,15 @@ impl Events<'_> {
 
     /// Gives events of others, room by room, the signatures of the rooms' policy servers where they are missing and
     /// are to be had. "If the Policy Server's signature is invalid or missing, the homeserver SHOULD ask for a new
-    /// signature." Returns how many are still without because nobody said yes or no.
+    /// signature." Returns those that are still without because nobody said yes or no, and who would have to.
     pub(in crate::service) fn with_policy_signatures(
         &self,
         rooms: &mut [(&Room, &mut [VerifiedPdu])],
         until: Option<Instant>,
-    ) -> Result<usize> {
+    ) -> Result<Vec<UndecidedEvent>> {
         let requests = self.store.read(|db| lacking_signatures(db, rooms))?;
         if requests.is_empty() {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let patience = Instant::now() + SIGNATURES_TIMEOUT;
         let until = until.map_or(patience, |until| until.min(patience));
@@ -215,13 +232,11 @@ impl Events<'_> {
                 .push((request, &rooms[request.room].1[request.event]));
         }
         let at_once = if queues.len() > FEW_SERVERS_MAX { 1 } else { ASKED_AT_ONCE_MAX };
-        let (mut first, signed) = (None, Mutex::new(Vec::new()));
-        let settled = AtomicUsize::new(0);
+        let (mut first, settled) = (None, Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             for queue in queues.values() {
                 for _ in 0..queue.requests.len().min(at_once) {
-                    let work =
-                        || settled.fetch_add(self.ask_in_turn(queue, until, &signed), Ordering::Relaxed);
+                    let work = || self.ask_in_turn(queue, until, &settled);
                     if first.is_none() {
                         // This thread is one of them.
                         first = Some(work);
@@ -235,41 +250,51 @@ impl Events<'_> {
             }
             first.map(|work| work());
         });
-        let undecided = requests.len() - settled.into_inner();
-        for (room, index, event) in locks::into_inner(signed) {
-            rooms[room].1[index] = event;
+        let settled = locks::into_inner(settled);
+        let decided: HashSet<(usize, usize)> = settled.iter().map(|(at, _)| *at).collect();
+        let left = requests.iter().filter(|request| !decided.contains(&(request.room, request.event)));
+        let undecided = left.map(|request| UndecidedEvent {
+            event_id: rooms[request.room].1[request.event].event_id().clone(),
+            policy_server: request.policy.via.clone(),
+        });
+        let undecided = undecided.collect();
+        for ((room, index), signed) in settled {
+            if let Some(event) = signed {
+                rooms[room].1[index] = event;
+            }
         }
         Ok(undecided)
     }
 
-    /// Asks one policy server about one event after the other, until there are none or it is no use. Returns how many
-    /// it has decided upon.
-    fn ask_in_turn(
-        &self,
-        queue: &PolicyQueue<'_>,
-        until: Instant,
-        signed: &Mutex<Vec<(usize, usize, VerifiedPdu)>>,
-    ) -> usize {
-        let mut settled = 0;
+    /// Asks one policy server about one event after the other, until there are none or it is no use. Adds those that it has
+    /// decided upon, signed if it has.
+    fn ask_in_turn(&self, queue: &PolicyQueue<'_>, until: Instant, settled: &Mutex<Vec<SettledRequest>>) {
         while let Some((request, event)) = queue.requests.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || self.policy_backoff.is_silent(&request.policy.via, self.clock.steady()) {
                 break;
             }
             match self.ask_for_signature(&request.policy, event, left) {
-                Ok(event) => {
-                    lock(signed).push((request.room, request.event, event));
-                    settled += 1;
-                }
+                Ok(event) => lock(settled).push(((request.room, request.event), Some(event))),
                 Err(UnsignedEvent { why, undecided }) => {
                     log::info!("{} is not signed by {}: {why}", event.event_id(), request.policy.via);
-                    settled += usize::from(!undecided);
+                    if !undecided {
+                        lock(settled).push(((request.room, request.event), None));
+                    }
                 }
             }
         }
-        settled
     }
 }
+
+/// An event of which a policy server would have to say whether it is recommended, and has not.
+pub(in crate::service) struct UndecidedEvent {
+    pub event_id: EventId,
+    pub policy_server: ServerName,
+}
+
+/// Which event it was, and the event if it is signed.
+type SettledRequest = ((usize, usize), Option<VerifiedPdu>);
 
 /// An event that lacks its room's policy server's signature: the index of the room, and that of the event in it.
 struct SignatureRequest {

@@ -6,6 +6,13 @@
 //! takes one without `end`, or with the same, for the last one). If nobody can be asked at this moment the answer is a
 //! gateway's error, after which clients try again, and no empty page, which they would take for the beginning of the
 //! room. What nobody has is passed over.
+//!
+//! What we have ourselves is not kept from anybody for what others do not give: servers die for good, and one that is in
+//! the room can send an event that follows nothing, and then keep silent. So who goes on backwards at a gap for which nobody
+//! can be asked is given what is here before it. Tokens stand for places, and what is fetched later gets its place in the
+//! gap: who asks again from where it was passed over is given that. Forwards, and where nothing is here, such a gap is
+//! passed over after some attempts over some minutes, as one that nobody can fill: then a page without `end` is the last
+//! one, and whoever reads the room anew has it asked for again.
 
 use std::time::{Duration, Instant};
 
@@ -34,6 +41,8 @@ struct LocalPage {
     messages: Messages,
     /// The gap at which it ends although there is place for more.
     gap: Option<(Room, Place)>,
+    /// Whether something is here behind it, which is told if nobody can be asked for it.
+    may_pass: bool,
 }
 
 impl Rooms<'_> {
@@ -46,22 +55,24 @@ impl Rooms<'_> {
         request: &MessagesRequest,
     ) -> Result<Messages> {
         let most = if request.backwards { FETCHES_MAX } else { FETCHES_FORWARDS_MAX };
-        let (began, mut fetches) = (Instant::now(), 0);
+        let (began, mut fetches, mut tried) = (Instant::now(), 0, Vec::new());
         loop {
-            let page = self.view(format.user, room, |db, view| self.local_page(db, view, format, request))?;
+            let page =
+                self.view(format.user, room, |db, view| self.local_page(db, view, format, request, &tried))?;
             let Some((room, gap)) = page.gap else { return Ok(page.messages) };
             if fetches == most || (fetches > 0 && began.elapsed() > FETCHING_TIMEOUT) {
                 return Ok(page.messages);
             }
             fetches += 1;
             if self.events().fill_history(&room, gap)? == GapFilled::NotNow {
-                return match page.messages.chunk.is_empty() {
-                    true => {
-                        Err(Error::bad_gateway("No server that has more of the history can be reached now")
-                            .with_status(504))
-                    }
-                    false => Ok(page.messages),
-                };
+                if !page.messages.chunk.is_empty() {
+                    return Ok(page.messages);
+                }
+                if tried.contains(&gap) || !page.may_pass {
+                    let message = "No server that has more of the history can be reached now";
+                    return Err(Error::bad_gateway(message).with_status(504));
+                }
+                tried.push(gap);
             }
         }
     }
@@ -72,6 +83,7 @@ impl Rooms<'_> {
         view: &RoomView<'_>,
         format: &ClientFormat<'_>,
         request: &MessagesRequest,
+        tried: &[Place],
     ) -> Result<LocalPage> {
         view.require_readable()?;
         let range = ReadableRange::new(view, request.from, request.to, request.backwards);
@@ -84,7 +96,7 @@ impl Rooms<'_> {
             None => PaginationToken::at(0),
         };
         let (range, gap) = match request.filter.wants_room(view.room.room_id.as_str()) {
-            true => self.up_to_gap(db, view, range)?,
+            true => self.up_to_gap(db, view, range, tried)?,
             false => (range, None),
         };
         let limit = request.limit.min(PAGE_MAX);
@@ -116,16 +128,22 @@ impl Rooms<'_> {
                 (Some(end), (!is_full).then(|| (view.room.clone(), gap)))
             }
         };
-        Ok(LocalPage { messages: Messages { start: start_text, end, chunk, state }, gap })
+        let may_pass = match &gap {
+            Some((_, gap)) if request.backwards => is_anything_before(db, view, *gap)?,
+            _ => false,
+        };
+        Ok(LocalPage { messages: Messages { start: start_text, end, chunk, state }, gap, may_pass })
     }
 
     /// A range up to the first gap that may be filled, and the place of that one. Of a room that this server is not in
-    /// nobody gives us any more.
+    /// nobody gives us any more. Backwards those are passed over for which nobody could be asked, just before or when they
+    /// were `tried`, where something is here behind them.
     pub(super) fn up_to_gap(
         &self,
         db: &Db<'_>,
         view: &RoomView<'_>,
         range: ReadableRange,
+        tried: &[Place],
     ) -> Result<(ReadableRange, Option<Place>)> {
         if !view.room.resident || range.is_empty() {
             return Ok((range, None));
@@ -133,12 +151,22 @@ impl Rooms<'_> {
         let TimelineRange { from, to, backwards, .. } = range.0;
         // A gap lies right before the event that names it.
         let between = if backwards { (above(to), from) } else { (above(from), below(to)) };
-        let Some(gap) = self.events().open_gap(db, view.room.key, between, backwards)? else {
+        let is_passed = |gap: Place, is_unreached: bool| {
+            let may_be = backwards && (is_unreached || tried.contains(&gap));
+            Ok(may_be && is_anything_before(db, view, gap)?)
+        };
+        let Some(gap) = self.events().open_gap(db, view.room.key, between, backwards, &is_passed)? else {
             return Ok((range, None));
         };
         let to = if backwards { below(gap) } else { gap };
         Ok((ReadableRange(TimelineRange { to, ..range.0 }), Some(gap)))
     }
+}
+
+/// Whether we have anything of a room's timeline from before a place.
+fn is_anything_before(db: &Db<'_>, view: &RoomView<'_>, place: Place) -> Result<bool> {
+    let range = TimelineRange { from: place, to: Place::START, limit: 1, backwards: true };
+    Ok(!db.timeline(view.room.key, range)?.is_empty())
 }
 
 fn above(place: Place) -> Place {

@@ -135,7 +135,7 @@ impl Rooms<'_> {
             // Where something is lacking they end, and the client is given it by `/messages`.
             let around = |backwards, limit| {
                 let range = ReadableRange::beside(view, place, backwards);
-                walk(view, filter, self.up_to_gap(db, view, range)?.0.0, limit)
+                walk(view, filter, self.up_to_gap(db, view, range, &[])?.0.0, limit)
             };
             let (before, after) = (around(true, limit / 2)?, around(false, limit - limit / 2)?);
             let first = before.events.last().and_then(|shown| shown.event.place).unwrap_or(place);

@@ -26,7 +26,7 @@ fn gap_around(events: Events<'_>, db: &Db<'_>, room: &Room, ts: i64) -> Result<O
     if low > high {
         return Ok(None);
     }
-    events.open_gap(db, room.key, (low, high), true)
+    events.open_gap(db, room.key, (low, high), true, &|_, _| Ok(false))
 }
 
 impl Rooms<'_> {
@@ -72,7 +72,7 @@ impl Rooms<'_> {
         let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
         // "A good heuristic for which servers to try first is to sort by servers that have been in the room the
         // longest."
-        let mut servers = self.events().backfill_servers(room)?;
+        let mut servers = self.events().backfill_servers(room, 0)?;
         order::sort_by_cached_key(&mut servers, |server| self.likelihood(server) == Likelihood::Doubtful);
         for peer in &servers {
             let within = self.patience_with(peer, AskedFor::Event, SILENT_AFTER);

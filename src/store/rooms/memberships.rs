@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::protocol::ids::server_of;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
-use crate::store::rooms::events::EventRow;
-use crate::store::{Db, EventKey, RoomKey, StateTupleId, Tx};
+use crate::store::rooms::events::{EventRow, TimelineRange};
+use crate::store::{Db, EventKey, Place, RoomKey, StateTupleId, Tx};
 
 /// One user's membership in one room.
 #[derive(Debug, Clone)]
@@ -137,6 +137,22 @@ impl Db<'_> {
     /// What the room's current state says of a user, also of one of our name from before us.
     pub fn membership_in_state(&self, room: RoomKey, user: &UserId) -> Result<Option<Membership>> {
         self.stored_membership(room, user.as_str())
+    }
+
+    /// Whether what goes right before a place is from before a local user brought this server into the room: the room's
+    /// timeline begins with their join here, and nobody can make up any more what that follows.
+    pub fn is_from_before_join(&self, room: RoomKey, place: Place) -> Result<bool> {
+        let first = TimelineRange { from: Place::START, to: Place::END, limit: 1, backwards: false };
+        let first = self.timeline(room, first)?;
+        if first.first().and_then(|event| event.place).is_none_or(|first| first.stream != place.stream) {
+            return Ok(false);
+        }
+        let [from, to] = [-1, 1].map(|sub| Place { stream: place.stream, sub });
+        let join = self.timeline(room, TimelineRange { from, to, limit: 1, backwards: false })?;
+        Ok(join.first().is_some_and(|join| {
+            let is_ours = join.pdu.state_key().is_some_and(|user| self.is_local(user));
+            is_ours && join.pdu.membership() == Some(Membership::Join)
+        }))
     }
 
     /// Whether a member event was made by a user of our name from before us: it rests on others' word, and is signed with

@@ -272,14 +272,14 @@ impl Db<'_> {
         Ok(gaps)
     }
 
-    /// The place of the gap that one comes to first between two places, both inclusive, of those whose missing event is
-    /// not to be passed over.
+    /// The place of the gap that one comes to first between two places, both inclusive, of those that are not to be
+    /// passed over.
     pub fn first_gap(
         &self,
         room: RoomKey,
         (low, high): (super::Place, super::Place),
         backwards: bool,
-        passes_over: impl Fn(&EventId) -> bool,
+        passes_over: impl Fn(&Gap) -> Result<bool>,
     ) -> Result<Option<super::Place>> {
         let order = if backwards { "stream DESC, sub DESC" } else { "stream, sub" };
         // The first two conditions are the index's; the row values make the ends exact.
@@ -290,8 +290,10 @@ impl Db<'_> {
         ))?;
         let mut rows = statement.query(params![room, low.stream, low.sub, high.stream, high.sub])?;
         while let Some(row) = rows.next()? {
-            if !passes_over(&EventId::parse(&row.get::<_, String>(0)?)?) {
-                return Ok(Some(super::Place { stream: row.get(1)?, sub: row.get(2)? }));
+            let event_id = EventId::parse(&row.get::<_, String>(0)?)?;
+            let gap = Gap { event_id, before: super::Place { stream: row.get(1)?, sub: row.get(2)? } };
+            if !passes_over(&gap)? {
+                return Ok(Some(gap.before));
             }
         }
         Ok(None)

@@ -1,5 +1,6 @@
 //! History that clients page back to: the gaps in a room's timeline, and how they are filled from other servers.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::shown::{Links, ShownHistory, UNVERIFIED_MAX};
@@ -11,6 +12,7 @@ use crate::order;
 use crate::protocol::{EventId, ServerName};
 use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received};
+use crate::service::events::policy_server::UndecidedEvent;
 use crate::store::{Db, Place, Room, RoomKey};
 
 /// For how long one request may keep us asking.
@@ -38,7 +40,8 @@ impl Events<'_> {
     /// Fetches history: what lies in the nearest gap at or before a place in the timeline. True if something came.
     /// Servers of the room are asked in turn; that none of them answers is no error.
     pub fn backfill(&self, room: &Room, before: Place) -> Result<bool> {
-        let gap = self.store.read(|db| self.open_gap(db, room.key, (Place::START, before), true))?;
+        let between = (Place::START, before);
+        let gap = self.store.read(|db| self.open_gap(db, room.key, between, true, &|_, _| Ok(false)))?;
         match gap {
             Some(place) => Ok(self.fill_history(room, place)? == GapFilled::Some),
             None => Ok(false),
@@ -46,17 +49,20 @@ impl Events<'_> {
     }
 
     /// The place of the gap that one comes to first between two places, both inclusive, unless it is known that nobody can
-    /// fill it.
+    /// fill it, or it is passed over by what is said of its place and whether nobody could be asked for it just before.
     pub(in crate::service) fn open_gap(
         &self,
         db: &Db<'_>,
         room: RoomKey,
         between: (Place, Place),
         backwards: bool,
+        is_passed: &dyn Fn(Place, bool) -> Result<bool>,
     ) -> Result<Option<Place>> {
-        let now = self.clock.steady();
-        let is_unfillable = |id: &EventId| self.fetch_limits.unfilled.is_unfillable(&(room, id.clone()), now);
-        db.first_gap(room, between, backwards, is_unfillable)
+        let (now, unfilled) = (self.clock.steady(), &self.fetch_limits.unfilled);
+        db.first_gap(room, between, backwards, |gap| {
+            let key = (room, gap.event_id.clone());
+            Ok(unfilled.is_unfillable(&key, now) || is_passed(gap.before, unfilled.is_unreached(&key, now))?)
+        })
     }
 
     /// Fetches some of what lies in the gap right before a place, from its end on.
@@ -82,14 +88,17 @@ impl Events<'_> {
             return Ok(GapFilled::NotNow);
         }
         let (mut has_answered, mut awaited) = (false, Vec::new());
-        for peer in self.backfill_servers(room)? {
+        let attempts = wanted.first().map_or(0, |id| unfilled.attempts(&(room.key, id.clone())));
+        for peer in self.backfill_servers(room, attempts)? {
             if has_answered && self.fetch_limits.pauses_until(&peer).is_some() {
                 awaited.push(peer);
                 continue;
             }
             match self.fill_history_from(&peer, room, (&wanted, place), until)? {
                 FromPeer::Some => return Ok(GapFilled::Some),
-                FromPeer::Unsigned => return Ok(GapFilled::NotNow),
+                FromPeer::Unsigned(policy_server) => {
+                    return Ok(self.note_unfilled(room, wanted, &[policy_server], false));
+                }
                 FromPeer::Nothing(keys_of) => {
                     has_answered = true;
                     awaited.extend(keys_of);
@@ -98,14 +107,28 @@ impl Events<'_> {
                 FromPeer::NotNow => awaited.push(peer),
             }
         }
-        let (now, is_settled) = (self.clock.steady(), has_answered || awaited.is_empty());
-        for id in wanted {
-            match is_settled {
-                true => unfilled.note_unfillable((room.key, id), &awaited, now),
-                false => unfilled.note_unreached((room.key, id), &awaited, now),
+        let is_settled = has_answered || awaited.is_empty();
+        Ok(self.note_unfilled(room, wanted, &awaited, is_settled))
+    }
+
+    /// Notes that gaps could not be filled, since servers have nothing for them (`is_settled`), or nobody could be asked.
+    fn note_unfilled(
+        &self,
+        room: &Room,
+        gaps: Vec<EventId>,
+        awaited: &[ServerName],
+        is_settled: bool,
+    ) -> GapFilled {
+        let (now, unfilled) = (self.clock.steady(), &self.fetch_limits.unfilled);
+        let mut filled = GapFilled::Nothing;
+        for id in gaps {
+            if is_settled {
+                unfilled.note_unfillable((room.key, id), awaited, now);
+            } else if !unfilled.note_unreached((room.key, id), awaited, now) {
+                filled = GapFilled::NotNow;
             }
         }
-        Ok(if is_settled { GapFilled::Nothing } else { GapFilled::NotNow })
+        filled
     }
 
     fn fill_history_from(
@@ -124,11 +147,21 @@ impl Events<'_> {
                 return Ok(FromPeer::Refused);
             }
         };
-        if self.with_policy_signatures(&mut [(room, &mut history.events)], Some(until))? > 0 {
-            // Another time: others would give us the same.
-            return Ok(FromPeer::Unsigned);
+        let undecided = self.with_policy_signatures(&mut [(room, &mut history.events)], Some(until))?;
+        let is_past =
+            undecided.is_empty() || self.store.read(|db| db.is_from_before_join(room.key, place))?;
+        if !is_past {
+            history.set_aside(&undecided);
         }
-        let (came, is_delayed) = fetch.receive_history(&history, place)?;
+        let (came, is_delayed) = fetch.receive_history(&history, place, &undecided)?;
+        if !is_past && let Some(undecided) = undecided.first() {
+            // Another time: others would give us the same.
+            return Ok(if came {
+                FromPeer::Some
+            } else {
+                FromPeer::Unsigned(undecided.policy_server.clone())
+            });
+        }
         let now = self.clock.steady();
         for (id, keys_of) in self.store.read(|db| history.closed_gaps(db, room))? {
             self.fetch_limits.unfilled.note_unfillable((room.key, id), &keys_of, now);
@@ -141,13 +174,19 @@ impl Events<'_> {
     }
 
     /// The servers of a room that are worth asking for its history, best first: those that have been in it for longest,
-    /// and after them those that seem to be out of reach.
-    pub(in crate::service) fn backfill_servers(&self, room: &Room) -> Result<Vec<ServerName>> {
+    /// and after them those that seem to be out of reach; others of both at each further attempt.
+    pub(in crate::service) fn backfill_servers(&self, room: &Room, attempts: u32) -> Result<Vec<ServerName>> {
         let mut servers = self.store.read(|db| db.resident_servers(room.key))?;
         servers.retain(|server| server != self.server_name());
-        order::sort_by_cached_key(&mut servers, |server| {
-            self.fetch_limits.pauses_until(server).is_some() || self.outgoing.is_pausing(server)
-        });
+        let is_away =
+            |server: &ServerName| self.fetch_limits.has_failed(server) || self.outgoing.is_pausing(server);
+        order::sort_by_cached_key(&mut servers, is_away);
+        let asked = usize::try_from(attempts).unwrap_or(0).saturating_mul(SERVERS_ASKED_MAX);
+        let there = servers.iter().take_while(|server| !is_away(server)).count();
+        let (there, away) = servers.split_at_mut(there);
+        for servers in [there, away].into_iter().filter(|servers| servers.len() > SERVERS_ASKED_MAX) {
+            servers.rotate_left(asked % servers.len());
+        }
         servers.truncate(SERVERS_ASKED_MAX);
         Ok(servers)
     }
@@ -178,11 +217,15 @@ impl Events<'_> {
         let mut fetch = Fetch::new(self, peer, room, until);
         fetch.states_left = 1;
         let mut events = fetch.fetch_events(std::slice::from_ref(id))?;
-        if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
-            return Ok(false);
-        }
+        let source = match self.with_policy_signatures(&mut [(room, &mut events)], Some(until))?.is_empty() {
+            true => EventSource::Backfill(place),
+            false if self.store.read(|db| db.is_from_before_join(room.key, place))? => {
+                EventSource::BackfillUnjudged(place)
+            }
+            false => return Ok(false),
+        };
         for event in &events {
-            fetch.receive_linked(event, EventSource::Backfill(place), &Links::new())?;
+            fetch.receive_linked(event, source, &Links::new())?;
         }
         is_placed()
     }
@@ -197,7 +240,7 @@ enum FromPeer {
     Refused,
     NotNow,
     /// What came needs the signature of a policy server, which is not to be had now.
-    Unsigned,
+    Unsigned(ServerName),
 }
 
 impl Fetch<'_> {
@@ -252,14 +295,24 @@ impl Fetch<'_> {
 
     /// Puts fetched history before the event whose gap it fills: the newest right before it, older ones further. Whether
     /// anything was new, and whether something may come another time.
-    fn receive_history(&mut self, history: &ShownHistory, place: Place) -> Result<(bool, bool)> {
+    fn receive_history(
+        &mut self,
+        history: &ShownHistory,
+        place: Place,
+        undecided: &[UndecidedEvent],
+    ) -> Result<(bool, bool)> {
+        let undecided: HashSet<&EventId> = undecided.iter().map(|event| &event.event_id).collect();
         let count = history.places;
         let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
         let (mut came, mut is_delayed) = (false, false);
         for event in &history.events {
             let index = history.links.get(event.event_id()).map_or(0, |link| link.index);
             let place = Place { stream: place.stream, sub: below - count + index };
-            match self.receive_linked(event, EventSource::Backfill(place), &history.links) {
+            let source = match undecided.contains(event.event_id()) {
+                true => EventSource::BackfillUnjudged(place),
+                false => EventSource::Backfill(place),
+            };
+            match self.receive_linked(event, source, &history.links) {
                 Ok(Received::Stored { already, .. }) => came |= !already,
                 Ok(Received::NeedsTime(_)) => is_delayed = true,
                 Ok(Received::NeedsAuth(_) | Received::NeedsPrev) => {}

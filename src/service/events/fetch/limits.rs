@@ -90,6 +90,11 @@ impl FetchLimits {
         self.peers().get(peer).and_then(|p| p.not_before).filter(|at| *at > Instant::now())
     }
 
+    /// Whether a server did not answer when it was asked last.
+    pub(in crate::service) fn has_failed(&self, server: &ServerName) -> bool {
+        self.peers().get(server).is_some_and(|state| state.failures > 0)
+    }
+
     /// Notes that the servers of a room were asked in vain for what a server's events there refer to.
     pub(in crate::service) fn note_quiet(
         &self,
@@ -208,6 +213,7 @@ mod tests {
         let (silent, good) = (name("silent.example"), name("good.example"));
         drop(limits.ask(&silent).expect("it may be asked"));
         assert!(limits.ask(&silent).is_none() && limits.pauses_until(&silent).is_some());
+        assert!(limits.has_failed(&silent) && !limits.has_failed(&good));
         let all: Vec<_> =
             (0..FETCHES_PER_SERVER_MAX).map(|_| limits.ask(&good).expect("it may be asked")).collect();
         assert!(limits.ask(&good).is_none());

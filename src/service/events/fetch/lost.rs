@@ -33,7 +33,7 @@ impl Events<'_> {
     /// Asks the servers of a room for what was said last, if there is anybody to be asked.
     /// What fails for a reason of ours is an attempt as well.
     pub(in crate::service) fn ask_for_lost_events(&self, key: RoomKey, attempts: u32) -> Result<()> {
-        let asked = self.ask_servers_for_lost_events(key);
+        let asked = self.ask_servers_for_lost_events(key, attempts);
         if self.scheduler.is_stopping() {
             return asked.map(drop);
         }
@@ -47,9 +47,9 @@ impl Events<'_> {
     }
 
     /// Whether one has answered, or there is none. Errors: those that are ours.
-    fn ask_servers_for_lost_events(&self, key: RoomKey) -> Result<bool> {
+    fn ask_servers_for_lost_events(&self, key: RoomKey, attempts: u32) -> Result<bool> {
         let room = self.store.read(|db| db.room_by_key(key))?;
-        let servers = if room.resident { self.backfill_servers(&room)? } else { Vec::new() };
+        let servers = if room.resident { self.backfill_servers(&room, attempts)? } else { Vec::new() };
         let mut is_over = servers.is_empty();
         for peer in servers.iter().take(SERVERS_ASKED_MAX) {
             if self.scheduler.is_stopping() {
@@ -80,7 +80,7 @@ impl Events<'_> {
         }
         let until = Instant::now() + RECEIVE_TIMEOUT;
         let mut events = Fetch::new(self, peer, room, until).fetch_events(&last)?;
-        if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
+        if !self.with_policy_signatures(&mut [(room, &mut events)], Some(until))?.is_empty() {
             return Err(Error::bad_gateway("the room's policy server does not answer"));
         }
         for event in events {

@@ -23,6 +23,7 @@ use crate::order;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::service::events::accept::EventSource;
+use crate::service::events::policy_server::UndecidedEvent;
 use crate::service::events::resolve::{ResolutionBudget, StateSet, resolve};
 use crate::service::keys::verify::Checked;
 use crate::store::rooms::state::StateRef;
@@ -161,6 +162,23 @@ impl ShownHistory {
         order::sort(&mut servers);
         servers.dedup();
         servers
+    }
+
+    /// Takes events for such as cannot be verified: nothing is said of them yet, and what is before them is received.
+    pub(super) fn set_aside(&mut self, undecided: &[UndecidedEvent]) {
+        let awaited = |event: &VerifiedPdu| {
+            let found = undecided.iter().find(|undecided| undecided.event_id == *event.event_id());
+            found.map(|undecided| undecided.policy_server.clone())
+        };
+        for event in std::mem::take(&mut self.events) {
+            match awaited(&event) {
+                Some(policy_server) => self.unverified.push((Pdu::clone(&event), vec![policy_server])),
+                None => self.events.push(event),
+            }
+        }
+        order::sort_by_key(&mut self.unverified, |(event, _)| {
+            self.links.get(event.event_id()).map_or(0, |link| link.index)
+        });
     }
 
     /// All of the events, to be put together with others.
