@@ -90,8 +90,9 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
     }
 }
 
-/// [`requester`] for who logs out, which also may who is locked, or has a token that has expired.
-pub(super) fn requester_logging_out(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+/// [`requester_even_locked`] for who logs out of the token's own device, which also may who has a token that has expired: the
+/// device would stay else. It is good for nothing else.
+pub(super) fn requester_even_expired(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let refusal = match requester_even_locked(hs, request) {
         Err(e) if e.field("soft_logout") == Some(&true.into()) => e,
         known => return known,
@@ -102,7 +103,7 @@ pub(super) fn requester_logging_out(hs: &Homeserver, request: &Request) -> Resul
 }
 
 /// [`requester`], locked or not.
-fn requester_even_locked(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+pub(super) fn requester_even_locked(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let Some(token) = request.token() else { return Ok(None) };
     match hs.appservices.by_token(token) {
         Some(service) => masquerading(hs, request, service).map(Some),

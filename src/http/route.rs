@@ -90,6 +90,8 @@ pub struct Route {
     pub interactive: bool,
     /// Whether also users may call it whose account is locked.
     pub even_locked: bool,
+    /// Whether it may also be called with a token that has expired.
+    pub even_expired: bool,
     /// Whether also users may call it whose account is suspended: what reads, and what is marked so. What writes refuses
     /// them unless it was thought about.
     pub even_suspended: bool,
@@ -111,7 +113,7 @@ impl Route {
             _ => Rate::Write,
         };
         let even_suspended = matches!(method, Method::Get);
-        let (body, interactive, even_locked) = (DEFAULT_BODY_BYTES_MAX, false, false);
+        let (body, interactive, even_locked, even_expired) = (DEFAULT_BODY_BYTES_MAX, false, false, false);
         // What anybody may read without an account, a guest may too.
         let guests = even_suspended && matches!(handler, Handler::MaybeUser(_));
         let member_rate = None;
@@ -124,6 +126,7 @@ impl Route {
             body,
             interactive,
             even_locked,
+            even_expired,
             even_suspended,
             guests,
         }
@@ -158,6 +161,12 @@ impl Route {
     #[must_use]
     pub const fn even_locked(self) -> Self {
         Self { even_locked: true, even_suspended: true, ..self }
+    }
+
+    /// This route, also for users whose account is locked, and by a token that has expired: what ends only that token's device.
+    #[must_use]
+    pub const fn even_expired(self) -> Self {
+        Self { even_expired: true, ..self.even_locked() }
     }
 
     /// This route, also for users whose account is suspended ("Account suspension").
@@ -203,10 +212,11 @@ pub const fn delete(path: &'static str, handler: Handler) -> Route {
 impl Route {
     /// Whoever has sent a token. Errors: 401 `M_UNKNOWN_TOKEN`, 401 `M_USER_LOCKED`, those of [`Route::check_standing`].
     pub(super) fn requester(&self, hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
-        let requester = match (self.interactive, self.even_locked) {
-            (true, _) => auth::requester_or_ended(hs, request),
-            (false, true) => auth::requester_logging_out(hs, request),
-            (false, false) => auth::requester(hs, request),
+        let requester = match self {
+            Self { interactive: true, .. } => auth::requester_or_ended(hs, request),
+            Self { even_expired: true, .. } => auth::requester_even_expired(hs, request),
+            Self { even_locked: true, .. } => auth::requester_even_locked(hs, request),
+            _ => auth::requester(hs, request),
         }?;
         requester.iter().try_for_each(|requester| self.check_standing(requester))?;
         Ok(requester)

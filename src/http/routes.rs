@@ -101,7 +101,7 @@ pub const ROUTES: &[Route] = &[
         .rate(Rate::Login)
         .interactive(),
     post("/_matrix/client/v3/refresh", Anyone(accounts::login::refresh)).rate(Rate::Login),
-    post("/_matrix/client/v3/logout", User(accounts::login::logout)).guests().even_locked(),
+    post("/_matrix/client/v3/logout", User(accounts::login::logout)).guests().even_expired(),
     post("/_matrix/client/v3/logout/all", User(accounts::login::logout_all)).even_locked(),
     get("/_matrix/client/v3/account/whoami", User(accounts::account::whoami)).guests(),
     get("/_matrix/client/v3/account/3pid", User(accounts::account::third_party_ids)),

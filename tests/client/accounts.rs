@@ -440,19 +440,28 @@ fn a_program_whose_tokens_another_one_of_the_same_device_renewed_is_not_told_tha
 fn who_logs_out_with_a_token_that_has_expired_leaves_no_device_behind() {
     let server = TestServer::start();
     let (alice, _) = server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
-    for path in ["/_matrix/client/v3/logout", "/_matrix/client/v3/logout/all"] {
+    let login = |refresh: bool| {
         let mut body = password_login("alice", "open sesame");
-        body["refresh_token"] = json!(true);
-        let (_, session) = request(&server, "POST", "/_matrix/client/v3/login", "", body);
-        let token = session["access_token"].as_str().unwrap().to_owned();
-        server.advance(std::time::Duration::from_secs(25 * 60 * 60));
-        let (status, answer) = request(&server, "GET", WHOAMI, &token, Value::Null);
-        assert_eq!((status, &answer["soft_logout"]), (401, &json!(true)), "{answer}");
-        assert_eq!(request(&server, "POST", path, &token, json!({})), (200, json!({})));
-        let devices = server.homeserver().admin().devices_of(&alice).unwrap();
-        assert!(devices.iter().all(|device| session["device_id"] != device["device_id"]), "{devices:?}");
-        assert_eq!(request(&server, "GET", WHOAMI, &token, Value::Null).1["soft_logout"], false);
-    }
+        body["refresh_token"] = json!(refresh);
+        let (_, session) = request(&server, "POST", LOGIN, "", body);
+        (session["access_token"].as_str().unwrap().to_owned(), session["device_id"].clone())
+    };
+    let ((token, device), (other, _)) = (login(true), login(false));
+    server.advance(std::time::Duration::from_secs(25 * 60 * 60));
+    let (status, answer) = request(&server, "GET", WHOAMI, &token, Value::Null);
+    assert_eq!((status, &answer["soft_logout"]), (401, &json!(true)), "{answer}");
+    // It is good for its own device alone: whoever finds an old token logs nobody else out.
+    let (status, answer) = request(&server, "POST", "/_matrix/client/v3/logout/all", &token, json!({}));
+    assert_eq!(
+        (status, &answer["errcode"], &answer["soft_logout"]),
+        (401, &json!("M_UNKNOWN_TOKEN"), &json!(true))
+    );
+    assert_eq!(request(&server, "GET", WHOAMI, &other, Value::Null).0, 200);
+    assert_eq!(request(&server, "POST", "/_matrix/client/v3/logout", &token, json!({})), (200, json!({})));
+    let devices = server.homeserver().admin().devices_of(&alice).unwrap();
+    assert!(devices.iter().all(|known| known["device_id"] != device), "{devices:?}");
+    assert_eq!(request(&server, "GET", WHOAMI, &token, Value::Null).1["soft_logout"], false);
+    assert_eq!(request(&server, "GET", WHOAMI, &other, Value::Null).0, 200);
 }
 
 #[test]
