@@ -2,7 +2,8 @@
 //! the event, or is a joined member of the room where the event occurred", or the room or one of its aliases is in a namespace.
 //!
 //! It is asked in the order of the stream, soon after the events came, so that who was in the room is who was so then. Which of
-//! the members concern a service is remembered of each room that was looked at lately, and brought up to date by its events.
+//! the members concern a service is remembered of each room that was looked at lately, and brought up to date by the changes of
+//! its state: an event by itself makes nobody a member, nor ends that, since resolution may come to something else.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -227,31 +228,28 @@ impl Interest {
         let Some(room) = db.room_with_state(key)? else { return Ok(()) };
         let of_room = self.of_room(db, &room)?;
         let known = self.rooms.remove(&key);
-        let mut members = match known {
-            Some(known) if known.as_of <= after => known.members,
-            _ => self.members_as_of(db, key, after, position)?,
+        let (since, mut members) = match known {
+            Some(known) if known.as_of <= after => (known.as_of, known.members),
+            _ => (after, self.members_as_of(db, key, after, position)?),
         };
+        let changes = db.membership_changes_between(key, (since, upto))?;
+        let mut changes = changes.into_iter().peekable();
         for (stream, event) in events {
             let Some(pdu) = db.find_event(event)?.map(|event| event.pdu) else { continue };
+            while let Some((_, user, member)) = changes.next_if(|(at, ..)| *at < stream) {
+                self.follow(db, &mut members, user, member)?;
+            }
             let target = pdu.state_key().map(|key| self.of_user(key)).unwrap_or_default();
-            let membership = pdu.membership().filter(|_| !target.is_empty());
-            let user = membership.and_then(|_| UserId::parse(pdu.state_key()?).ok());
             let mut services = of_room.clone();
             members.values().for_each(|of_member| services.extend(of_member));
             services.extend(self.of_user(pdu.sender().as_str()));
             services.extend(&target);
-            match (membership, user) {
-                (Some(Membership::Join), Some(user)) => drop(members.insert(user, target)),
-                (Some(Membership::Leave | Membership::Ban), Some(user)) => drop(members.remove(&user)),
-                _ => {}
-            }
             if !services.is_empty() {
                 found.insert(stream, (Some(event), None, services));
             }
         }
-        // Resolution may have come to another state than the events say one by one.
-        if upto == position && db.has_state_changed_after(key, after)? {
-            members = self.members_now(db, key)?;
+        for (_, user, member) in changes {
+            self.follow(db, &mut members, user, member)?;
         }
         self.rooms.insert(key, RoomMembers { as_of: upto, members });
         Ok(())
@@ -280,18 +278,30 @@ impl Interest {
             if change.event_type != "m.room.member" {
                 continue;
             }
-            let services = self.of_user(&change.state_key);
-            let Ok(user) = UserId::parse(&change.state_key) else { continue };
-            if services.is_empty() {
-                continue;
-            }
-            let before = change.before.map(|key| db.pdu_by_key(key)).transpose()?;
-            match before.and_then(|pdu| pdu.membership()) {
-                Some(Membership::Join) => drop(members.insert(user, services)),
-                _ => drop(members.remove(&user)),
-            }
+            self.follow(db, &mut members, change.state_key, change.before)?;
         }
         Ok(members)
+    }
+
+    /// A user's membership is by this event now, or by none.
+    fn follow(
+        &self,
+        db: &Db<'_>,
+        members: &mut HashMap<UserId, Services>,
+        user: String,
+        member: Option<EventKey>,
+    ) -> Result<()> {
+        let services = self.of_user(&user);
+        let Ok(user) = UserId::parse(&user) else { return Ok(()) };
+        if services.is_empty() {
+            return Ok(());
+        }
+        let member = member.map(|key| db.pdu_by_key(key)).transpose()?;
+        match member.and_then(|pdu| pdu.membership()) {
+            Some(Membership::Join) => drop(members.insert(user, services)),
+            _ => drop(members.remove(&user)),
+        }
+        Ok(())
     }
 }
 

@@ -290,6 +290,29 @@ impl Db<'_> {
         }
         Ok(changes)
     }
+
+    /// How the memberships of a room changed at positions in `(after, upto]`, in their order: where, whose, and the event by
+    /// which it is so since.
+    pub fn membership_changes_between(
+        &self,
+        room: RoomKey,
+        (after, upto): (i64, i64),
+    ) -> Result<Vec<(i64, String, Option<EventKey>)>> {
+        let changes: Vec<(i64, StateTupleId, Option<EventKey>)> = self.rows(
+            "SELECT stream, tuple_id, event_key FROM state_changes
+             WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 ORDER BY stream",
+            params![room, after, upto],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )?;
+        let mut found = Vec::new();
+        for (stream, tuple_id, event) in changes {
+            let (event_type, user) = self.state_tuple(tuple_id)?;
+            if &*event_type == MEMBER {
+                found.push((stream, user.to_string(), event));
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// What is known of the numbers of tuples to be given out, for the time of one transaction.
