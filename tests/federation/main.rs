@@ -38,6 +38,7 @@
 //! - `silent_servers`: what is made of a server's silence, and for whom.
 //! - `shown_rooms`: rooms as one server shows them to who joins by it, and what of that is believed for how long.
 //! - `hostile_keys`: what servers tell of devices and keys to fill memory, keep us at work, or make answers unreadable.
+//! - `appservices`: what others do to bridges here.
 //! - `strangers_at_the_door`: invites and knocks that are to fill the house, or to keep others out.
 //!
 //! What servers ask of each other, and what is fleeting:
@@ -55,6 +56,7 @@
 pub mod common;
 
 mod apex;
+mod appservices;
 mod awaited_invites;
 mod began_anew;
 mod beside_a_join;

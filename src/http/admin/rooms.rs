@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::http::auth::asker;
 use crate::http::client_server::{reply, via};
 use crate::http::{Reply, Request};
 use crate::protocol::{RoomAlias, RoomId, UserId};
@@ -15,6 +16,7 @@ use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::knocks::{KnockAnswerer, KnockFilter};
 use crate::service::admin::room_deletion::DeletionOrder;
 use crate::service::admin::rooms::{RoomOrder, RoomsPage};
+use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::membership::JoinTarget;
 
 use super::places;
@@ -63,8 +65,8 @@ pub fn state(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) ->
 
 /// `GET /_synapse/admin/v1/rooms/{roomIdOrAlias}/forward_extremities`. They cannot be deleted, as they can in Synapse: the
 /// server joins them by itself (`service/events/merge_forks.rs`), and one that goes by hand leaves others' events behind.
-pub fn forward_extremities(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
-    let ends = hs.admin().forward_extremities(&target(hs, request)?.room_id)?;
+pub fn forward_extremities(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    let ends = hs.admin().forward_extremities(&target(hs, request, admin)?.room_id)?;
     Ok(Reply::json(&json!({ "count": ends.len(), "results": ends })))
 }
 
@@ -144,12 +146,16 @@ pub fn deletion(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator)
 }
 
 /// The room that an id or an alias stands for, and servers that may let us in.
-fn target(hs: &Homeserver, request: &Request) -> Result<JoinTarget> {
+fn target(hs: &Homeserver, request: &Request, admin: &Administrator) -> Result<JoinTarget> {
     let (room, mut via) = (request.param("roomIdOrAlias"), via(request));
     if !room.starts_with('#') {
         return Ok(JoinTarget { room_id: RoomId::parse(room)?, via });
     }
-    let (room_id, servers) = hs.rooms().resolve_alias(&RoomAlias::parse(room)?)?;
+    let asker = match admin.user_id() {
+        Some(user) => Asker::new(AskerId::User(user.clone())),
+        None => asker(request, None),
+    };
+    let (room_id, servers) = hs.rooms().resolve_alias(&asker, &RoomAlias::parse(room)?)?;
     via.extend(servers);
     Ok(JoinTarget { room_id, via })
 }
@@ -164,7 +170,7 @@ pub fn join(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> R
     let body: UserBody = request.json()?;
     let user =
         UserId::parse(&body.user_id.ok_or_else(|| Error::missing_param("Missing params: ['user_id']"))?)?;
-    let target = target(hs, request)?;
+    let target = target(hs, request, admin)?;
     hs.admin().join_user(admin, &user, &target)?;
     Ok(Reply::json(&json!({ "room_id": target.room_id })))
 }
@@ -178,7 +184,7 @@ pub fn make_admin(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator
         (None, Some(admin)) => admin.clone(),
         (None, None) => return Err(Error::missing_param("Missing params: ['user_id']")),
     };
-    hs.admin().make_room_admin(admin, &target(hs, request)?.room_id, &user)?;
+    hs.admin().make_room_admin(admin, &target(hs, request, admin)?.room_id, &user)?;
     Ok(Reply::empty())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::http::auth::asker;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::appservices::third_party::ThirdPartyKind;
@@ -32,19 +33,16 @@ pub fn ping(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
 /// `GET /_matrix/client/v3/thirdparty/protocols`: which other networks are bridged to.
 pub fn third_party_protocols(
     hs: &Arc<Homeserver>,
-    _request: &Request,
-    _requester: &Requester,
+    request: &Request,
+    requester: &Requester,
 ) -> Result<Reply> {
-    Ok(Reply::json(&hs.third_party_protocols().into()))
+    Ok(Reply::json(&hs.third_party_protocols(&asker(request, Some(requester))).into()))
 }
 
 /// `GET /_matrix/client/v3/thirdparty/protocol/{protocol}`.
-pub fn third_party_protocol(
-    hs: &Arc<Homeserver>,
-    request: &Request,
-    _requester: &Requester,
-) -> Result<Reply> {
-    Ok(Reply::json(&hs.third_party_protocol(request.param("protocol"))?))
+pub fn third_party_protocol(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let asker = asker(request, Some(requester));
+    Ok(Reply::json(&hs.third_party_protocol(&asker, request.param("protocol"))?))
 }
 
 /// `GET /_matrix/client/v3/thirdparty/location` and `GET /_matrix/client/v3/thirdparty/location/{protocol}`.
@@ -76,5 +74,6 @@ fn look_up(
         |name: &str| !(OF_ASKER.contains(&name) || requester.is_service() && OF_SERVICE.contains(&name));
     let query: Vec<(String, String)> =
         request.query_pairs().iter().filter(|(name, _)| is_handed_on(name)).cloned().collect();
-    Ok(Reply::json(&hs.look_up_third_party(kind, protocol, &query)?.into()))
+    let asker = asker(request, Some(requester));
+    Ok(Reply::json(&hs.look_up_third_party(&asker, kind, protocol, &query)?.into()))
 }

@@ -26,17 +26,19 @@ impl Accounts<'_> {
     /// server says; 504 if it does not answer, at once if it did not lately; 429 `M_LIMIT_EXCEEDED`.
     pub fn profile(&self, asker: &Asker, user: &UserId) -> Result<Map<String, Value>> {
         match self.is_local(user) {
-            true => self.own_profile(user),
+            true => self.own_profile(asker, user),
             false => self.remote_profile(asker, user, None),
         }
     }
 
-    /// The whole profile of a local user, whom an application service may make now. Errors: 404 `M_NOT_FOUND`.
-    pub fn own_profile(&self, user: &UserId) -> Result<Map<String, Value>> {
+    /// The whole profile of a local user, whom an application service may make now. Errors: 404 `M_NOT_FOUND`, 429
+    /// `M_LIMIT_EXCEEDED`.
+    pub fn own_profile(&self, asker: &Asker, user: &UserId) -> Result<Map<String, Value>> {
         match self.known_profile(user) {
-            Err(e) if e.errcode() == ErrCode::NotFound && self.ask_services_for_user(user) => {
-                self.known_profile(user)
-            }
+            Err(e) if e.errcode() == ErrCode::NotFound => match self.ask_services_for_user(asker, user)? {
+                true => self.known_profile(user),
+                false => Err(e),
+            },
             known => known,
         }
     }
@@ -54,7 +56,7 @@ impl Accounts<'_> {
     /// 429 `M_LIMIT_EXCEEDED`.
     pub fn profile_field(&self, asker: &Asker, user: &UserId, field: &str) -> Result<Map<String, Value>> {
         let value = match self.is_local(user) {
-            true => self.own_profile(user)?.remove(field),
+            true => self.own_profile(asker, user)?.remove(field),
             false => self.remote_profile(asker, user, Some(field))?.remove(field),
         };
         let value = value.ok_or_else(|| Error::not_found("The profile has no such field"))?;

@@ -13,6 +13,7 @@ use crate::federation::appservices::ServiceRequest;
 use crate::federation::calls::enc;
 use crate::protocol::json::read;
 use crate::service::Homeserver;
+use crate::service::limits::request_permits::Asker;
 
 /// What is looked up on another network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,18 +44,19 @@ impl ThirdPartyKind {
 
 impl Homeserver {
     /// All networks that services bridge to.
-    pub fn third_party_protocols(&self) -> Map<String, Value> {
+    pub fn third_party_protocols(&self, asker: &Asker) -> Map<String, Value> {
         let mut protocols: Vec<&String> =
             self.appservices.iter().flat_map(|service| &service.protocols).collect();
         crate::order::sort(&mut protocols);
         protocols.dedup();
-        let found = protocols.into_iter().filter_map(|name| Some((name.clone(), self.protocol_of(name)?)));
+        let found =
+            protocols.into_iter().filter_map(|name| Some((name.clone(), self.protocol_of(asker, name)?)));
         found.collect()
     }
 
     /// One of them. Errors: 404 `M_NOT_FOUND`.
-    pub fn third_party_protocol(&self, protocol: &str) -> Result<Value> {
-        self.protocol_of(protocol)
+    pub fn third_party_protocol(&self, asker: &Asker, protocol: &str) -> Result<Value> {
+        self.protocol_of(asker, protocol)
             .ok_or_else(|| Error::not_found("No application service bridges to this network"))
     }
 
@@ -62,6 +64,7 @@ impl Homeserver {
     /// Errors: 404 `M_NOT_FOUND` if that is nothing.
     pub fn look_up_third_party(
         &self,
+        asker: &Asker,
         kind: ThirdPartyKind,
         protocol: Option<&str>,
         query: &[(String, String)],
@@ -74,7 +77,7 @@ impl Homeserver {
             query.iter().map(|(name, value)| format!("{}={}", enc(name), enc(value))).collect();
         let protocol = protocol.map(|protocol| format!("/{}", enc(protocol))).unwrap_or_default();
         let path = format!("/thirdparty/{}{protocol}?{}", kind.segment(), query.join("&"));
-        let answers = self.ask_third_party(knows, path.trim_end_matches('?'));
+        let answers = self.ask_third_party(asker, knows, path.trim_end_matches('?'));
         let results = answers.into_iter().filter_map(|(_, answer)| match answer {
             Value::Array(results) => Some(results),
             _ => None,
@@ -87,12 +90,12 @@ impl Homeserver {
     }
 
     /// What is said of a network: by the first service that knows it, with the instances of all.
-    fn protocol_of(&self, protocol: &str) -> Option<Value> {
+    fn protocol_of(&self, asker: &Asker, protocol: &str) -> Option<Value> {
         let knows = |service: &Appservice| service.protocols.iter().any(|known| known == protocol);
         let path = format!("/thirdparty/protocol/{}", enc(protocol));
         let mut merged: Option<Value> = None;
         let mut instances = Vec::new();
-        for (service, answer) in self.ask_third_party(knows, &path) {
+        for (service, answer) in self.ask_third_party(asker, knows, &path) {
             let Value::Object(_) = answer else { continue };
             for instance in answer["instances"].as_array().into_iter().flatten() {
                 let mut instance = instance.clone();
@@ -110,13 +113,14 @@ impl Homeserver {
     /// Asks services side by side, and gives what they answer in their order.
     fn ask_third_party<'s>(
         &'s self,
+        asker: &Asker,
         knows: impl Fn(&Appservice) -> bool,
         path: &str,
     ) -> Vec<(&'s Arc<Appservice>, Value)> {
         let asked = self.appservices.iter().filter(|service| service.url.is_some() && knows(service));
         std::thread::scope(|scope| {
             let ask = |service: &'s Arc<Appservice>| {
-                let asking = move || Some((service, self.ask_one_third_party(service, path)?));
+                let asking = move || Some((service, self.ask_one_third_party(asker, service, path)?));
                 std::thread::Builder::new().name("third party".into()).spawn_scoped(scope, asking).ok()
             };
             let asking: Vec<_> = asked.filter_map(ask).collect();
@@ -124,7 +128,7 @@ impl Homeserver {
         })
     }
 
-    fn ask_one_third_party(&self, service: &Appservice, path: &str) -> Option<Value> {
+    fn ask_one_third_party(&self, asker: &Asker, service: &Appservice, path: &str) -> Option<Value> {
         let request = ServiceRequest {
             method: "GET",
             path: &format!("/_matrix/app/v1{path}"),
@@ -132,13 +136,14 @@ impl Homeserver {
             body: None,
             timeout: QUERY_TIMEOUT,
         };
-        let _query = self.service_queries.begin(service, Instant::now())?;
+        // One that has too much to answer is as one that does not.
+        let place = self.service_queries.begin(service, asker, Instant::now() + QUERY_TIMEOUT).ok()??;
         match self.federation.ask_service(service, &request) {
             Ok(answer) if answer.is_success() => read(&answer.body).ok(),
             Ok(_) => None,
             Err(error) => {
                 log::info!("the application service {:?} was asked for {path}: {error}", service.id);
-                self.service_queries.unanswered(service, Instant::now());
+                place.unanswered();
                 None
             }
         }

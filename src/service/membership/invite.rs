@@ -26,6 +26,7 @@ use crate::protocol::{
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
+use crate::service::limits::request_permits::AskerId;
 use crate::service::membership::Memberships;
 use crate::store::{Db, Room, Tx};
 
@@ -140,7 +141,7 @@ impl Memberships<'_> {
         let mut draft = member_draft(&room.room_id, sender, target, content);
         draft.origin_server_ts = self.at;
         if self.is_local(target) {
-            self.check_own_invitees(std::slice::from_ref(target))?;
+            self.check_own_invitees(sender, std::slice::from_ref(target))?;
             // Once more: a policy server may have been asked since.
             let again = target.clone();
             return self.events().send_with(draft, move |tx, _| check_invitee(tx, &again));
@@ -239,10 +240,10 @@ impl Memberships<'_> {
         }
     }
 
-    /// Whether the local ones of these users can be invited at all. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`.
-    pub fn check_own_invitees(&self, users: &[UserId]) -> Result<()> {
+    /// Whether the local ones of these users can be invited. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED`.
+    pub fn check_own_invitees(&self, sender: &UserId, users: &[UserId]) -> Result<()> {
         let ours: Vec<&UserId> = users.iter().filter(|user| self.is_local(user)).collect();
-        self.let_services_make(&ours)?;
+        self.let_services_make(AskerId::User(sender.clone()), &ours)?;
         self.store.read(|db| ours.iter().try_for_each(|user| check_invitee(db, user)))
     }
 
@@ -377,7 +378,7 @@ impl Memberships<'_> {
         if !self.is_local(&invitee) {
             return Err(Error::invalid_param("The invited user is not of this server"));
         }
-        self.let_services_make(&[&invitee])?;
+        self.let_services_make(AskerId::Peer(origin.clone()), &[&invitee])?;
         self.store.read(|db| {
             check_invitee(db, &invitee)?;
             check_open(db, room_id)?;

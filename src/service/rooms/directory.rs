@@ -120,9 +120,9 @@ impl Rooms<'_> {
     /// The room that an alias stands for, and servers that are likely to know it, best first: asked of the server
     /// that the alias belongs to. For local users who join or knock. Errors: 404 `M_NOT_FOUND`, and what the other
     /// server says.
-    pub fn resolve_alias(&self, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
+    pub fn resolve_alias(&self, asker: &Asker, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
         match alias.server_name() == self.server_name().as_str() {
-            true => self.resolve_own_alias(alias),
+            true => self.resolve_own_alias(asker, alias),
             false => self.resolve_remote_alias(alias, ALIAS_TIMEOUT),
         }
     }
@@ -131,7 +131,7 @@ impl Rooms<'_> {
     /// [`Rooms::resolve_alias`]; 429 `M_LIMIT_EXCEEDED`.
     pub fn look_up_alias(&self, asker: &Asker, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
         if alias.server_name() == self.server_name().as_str() {
-            return self.resolve_own_alias(alias);
+            return self.resolve_own_alias(asker, alias);
         }
         let permit = self.request_permits.ask(asker)?;
         self.resolve_remote_alias(alias, permit.within)
@@ -148,12 +148,13 @@ impl Rooms<'_> {
     }
 
     /// What one of our own aliases stands for, which an application service may make now: also the answer to another server's
-    /// `query/directory`. Errors: 404 `M_NOT_FOUND`.
-    pub fn resolve_own_alias(&self, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
+    /// `query/directory`. Errors: 404 `M_NOT_FOUND`, 429 `M_LIMIT_EXCEEDED`.
+    pub fn resolve_own_alias(&self, asker: &Asker, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
         match self.resolve_known_alias(alias) {
-            Err(e) if e.errcode() == ErrCode::NotFound && self.ask_services_for_alias(alias) => {
-                self.resolve_known_alias(alias)
-            }
+            Err(e) if e.errcode() == ErrCode::NotFound => match self.ask_services_for_alias(asker, alias)? {
+                true => self.resolve_known_alias(alias),
+                false => Err(e),
+            },
             known => known,
         }
     }

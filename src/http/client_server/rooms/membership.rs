@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::http::auth::asker;
 use crate::http::client_server::via;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::json::shaped;
@@ -34,7 +35,7 @@ impl TargetBody {
 
 /// `POST /_matrix/client/v3/join/{roomIdOrAlias}`.
 pub fn join(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    join_target(hs, request, requester, target(hs, request, request.param("roomIdOrAlias"))?)
+    join_target(hs, request, requester, target(hs, request, requester)?)
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/join`.
@@ -64,7 +65,7 @@ fn join_target(
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`.
 pub fn knock(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: ReasonBody = request.json_or_empty()?;
-    let target = target(hs, request, request.param("roomIdOrAlias"))?;
+    let target = target(hs, request, requester)?;
     hs.membership().knock(&requester.user_id, &target, body.reason.as_deref())?;
     Ok(Reply::json(&json!({ "room_id": target.room_id })))
 }
@@ -135,13 +136,13 @@ pub fn joined_rooms(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
 }
 
 /// The room that an id or an alias stands for, and servers that may let us in: those that the client names first.
-fn target(hs: &Homeserver, request: &Request, room: &str) -> Result<JoinTarget> {
-    let mut via = via(request);
+fn target(hs: &Homeserver, request: &Request, requester: &Requester) -> Result<JoinTarget> {
+    let (room, mut via) = (request.param("roomIdOrAlias"), via(request));
     if !room.starts_with('#') {
         return Ok(JoinTarget { room_id: RoomId::parse(room)?, via });
     }
     let alias = RoomAlias::parse(room)?;
-    let (room_id, servers) = hs.rooms().resolve_alias(&alias)?;
+    let (room_id, servers) = hs.rooms().resolve_alias(&asker(request, Some(requester)), &alias)?;
     via.extend(servers);
     via.extend(ServerName::parse(alias.server_name()).ok());
     Ok(JoinTarget { room_id, via })

@@ -67,7 +67,9 @@ fn summary(hs: &Homeserver, request: &Request, requester: Option<&Requester>) ->
         Some(_) => JoinTarget { room_id: RoomId::parse(room)?, via: via(request) },
         // Nobody makes us ask other servers without saying who they are.
         None if room.starts_with('#') => {
-            JoinTarget { room_id: hs.rooms().resolve_own_alias(&RoomAlias::parse(room)?)?.0, via: Vec::new() }
+            let alias = RoomAlias::parse(room)?;
+            let (room_id, _) = hs.rooms().resolve_own_alias(&asker(request, None), &alias)?;
+            JoinTarget { room_id, via: Vec::new() }
         }
         None => JoinTarget { room_id: RoomId::parse(room)?, via: Vec::new() },
     };

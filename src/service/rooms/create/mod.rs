@@ -134,7 +134,7 @@ impl Rooms<'_> {
         if let Some(user) = invitees.iter().find(|user| !request.federates() && !self.is_local(user)) {
             return Err(Error::forbidden(format!("{user} cannot come into a room that does not federate")));
         }
-        self.membership().check_own_invitees(&invitees)?;
+        self.membership().check_own_invitees(creator, &invitees)?;
         Ok((invitees, addresses))
     }
 
