@@ -406,7 +406,7 @@ CREATE TABLE remote_memberships (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX remote_memberships_by_user ON remote_memberships (user_id, stream);
 CREATE INDEX remote_memberships_due ON remote_memberships (due_ms) WHERE due_ms IS NOT NULL;
-CREATE INDEX remote_memberships_by_state ON remote_memberships (state);
+CREATE INDEX remote_memberships_by_state ON remote_memberships (state, stream);
 CREATE INDEX remote_memberships_inviters ON remote_memberships (user_id, inviter) WHERE inviter IS NOT NULL;
 CREATE INDEX remote_memberships_closed ON remote_memberships (user_id, stream) WHERE state = 'closed';
 CREATE INDEX remote_memberships_ended ON remote_memberships (ended_ms) WHERE ended_ms IS NOT NULL;
@@ -1365,7 +1365,7 @@ CREATE TABLE appservice_progress (
   stream INTEGER NOT NULL
 ) STRICT;
 
--- The events that a service is still to be told of, in their order. `event`: of a room that this server is not in, the JSON that
+-- The events that a service is still to be told of, in their order, until it has taken them. `event`: of a room that this server is not in, the JSON that
 -- is told; otherwise it is made of the event when its turn comes.
 CREATE TABLE appservice_events (
   service INTEGER NOT NULL,
@@ -1376,10 +1376,12 @@ CREATE TABLE appservice_events (
 ) STRICT, WITHOUT ROWID;
 
 -- The transaction that a service is being sent, from before the first try until it has taken it: "Homeservers MUST NOT alter
--- (e.g. add more) events they were going to send within that transaction ID on retries". What is in it waits nowhere else.
+-- (e.g. add more) events they were going to send within that transaction ID on retries". Its events are those that wait up to
+-- `events_upto`, so that they are told as they are by then: redacted, if they were. `body`: all else, which waits nowhere else.
 CREATE TABLE appservice_transactions (
   service INTEGER PRIMARY KEY,
   txn_id TEXT NOT NULL,
-  events INTEGER NOT NULL,
+  begun_ms INTEGER NOT NULL,
+  events_upto INTEGER NOT NULL,
   body TEXT NOT NULL
 ) STRICT;

@@ -55,6 +55,10 @@ fn add(config: &mut Config, path: &Path) -> Result<(), String> {
     if let Some(known) = config.appservices.iter().find(|known| known.as_token == new.as_token) {
         return Err(format!("as_token: is that of {:?} too: each service needs one of its own", known.id));
     }
+    // A service that knows another's could act as this server towards it.
+    if let Some(known) = config.appservices.iter().find(|known| known.hs_token == new.hs_token) {
+        return Err(format!("hs_token: is that of {:?} too: each service needs one of its own", known.id));
+    }
     config.appservices.push(new);
     Ok(())
 }
@@ -66,7 +70,7 @@ mod tests {
     use crate::testing::temporary_folder;
 
     fn registration(id: &str, token: &str) -> String {
-        format!("id: {id}\nurl: null\nas_token: {token}\nhs_token: h\nsender_localpart: bot_{id}\n")
+        format!("id: {id}\nurl: null\nas_token: {token}\nhs_token: hs_{token}\nsender_localpart: bot_{id}\n")
     }
 
     #[test]
@@ -84,6 +88,8 @@ mod tests {
         let told = read("").unwrap_err();
         assert!(told.starts_with("a.yml: id: there is another"), "{told}");
         assert!(read("c.yaml").unwrap_err().starts_with("as_token: is that of \"a\" too"));
+        put("c.yaml", &registration("c", "tc").replace("hs_tc", "hs_tb"));
+        assert!(read("c.yaml").unwrap_err().starts_with("hs_token: is that of \"b\" too"));
         put("d.yaml", "id: d\n");
         assert_eq!(
             read("d.yaml").unwrap_err(),

@@ -222,6 +222,9 @@ impl MetricsPage {
         page.family(name, "counter", "Transactions with other servers, by direction and how they ended.");
         page.endings(name, &[("direction", "out")], &self.metrics.transactions_out);
         page.endings(name, &[("direction", "in")], &self.metrics.transactions_in);
+        let name = "doorstep_appservice_transactions_total";
+        page.family(name, "counter", "Transactions sent to application services, each try, by how it ended.");
+        page.endings(name, &[], &self.metrics.service_transactions);
         let name = "doorstep_handshakes_total";
         page.family(name, "counter", "Knocks and invites, by direction and how the request for them ended.");
         let Metrics { knocks_out, knocks_in, invites_out, invites_in, .. } = &*self.metrics;
@@ -244,6 +247,15 @@ impl MetricsPage {
         );
         for (doing, count) in self.hs.outgoing.by_activity() {
             page.sample(name, &[("state", doing)], count as f64);
+        }
+        let name = "doorstep_appservices";
+        page.family(
+            name,
+            "gauge",
+            "Application services; `failing` have not taken what they were sent last.",
+        );
+        for (state, count) in self.hs.service_sender.by_state() {
+            page.sample(name, &[("state", state)], count as f64);
         }
         let waiting = self.hs.notifier.waiting() as f64;
         page.single("doorstep_sync_waiting", "gauge", "Requests that wait for news.", waiting);

@@ -137,6 +137,8 @@ pub struct Metrics {
     pub transactions_out: Endings,
     /// Transactions that we were sent.
     pub transactions_in: Endings,
+    /// Transactions that application services were sent.
+    pub service_transactions: Endings,
     /// Knocks of local users.
     pub knocks_out: Endings,
     /// Knocks of others upon rooms here.

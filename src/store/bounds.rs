@@ -613,11 +613,11 @@ pub const TABLES: &[TableBounds] = &[
                 "who_repeats_an_invite_rings_once_and_not_without_end",
             ),
         ],
-        "put into a transaction, 100 at a time, once the one before was taken",
+        "the service has taken the transaction that they were put into, 100 at a time",
     ),
     table(
         "appservice_transactions",
-        &[itself("one for each service, of 100 events and as many messages to devices")],
+        &[itself("one for each service, of as many as 100 messages to devices")],
         "the service has taken it",
     ),
 ];

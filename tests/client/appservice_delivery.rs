@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use doorstep::TestServer;
-use doorstep::testing::TestUser;
+use doorstep::testing::{TestDeviceKeys, TestUser};
 use serde_json::{Value, json};
 
 use crate::common::bridge::{Bridge, BridgeAnswer};
@@ -102,6 +102,7 @@ fn a_room_concerns_a_service_by_its_id_and_by_an_alias() {
     alice.put(&alias, json!({ "room_id": room }));
     alice.send(&room, "the end");
     by_alias.wait_for_message("the end");
+    by_id.wait_for_message("the end");
     assert_eq!(by_alias.messages(), ["named", "the end"]);
     assert_eq!(by_id.messages(), ["unnamed", "named", "unnamed again", "the end"]);
 }
@@ -248,21 +249,38 @@ fn an_invite_to_a_room_elsewhere_is_told_with_what_is_known_of_the_room() {
 }
 
 #[test]
-fn what_was_redacted_meanwhile_is_told_redacted() {
+fn what_was_redacted_meanwhile_is_told_redacted_also_in_a_transaction_that_was_sent_before() {
     let bridge = Bridge::start("irc");
     let (server, alice, _ghost, room) = bridged(&bridge);
     bridge.answer(down());
-    alice.send(&room, "first");
+    let first = alice.send(&room, "first");
     bridge.wait_for_message("first");
-    let regretted = alice.send(&room, "regretted");
-    let path = format!("/_matrix/client/v3/rooms/{room}/redact/{regretted}/1");
-    alice.put(&path, json!({}));
+    let later = alice.send(&room, "later");
+    let redact = |event: &str| {
+        alice.put(&format!("/_matrix/client/v3/rooms/{room}/redact/{event}/{event}"), json!({}));
+    };
+    redact(&first);
+    redact(&later);
+    let before = bridge.transactions();
     bridge.answer(BridgeAnswer::Json(200, json!({})));
     server.advance(Duration::from_secs(1000));
-    let told = bridge.wait_for("events", "the message", |event| event["event_id"] == regretted);
-    assert_eq!(told["content"], json!({}));
-    assert_eq!(told["unsigned"]["redacted_because"]["type"], "m.room.redaction");
-    bridge.wait_for("events", "the redaction", |event| event["redacts"] == regretted);
+    bridge.wait_for("events", "the second redaction", |event| event["redacts"] == later);
+    let after = bridge.transactions().split_off(before.len());
+    // The same transaction with the same event, in the same place.
+    assert_eq!(after[0].target, before[before.len() - 1].target);
+    let told: Vec<Value> =
+        after.iter().flat_map(|sent| sent.body["events"].as_array().cloned().unwrap_or_default()).collect();
+    let ids: Vec<_> = told.iter().take(2).map(|event| event["event_id"].clone()).collect();
+    assert_eq!(ids, [json!(first), json!(later)]);
+    for event in &told[..2] {
+        assert_eq!(event["content"], json!({}));
+        assert_eq!(event["unsigned"]["redacted_because"]["type"], "m.room.redaction");
+    }
+    assert_eq!(told.len(), 4, "each once: {told:?}");
+    assert_eq!(after[0].body["events"].as_array().map(Vec::len), Some(1));
+    // And so for whatever else was in it: it says how old the event was when it was made.
+    let event = &before[before.len() - 1].body["events"][0];
+    assert_eq!(event["unsigned"]["age"], told[0]["unsigned"]["age"]);
 }
 
 /// What the service gets by its own token.
@@ -477,4 +495,56 @@ fn messages_to_devices_of_a_services_users_wait_until_it_has_taken_them() {
     assert!(told.iter().all(|message| {
         message["to_user_id"] == *bot && message["to_device_id"] == "DEV" && message["sender"] == alice.id()
     }));
+}
+
+#[test]
+fn a_service_with_many_users_is_told_of_all_of_them_whose_keys_are_to_be_looked_at() {
+    let bridge = Bridge::start("irc");
+    let server = with(&bridge, &format!("org.matrix.msc3202: true\n{USERS}"));
+    let id = |number: usize| format!("@irc_{number:03}:{}", server.name());
+    let as_service = |method: &str, path: &str, body: Value| {
+        let (status, answer) = by_token(&server, "as_irc", method, path, Some(body));
+        assert!(status < 300, "{answer}");
+        answer
+    };
+    // More than it is told of at a time how many keys they have left.
+    for number in 0..=101 {
+        let user = id(number);
+        let made = json!({ "type": "m.login.application_service", "username": format!("irc_{number:03}"), "inhibit_login": true });
+        as_service("POST", "/_matrix/client/v3/register", made);
+        as_service("PUT", &format!("/_matrix/client/v3/devices/DEV?user_id={user}"), json!({}));
+        let keys = TestDeviceKeys::new(&user, "DEV");
+        let mut body = json!({ "device_keys": keys.identity() });
+        if number < 101 {
+            body["one_time_keys"] =
+                json!({ "signed_curve25519:A": keys.sign(json!({ "key": "A".repeat(43) })) });
+        }
+        as_service("POST", &format!("/_matrix/client/v3/keys/upload?user_id={user}&device_id=DEV"), body);
+    }
+    let alice = server.user("alice");
+    let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+    as_service("POST", &format!("/_matrix/client/v3/join/{room}?user_id={}", id(101)), json!({}));
+    alice.send(&room, "hello");
+    bridge.wait_for_message("hello");
+    let changed = |user: &str| {
+        let sent = bridge.transactions().into_iter();
+        let lists = sent.map(|sent| sent.body["org.matrix.msc3202.device_lists"]["changed"].clone());
+        lists
+            .flat_map(|list| list.as_array().cloned().unwrap_or_default())
+            .filter(|told| told == user)
+            .count()
+    };
+    let known = changed(alice.id());
+    alice.upload_keys(&[]);
+    alice.send(&room, "with keys");
+    bridge.wait_for_message("with keys");
+    wait_until("it is told that alice has keys", || {
+        alice.send(&room, "and");
+        changed(alice.id()) > known
+    });
+    // Who has no keys left is told first.
+    let counts =
+        bridge.transactions().pop().expect("some").body["org.matrix.msc3202.device_one_time_keys_count"]
+            .clone();
+    assert_eq!(counts[&id(101)]["DEV"]["signed_curve25519"], 0, "{counts}");
 }

@@ -7,6 +7,7 @@ use doorstep::TestServer;
 use doorstep::config::Config;
 use serde_json::json;
 
+use crate::common::bridge::{Bridge, BridgeAnswer};
 use crate::common::client::{V3, post};
 use crate::common::wait::wait_until;
 
@@ -327,4 +328,33 @@ fn what_counting_costs() {
             );
         }
     }
+}
+
+#[test]
+fn whether_bridges_take_what_they_are_sent_is_counted() {
+    let bridge = Bridge::start("irc");
+    let registration = bridge.registration("namespaces: {users: [{regex: '@irc_', exclusive: false}]}");
+    let server = TestServer::start_with(|config: &mut Config| {
+        config.metrics = vec!["127.0.0.1:0".parse().expect("an address")];
+        config.appservices.push(registration);
+    });
+    let ghost = server.user("irc_bob");
+    let room = ghost.create_room();
+    let transactions = |outcome: &str| {
+        let outcome = format!("outcome=\"{outcome}\"");
+        Page::of(&server).sum("doorstep_appservice_transactions_total", &[&outcome])
+    };
+    let services =
+        |state: &str| Page::of(&server).sum("doorstep_appservices", &[&format!("state=\"{state}\"")]);
+    wait_until("it has taken something", || transactions("done") > 0.0);
+    assert_eq!((services("served"), services("failing"), transactions("failed")), (1.0, 0.0, 0.0));
+    bridge.answer(BridgeAnswer::Json(503, json!({})));
+    ghost.send(&room, "hello");
+    wait_until("it is known to be down", || services("failing") > 0.0);
+    assert!(transactions("failed") > 0.0 && services("served") == 0.0);
+    let waiting = || Page::of(&server).sum("doorstep_backlog", &["kind=\"events for application services\""]);
+    assert!(waiting() > 0.0, "what it has not taken waits");
+    bridge.answer(BridgeAnswer::Json(200, json!({})));
+    server.advance(std::time::Duration::from_secs(10));
+    wait_until("it is there again", || services("served") > 0.0 && waiting() == 0.0);
 }

@@ -128,7 +128,7 @@ pub fn what_was_expected(e: &serde_json::Error) -> String {
     }
 }
 
-/// [`read`] of an event as it is stored, by who takes nothing of it but text: nothing is weighed.
+/// [`read`] of what is stored, by who takes nothing of it but text: nothing is weighed.
 pub(crate) fn read_stored<'t, T: Deserialize<'t>>(text: &'t str) -> serde_json::Result<T> {
     serde_json::from_str(text)
 }

@@ -1,5 +1,5 @@
 //! The transaction that a service is sent: made of what waits for it, written down with its id before it is first sent, and sent
-//! as it is until the service has taken it. Only then there is a next one.
+//! as it is until the service has taken it, but for what was redacted meanwhile. Only then there is a next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,9 +12,10 @@ use super::interest::ToldService;
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::federation::appservices::ServiceRequest;
+use crate::federation::appservices::{ServiceAnswer, ServiceError, ServiceRequest};
+use crate::metrics::Ending;
 use crate::protocol::UserId;
-use crate::protocol::json::parse_object;
+use crate::protocol::json::{parse_object, read_stored};
 use crate::service::Homeserver;
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::client_format::{self, ClientFormat, Json};
@@ -30,7 +31,7 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 const EVENTS_MAX: usize = 100;
 /// Messages to devices of one transaction.
 const MESSAGES_MAX: usize = 100;
-/// Of so many devices of a service's users it is told how many keys they have left.
+/// Of so many devices of a service's users it is told how many keys they have left: of those that have the fewest.
 const DEVICES_MAX: usize = 100;
 /// Behind so many bytes a transaction gets no further event.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -68,7 +69,8 @@ pub(super) fn deliver(
     let Some(transaction) = transaction else {
         return Ok(Delivery::Nothing);
     };
-    let ServiceTransaction { txn_id, body, .. } = transaction;
+    let body = hs.store.read(|db| whole_body(db, told, &transaction))?;
+    let ServiceTransaction { txn_id, events_upto, .. } = transaction;
     let request = ServiceRequest {
         method: "PUT",
         path: &format!("/_matrix/app/v1/transactions/{txn_id}"),
@@ -76,19 +78,23 @@ pub(super) fn deliver(
         body: Some(&body),
         timeout: TRANSACTION_TIMEOUT,
     };
-    let why = match hs.federation.ask_service(&told.service, &request) {
+    let answer = hs.federation.ask_service(&told.service, &request);
+    if hs.service_sender.is_stopping() && !matches!(&answer, Ok(answer) if answer.is_success()) {
+        return Ok(Delivery::PutOff);
+    }
+    if let Some(metrics) = &hs.metrics {
+        metrics.service_transactions.add(ending_of(&answer));
+    }
+    let why = match answer {
         Ok(answer) if answer.is_success() => {
             let (key, now) = (told.key, hs.clock.now_ms());
             // What the disk does not get is sent again, under the same id.
-            hs.store.write_lightly(move |tx| tx.appservice_took(key, &txn_id, now))?;
+            hs.store.write_lightly(move |tx| tx.appservice_took(key, (&txn_id, events_upto), now))?;
             return Ok(Delivery::Taken);
         }
         Ok(answer) => format!("it answers with status {}", answer.status),
         Err(error) => error.to_string(),
     };
-    if hs.service_sender.is_stopping() {
-        return Ok(Delivery::PutOff);
-    }
     let failures = row.failures.saturating_add(1);
     let id = &told.service.id;
     log::warn!("the application service {id:?} does not take what it is sent ({failures} in a row): {why}");
@@ -97,10 +103,22 @@ pub(super) fn deliver(
     Ok(Delivery::PutOff)
 }
 
+/// How the sending of a transaction ended, for who watches the server.
+fn ending_of(answer: &Result<ServiceAnswer, ServiceError>) -> Ending {
+    match answer {
+        Ok(answer) if answer.is_success() => Ending::Done,
+        Ok(ServiceAnswer { status: 429, .. }) => Ending::Limited,
+        Ok(ServiceAnswer { status: ..=499, .. }) => Ending::Refused,
+        Ok(_) => Ending::Failed,
+        Err(_) => Ending::Unreachable,
+    }
+}
+
 /// What goes into a transaction.
 #[derive(Default)]
 struct Contents {
-    events: Vec<Json>,
+    /// How many events.
+    events: usize,
     to_device: Vec<Json>,
     encryption: Option<Encryption>,
     withdrawn: Withdrawn,
@@ -123,10 +141,10 @@ struct DeviceLists {
     left: BTreeSet<UserId>,
 }
 
-/// The body of a transaction, under the names that services know.
+/// The body of a transaction but for its events, under the names that services know. What is fleeting stands there twice: libraries
+/// read the one name or the other, or the older one where the other is not there, and none takes both.
 #[derive(Serialize)]
 struct Body<'b> {
-    events: &'b [Json],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     ephemeral: &'b [Value],
     #[serde(rename = "de.sorunome.msc2409.ephemeral", skip_serializing_if = "<[_]>::is_empty")]
@@ -160,17 +178,16 @@ fn begin(
         let key = told.key;
         let device_lists = encryption.as_ref().map(|encryption| &encryption.device_lists);
         let device_lists = device_lists.filter(|lists| !lists.changed.is_empty() || !lists.left.is_empty());
-        let lasts = !events.is_empty() || !to_device.is_empty() || device_lists.is_some();
+        let lasts = events > 0 || !to_device.is_empty() || device_lists.is_some();
         if !lasts && ephemeral.is_empty() {
             // What waited may be gone with its room.
             if withdrawn.events_upto == 0 {
                 return Ok(None);
             }
-            hs.store.write_lightly(move |tx| tx.withdraw_for_appservice(key, &withdrawn))?;
+            hs.store.write_lightly(move |tx| tx.drop_appservice_events(key, withdrawn.events_upto))?;
             continue;
         }
         let body = Body {
-            events: &events,
             ephemeral,
             older_ephemeral: ephemeral,
             to_device: &to_device,
@@ -179,16 +196,13 @@ fn begin(
             fallback_keys: encryption.as_ref().map(|encryption| &encryption.fallback_keys),
         };
         let body = serde_json::to_string(&body).map_err(Error::internal)?;
-        let (count, written) = (events.len(), body.clone());
-        let begin =
-            move |tx: &mut Tx<'_>| tx.begin_appservice_transaction(key, (count, &written), &withdrawn, now);
-        let txn_id = if lasts { hs.store.write(begin)? } else { hs.store.write_lightly(begin)? };
-        return Ok(Some(ServiceTransaction { txn_id, events: count, body }));
+        let begin = move |tx: &mut Tx<'_>| tx.begin_appservice_transaction(key, body, &withdrawn, now);
+        return if lasts { hs.store.write(begin) } else { hs.store.write_lightly(begin) }.map(Some);
     }
 }
 
 fn contents(db: &Db<'_>, told: &ToldService, now: Millis) -> Result<Contents> {
-    let (mut events, mut bytes) = (Vec::new(), 0);
+    let (mut events, mut bytes) = (0, 0);
     let mut withdrawn = Withdrawn::default();
     let service = &told.service;
     for queued in db.appservice_events(told.key, EVENTS_MAX)? {
@@ -198,7 +212,7 @@ fn contents(db: &Db<'_>, told: &ToldService, now: Millis) -> Result<Contents> {
         withdrawn.events_upto = queued.stream;
         let Some(event) = event_json(db, told, queued, now)? else { continue };
         bytes += event.get().len();
-        events.push(event);
+        events += 1;
     }
     let to_device = match service.receive_ephemeral || service.msc3202 {
         true => messages(db, &service.id, &mut withdrawn)?,
@@ -209,6 +223,17 @@ fn contents(db: &Db<'_>, told: &ToldService, now: Millis) -> Result<Contents> {
         false => None,
     };
     Ok(Contents { events, to_device, encryption, withdrawn })
+}
+
+/// The body of a transaction with its events as they stand now, and as old as they were when it was made.
+fn whole_body(db: &Db<'_>, told: &ToldService, transaction: &ServiceTransaction) -> Result<String> {
+    let mut body: BTreeMap<&str, Json> = read_stored(&transaction.body).map_err(Error::internal)?;
+    let mut events = Vec::new();
+    for queued in db.appservice_events_upto(told.key, transaction.events_upto)? {
+        events.extend(event_json(db, told, queued, transaction.begun_ms)?);
+    }
+    body.insert("events", to_raw_value(&events).map_err(Error::internal)?);
+    serde_json::to_string(&body).map_err(Error::internal)
 }
 
 /// Messages to devices of the service's users, each with whom it is for (MSC4203).
@@ -233,14 +258,15 @@ fn encryption(db: &Db<'_>, told: &ToldService, withdrawn: &mut Withdrawn) -> Res
         one_time_keys: BTreeMap::new(),
         fallback_keys: BTreeMap::new(),
     };
+    // All of them: of what is not told now nobody will be told later.
+    for user in db.encrypting_users_of_service(&told.service.id)? {
+        let lists = device_lists_between(db, &user, since, position, None)?;
+        found.device_lists.changed.extend(lists.changed);
+        found.device_lists.left.extend(lists.left);
+    }
     for (user, device) in db.devices_of_service(&told.service.id, DEVICES_MAX)? {
         let counts = db.one_time_key_counts(&user, &device)?;
         let unused = db.unused_fallback_key_types(&user, &device)?;
-        if !found.one_time_keys.contains_key(&user) {
-            let lists = device_lists_between(db, &user, since, position, None)?;
-            found.device_lists.changed.extend(lists.changed);
-            found.device_lists.left.extend(lists.left);
-        }
         found.one_time_keys.entry(user.clone()).or_default().insert(device.clone(), counts);
         found.fallback_keys.entry(user).or_default().insert(device, unused);
     }

@@ -174,6 +174,13 @@ impl ServiceSender {
         hs.store.read(|db| db.next_appservice_due())
     }
 
+    /// How many services take what they are sent, and how many have not taken it last.
+    pub fn by_state(&self) -> [(&'static str, usize); 2] {
+        let state = lock(&self.0.state);
+        let failing = state.activities.iter().filter(|activity| activity.down).count();
+        [("served", state.activities.len() - failing), ("failing", failing)]
+    }
+
     /// Whether it was told to stop.
     pub(super) fn is_stopping(&self) -> bool {
         lock(&self.0.state).stopping

@@ -59,16 +59,19 @@ pub struct ServiceMessage {
 pub struct ServiceTransaction {
     /// Its id, which is no other's.
     pub txn_id: String,
-    /// How many events are in it.
-    pub events: usize,
-    /// The body, which stays as it is.
+    /// When it was made: it says how old events were then.
+    pub begun_ms: Millis,
+    /// Up to which position the events that wait are in it. Which ones these are stays so; they are written as they are when it
+    /// is sent, since what was redacted meanwhile is not to be told.
+    pub events_upto: i64,
+    /// The body without the events, which stays as it is.
     pub body: String,
 }
 
-/// What is put into a transaction, and so waits no more.
+/// What is put into a transaction, and so waits no more; the events do until it is taken.
 #[derive(Debug, Default)]
 pub struct Withdrawn {
-    /// Up to which position the events are in it.
+    /// Up to which position the events are in it; 0: none.
     pub events_upto: i64,
     /// Up to which messages those of each line are.
     pub messages: Vec<(LineKey, i64)>,
@@ -155,11 +158,25 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The devices with end-to-end keys of users whom a service has made, so many at most.
+    /// The users whom a service has made and that have devices with end-to-end keys.
+    pub fn encrypting_users_of_service(&self, id: &str) -> Result<Vec<UserId>> {
+        let users = self.rows(
+            "SELECT u.user_id FROM users u WHERE u.appservice = ?1
+               AND EXISTS (SELECT 1 FROM device_keys d WHERE d.user_id = u.user_id)",
+            params![id],
+            |row| row.get::<_, String>(0),
+        )?;
+        users.iter().map(|user| UserId::parse(user)).collect()
+    }
+
+    /// The devices with end-to-end keys of users whom a service has made, so many at most: those with the fewest one-time keys.
     pub fn devices_of_service(&self, id: &str, limit: usize) -> Result<Vec<(UserId, String)>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT d.user_id, d.device_id FROM users u JOIN device_keys d ON d.user_id = u.user_id
-             WHERE u.appservice = ?1 ORDER BY 1, 2 LIMIT ?2",
+             WHERE u.appservice = ?1
+             ORDER BY (SELECT coalesce(sum(last - issued), 0) FROM one_time_key_pools p
+                       WHERE p.user_id = d.user_id AND p.device_id = d.device_id), 1, 2
+             LIMIT ?2",
         )?;
         let rows = statement
             .query_map(params![id, limit as i64], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
@@ -179,24 +196,27 @@ impl Db<'_> {
         )
     }
 
-    /// How many events a service is to be told of, beside those that it is being sent.
-    pub fn count_appservice_events(&self, service: ServiceKey) -> Result<i64> {
-        let mut statement =
-            self.conn().prepare_cached("SELECT count(*) FROM appservice_events WHERE service = ?1")?;
-        Ok(statement.query_row([service], |row| row.get(0))?)
+    /// The events that are in the transaction that a service is being sent.
+    pub fn appservice_events_upto(&self, service: ServiceKey, upto: i64) -> Result<Vec<QueuedEvent>> {
+        self.rows(
+            "SELECT stream, event_key, event FROM appservice_events
+             WHERE service = ?1 AND stream <= ?2 ORDER BY stream",
+            params![service, upto],
+            |row| Ok(QueuedEvent { stream: row.get(0)?, key: row.get(1)?, json: row.get(2)? }),
+        )
     }
 
     /// The transaction that a service is being sent.
     pub fn appservice_transaction(&self, service: ServiceKey) -> Result<Option<ServiceTransaction>> {
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT txn_id, events, body FROM appservice_transactions WHERE service = ?1")?;
+        let mut statement = self.conn().prepare_cached(
+            "SELECT txn_id, begun_ms, events_upto, body FROM appservice_transactions WHERE service = ?1",
+        )?;
         let read = statement.query_row([service], |row| {
-            let events: i64 = row.get(1)?;
             Ok(ServiceTransaction {
                 txn_id: row.get(0)?,
-                events: usize::try_from(events).unwrap_or(0),
-                body: row.get(2)?,
+                begun_ms: row.get(1)?,
+                events_upto: row.get(2)?,
+                body: row.get(3)?,
             })
         });
         Ok(read.optional()?)
@@ -246,28 +266,19 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Puts what is withdrawn into a transaction of this body. Its id, which is given out once.
+    /// Puts what is withdrawn into a transaction, of this body beside the events. Its id is given out once.
     pub fn begin_appservice_transaction(
         &mut self,
         service: ServiceKey,
-        (events, body): (usize, &str),
+        body: String,
         withdrawn: &Withdrawn,
         now: Millis,
-    ) -> Result<String> {
-        let txn_id = format!("{now}.{}", self.next_stream());
+    ) -> Result<ServiceTransaction> {
+        let (txn_id, events_upto) = (format!("{now}.{}", self.next_stream()), withdrawn.events_upto);
         self.execute(
-            "INSERT INTO appservice_transactions (service, txn_id, events, body) VALUES (?1, ?2, ?3, ?4)",
-            params![service, txn_id, events as i64, body],
-        )?;
-        self.withdraw_for_appservice(service, withdrawn)?;
-        Ok(txn_id)
-    }
-
-    /// What is withdrawn waits no more.
-    pub fn withdraw_for_appservice(&mut self, service: ServiceKey, withdrawn: &Withdrawn) -> Result<()> {
-        self.execute(
-            "DELETE FROM appservice_events WHERE service = ?1 AND stream <= ?2",
-            params![service, withdrawn.events_upto],
+            "INSERT INTO appservice_transactions (service, txn_id, begun_ms, events_upto, body)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![service, txn_id, now, events_upto, body],
         )?;
         for (line, upto) in &withdrawn.messages {
             self.shorten_line(*line, *upto)?;
@@ -278,15 +289,32 @@ impl Tx<'_> {
                 params![service, upto],
             )?;
         }
+        Ok(ServiceTransaction { txn_id, begun_ms: now, events_upto, body })
+    }
+
+    /// The events of a service up to this position wait no more.
+    pub fn drop_appservice_events(&mut self, service: ServiceKey, upto: i64) -> Result<()> {
+        self.execute(
+            "DELETE FROM appservice_events WHERE service = ?1 AND stream <= ?2",
+            params![service, upto],
+        )?;
         Ok(())
     }
 
-    /// A service has taken its transaction.
-    pub fn appservice_took(&mut self, service: ServiceKey, txn_id: &str, now: Millis) -> Result<()> {
-        self.execute(
+    /// A service has taken its transaction, in which these are the events.
+    pub fn appservice_took(
+        &mut self,
+        service: ServiceKey,
+        (txn_id, events_upto): (&str, i64),
+        now: Millis,
+    ) -> Result<()> {
+        let taken = self.execute(
             "DELETE FROM appservice_transactions WHERE service = ?1 AND txn_id = ?2",
             params![service, txn_id],
         )?;
+        if taken > 0 {
+            self.drop_appservice_events(service, events_upto)?;
+        }
         self.execute(
             "UPDATE appservices SET failures = 0, due_ms = NULL, taken_ms = ?2 WHERE service = ?1",
             params![service, now],

@@ -61,7 +61,7 @@ impl TimeColumn {
 }
 
 /// All of them, in the order of the schema.
-pub(super) const TIMES: [TimeColumn; 56] = [
+pub(super) const TIMES: [TimeColumn; 57] = [
     time("pending_events", "received_ms", AN_AGE),
     time("pending_events", "retry_ms", Now),
     time("pending_events", "due_ms", Now),
@@ -136,6 +136,7 @@ pub(super) const TIMES: [TimeColumn; 56] = [
     time("media", "used_ms", AN_AGE),
     time("appservices", "due_ms", Now),
     time("appservices", "taken_ms", AN_AGE),
+    time("appservice_transactions", "begun_ms", AN_AGE),
 ];
 
 impl Db<'_> {

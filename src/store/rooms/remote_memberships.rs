@@ -187,7 +187,7 @@ impl Db<'_> {
     pub fn remote_invites_between(&self, (after, upto): (i64, i64)) -> Result<Vec<RemoteMembership>> {
         let sql = format!(
             "SELECT {COLUMNS} FROM remote_memberships
-             WHERE state IN ('invited', 'closed') AND +stream > ?1 AND +stream <= ?2 ORDER BY +stream"
+             WHERE state IN ('invited', 'closed') AND stream > ?1 AND stream <= ?2 ORDER BY +stream"
         );
         let mut statement = self.conn().prepare_cached(&sql)?;
         let rows = statement.query_map([after, upto], raw)?;
