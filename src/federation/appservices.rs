@@ -119,7 +119,12 @@ impl Client {
         // Of an answer that breaks off, the status says enough, unless somebody needs the rest.
         match reader.take(ANSWER_BYTES_MAX).read_to_end(&mut body) {
             Ok(_) => Ok(ServiceAnswer { status, body }),
-            Err(e) => Err(ServiceError::Connection(format!("the answer broke off: {e}"))),
+            Err(e) => Err(match failed(ureq::Error::from(e)) {
+                ServiceError::Connection(why) => {
+                    ServiceError::Connection(format!("the answer broke off: {why}"))
+                }
+                late => late,
+            }),
         }
     }
 }
@@ -128,5 +133,66 @@ fn failed(e: ureq::Error) -> ServiceError {
     match ExchangeFailure::from_ureq(e) {
         ExchangeFailure::Late(why) => ServiceError::Late(why),
         other => ServiceError::Connection(other.into_call_error().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::federation::ClientSettings;
+    use crate::protocol::ServerName;
+    use crate::protocol::appservice::Registration;
+    use crate::protocol::signatures::sign::SigningKey;
+
+    /// What is made of an answer that begins so, and then stands still, or ends.
+    fn asked(begin: &'static str, ends: bool) -> ServiceError {
+        let name = ServerName::parse("example.org").unwrap();
+        let settings = ClientSettings {
+            server_name: name.clone(),
+            trust_ca: Vec::new(),
+            allow_private_addresses: true,
+            names: Default::default(),
+            clock: Clock::new(),
+        };
+        let key = Arc::new(ArcSwap::from_pointee(SigningKey::generate([1; 32], "k1")));
+        let client = Client::new(settings, key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let peer = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            stream.write_all(begin.as_bytes()).unwrap();
+            if !ends {
+                ended.recv().ok();
+            }
+        });
+        let text = format!("id: b\nurl: {url}\nas_token: a\nhs_token: h\nsender_localpart: bot\n");
+        let service = Appservice::new(Registration::parse(&text).unwrap(), &name).unwrap();
+        let timeout = Duration::from_millis(if ends { 60_000 } else { 300 });
+        let request = ServiceRequest { method: "GET", path: "/x", legacy_path: None, body: None, timeout };
+        let error = client.ask_service(&service, &request).unwrap_err();
+        drop(end);
+        peer.join().unwrap();
+        error
+    }
+
+    #[test]
+    fn an_answer_whose_body_does_not_come_is_late_and_one_that_ends_before_is_broken_off() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+        let late = asked(head, false);
+        assert!(matches!(late, ServiceError::Late(_)), "{late:?}");
+        let broken = asked(head, true);
+        assert!(matches!(&broken, ServiceError::Connection(why) if why.contains("broke off")), "{broken:?}");
+        let late = asked("", false);
+        assert!(matches!(late, ServiceError::Late(_)), "{late:?}");
     }
 }
