@@ -725,7 +725,8 @@ CREATE TABLE guest_removals (
 
 -- The devices that are logged in. `last_seen_ms` and `last_seen_ip` lag a few minutes behind. `opened_by`: the administrator
 -- who logged in there in the user's name, '' for the operator. `appservice`: the id of the application service that did, or made
--- the device; neither has the rights of an administrator there.
+-- the device; neither has the rights of an administrator there. `synced_ms`: when it last read its messages by /sync, a day late;
+-- noted only where a service is told of them too.
 CREATE TABLE devices (
   user_id TEXT NOT NULL REFERENCES users,
   device_id TEXT NOT NULL,
@@ -734,6 +735,7 @@ CREATE TABLE devices (
   last_seen_ip TEXT,
   opened_by TEXT,
   appservice TEXT,
+  synced_ms INTEGER,
   PRIMARY KEY (user_id, device_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX devices_by_opener ON devices (opened_by) WHERE opened_by IS NOT NULL;
@@ -926,7 +928,8 @@ CREATE INDEX client_transactions_by_event ON client_transactions (event_key) WHE
 
 -- The line in which messages wait for a device, from its first one on: how many wait, and what they come to in bytes. `line`: a
 -- position, which no other line ever has. `counted`: `to_device_shares` says from whom they are. That is so from when the line
--- has become so long that it matters until it is empty. Without a device: that was logged out, and what waited goes by and by.
+-- has become so long that it matters until it is empty. `told`: up to where an application service was told of those that still
+-- wait. Without a device: that was logged out, and what waited goes by and by.
 CREATE TABLE to_device_lines (
   line INTEGER PRIMARY KEY,
   user_id TEXT,
@@ -934,6 +937,7 @@ CREATE TABLE to_device_lines (
   messages INTEGER NOT NULL DEFAULT 0,
   bytes INTEGER NOT NULL DEFAULT 0,
   counted INTEGER NOT NULL DEFAULT 0,
+  told INTEGER NOT NULL DEFAULT 0,
   UNIQUE (user_id, device_id),
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT;
@@ -1345,9 +1349,10 @@ CREATE INDEX notifications_of_users_by_stream ON notifications_of_users (stream)
 
 -- ===== Application services: what they are still to be told (src/store/appservices) =====
 
--- The services that this server was ever started with. `since`: where the stream was when it was so first; a service is told what
--- comes behind it. `devices_upto`: up to where it was told whose devices changed. How often in a row it has not taken what it was
--- sent (`failures`), and when that is tried again (`due_ms`). `taken_ms`: when it last took something.
+-- The services that this server is started with, and those that it was not long ago. `since`: where the stream was when it was so
+-- first, or again; a service is told what comes behind it. `devices_upto`: up to where it was told whose devices changed. How often
+-- in a row it has not taken what it was sent (`failures`), and when that is tried again (`due_ms`). `taken_ms`: when it last took
+-- something. `forget_due_ms`: of one that is registered no more, when it goes with all that waits for it.
 CREATE TABLE appservices (
   service INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
@@ -1355,10 +1360,11 @@ CREATE TABLE appservices (
   devices_upto INTEGER NOT NULL,
   failures INTEGER NOT NULL DEFAULT 0,
   due_ms INTEGER,
-  taken_ms INTEGER
+  taken_ms INTEGER,
+  forget_due_ms INTEGER
 ) STRICT;
 
--- One row, once there was a service: of what stands up to here in the stream it is decided which services are told of it. It
+-- One row while there are services: of what stands up to here in the stream it is decided which services are told of it. It
 -- may be some way behind where nothing was to be told.
 CREATE TABLE appservice_progress (
   one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -1377,11 +1383,14 @@ CREATE TABLE appservice_events (
 
 -- The transaction that a service is being sent, from before the first try until it has taken it: "Homeservers MUST NOT alter
 -- (e.g. add more) events they were going to send within that transaction ID on retries". Its events are those that wait up to
--- `events_upto`, so that they are told as they are by then: redacted, if they were. `body`: all else, which waits nowhere else.
+-- `events_upto`, so that they are told as they are by then: redacted, if they were. `body`: all else, which waits nowhere else. One
+-- that the service finds too large is replaced by its halves, which are sent in the order of `place`.
 CREATE TABLE appservice_transactions (
-  service INTEGER PRIMARY KEY,
+  service INTEGER NOT NULL,
+  place INTEGER NOT NULL,
   txn_id TEXT NOT NULL,
   begun_ms INTEGER NOT NULL,
   events_upto INTEGER NOT NULL,
-  body TEXT NOT NULL
-) STRICT;
+  body TEXT NOT NULL,
+  PRIMARY KEY (service, place)
+) STRICT, WITHOUT ROWID;

@@ -602,8 +602,12 @@ pub const TABLES: &[TableBounds] = &[
          not in any more (`sweep_notifications`)",
     ),
     // ----- application services -----
-    table("appservices", &[itself("one for each service that this server was ever started with")], "never"),
-    table("appservice_progress", &[itself("one row")], "never"),
+    table(
+        "appservices",
+        &[itself("one for each service that this server is started with")],
+        "a week after a start without the service (`forget_appservice`)",
+    ),
+    table("appservice_progress", &[itself("one row")], "a start without services"),
     table(
         "appservice_events",
         &[
@@ -613,12 +617,12 @@ pub const TABLES: &[TableBounds] = &[
                 "who_repeats_an_invite_rings_once_and_not_without_end",
             ),
         ],
-        "the service has taken the transaction that they were put into, 100 at a time",
+        "the service has taken the transaction that they were put into, 100 at a time; with the service",
     ),
     table(
         "appservice_transactions",
-        &[itself("one for each service, of as many as 100 messages to devices")],
-        "the service has taken it",
+        &[itself("for each service one of as many as 100 messages to devices, or the parts of one")],
+        "the service has taken it, or finds it too large by itself; with the service",
     ),
 ];
 

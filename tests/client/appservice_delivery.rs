@@ -233,6 +233,89 @@ fn a_service_hears_of_what_comes_after_it_was_registered_and_one_without_a_url_o
     assert!(mute.asked().is_empty());
 }
 
+/// Waits until so many events wait for services, with those that they are being sent.
+fn wait_for_backlog(server: &TestServer, events: i64) {
+    wait_until(&format!("{events} events wait"), || {
+        let waiting = server.homeserver().store.read(|db| db.backlogs()).expect("they can be counted");
+        waiting.contains(&("events for application services", events))
+    });
+}
+
+/// Starts a server anew with these services.
+fn start_anew(server: &mut TestServer, bridges: &[&Bridge]) {
+    server.stop();
+    let registrations: Vec<_> = bridges.iter().map(|bridge| bridge.registration(USERS)).collect();
+    server.change(|config| config.appservices = registrations);
+    server.resume();
+}
+
+#[test]
+fn a_service_that_was_taken_out_for_a_while_has_what_waited_for_it_and_nothing_of_the_time_between() {
+    let (irc, other) = (Bridge::start("irc"), Bridge::start("other"));
+    let (mut server, alice, _ghost, room) = bridged(&irc);
+    irc.answer(down());
+    alice.send(&room, "one");
+    irc.wait_for_message("one");
+    alice.send(&room, "two");
+    wait_for_backlog(&server, 2);
+    for (without, said) in [(vec![&other], "with another one"), (vec![], "with none")] {
+        start_anew(&mut server, &without);
+        alice.send(&room, said);
+        for bridge in without {
+            bridge.wait_for_message(said);
+        }
+    }
+    irc.answer(BridgeAnswer::Json(200, json!({})));
+    start_anew(&mut server, &[&irc]);
+    alice.send(&room, "three");
+    irc.wait_for_message("three");
+    assert_eq!(irc.messages(), ["one", "two", "three"]);
+}
+
+#[test]
+fn of_a_service_that_was_taken_out_for_good_nothing_is_kept() {
+    let bridge = Bridge::start("irc");
+    let (mut server, alice, _ghost, room) = bridged(&bridge);
+    bridge.answer(down());
+    alice.send(&room, "one");
+    bridge.wait_for_message("one");
+    alice.send(&room, "two");
+    wait_for_backlog(&server, 2);
+    start_anew(&mut server, &[]);
+    server.advance(Duration::from_secs(8 * 24 * 3600));
+    wait_for_backlog(&server, 0);
+    bridge.answer(BridgeAnswer::Json(200, json!({})));
+    let before = bridge.transactions().len();
+    start_anew(&mut server, &[&bridge]);
+    alice.send(&room, "three");
+    bridge.wait_for_message("three");
+    let told: Vec<_> =
+        bridge.transactions().split_off(before).iter().map(|sent| sent.body["events"].clone()).collect();
+    assert!(!json!(told).to_string().contains("\"two\""), "{told:?}");
+}
+
+#[test]
+fn an_invite_is_told_with_what_its_user_is_shown_of_the_room_and_those_of_others_are_not() {
+    let bridge = Bridge::start("irc");
+    let server = with(&bridge, USERS);
+    let (alice, carol) = (server.user("alice"), server.user("carol"));
+    let (bob, eve) = (server.user("irc_bob"), server.user("irc_eve"));
+    let room = alice.create_room_with(json!({ "name": "The lounge", "invite": [bob.id()] }));
+    let invite = bridge.wait_for("events", "the invite", |event| event["state_key"] == bob.id());
+    let shown = invite["unsigned"]["invite_room_state"].as_array().expect("stripped state").clone();
+    for (kind, key) in [("m.room.create", ""), ("m.room.name", ""), ("m.room.member", alice.id())] {
+        let is_it = |event: &Value| event["type"] == kind && event["state_key"] == key;
+        let found = shown.iter().find(|event| is_it(event)).unwrap_or_else(|| panic!("{kind}: {shown:?}"));
+        assert!(found.get("event_id").is_none() && found["content"].is_object());
+    }
+    bob.join(&room);
+    alice.invite(&room, carol.id());
+    alice.invite(&room, eve.id());
+    bridge.wait_for("events", "the other invite", |event| event["state_key"] == eve.id());
+    let of_carol = bridge.wait_for("events", "an invite", |event| event["state_key"] == carol.id());
+    assert!(of_carol["unsigned"].get("invite_room_state").is_none(), "{of_carol}");
+}
+
 #[test]
 fn an_invite_to_a_room_elsewhere_is_told_with_what_is_known_of_the_room() {
     let bridge = Bridge::start("irc");

@@ -4,7 +4,8 @@
 //! - `accounts`: registration, login, sessions, devices, deactivation.
 //! - `admin_accounts`: accounts and registration tokens, as administrators and their tools see them; `admin_reports`: what users
 //!   have reported; `admin_tools`: what else tools ask.
-//! - `appservice_delivery`: what application services are sent, and when.
+//! - `appservice_delivery`: what application services are sent, and when; `appservice_bounds`: how much at once;
+//!   `appservice_devices`: what of their users' devices.
 //! - `appservices`: bridges and bots, and the users that they speak for.
 //! - `client_details`: what is easy to get nearly right.
 //! - `client_rooms`: rooms made in every way, spoken in, read back, named; the profiles and data around them.
@@ -40,7 +41,9 @@ mod accounts;
 mod admin_accounts;
 mod admin_reports;
 mod admin_tools;
+mod appservice_bounds;
 mod appservice_delivery;
+mod appservice_devices;
 mod appservices;
 mod client_details;
 mod client_rooms;

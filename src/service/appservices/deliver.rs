@@ -1,26 +1,30 @@
 //! The transaction that a service is sent: made of what waits for it, written down with its id before it is first sent, and sent
-//! as it is until the service has taken it, but for what was redacted meanwhile. Only then there is a next one.
+//! as it is until the service has taken it, but for what was redacted meanwhile. Only then there is a next one. One that a service
+//! finds too large is sent in halves, and what is too large alone is left out: else nothing would ever follow it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
+use super::body::{Body, DeviceLists, OfDevices, Smaller};
 use super::interest::ToldService;
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::appservices::{ServiceAnswer, ServiceError, ServiceRequest};
 use crate::metrics::Ending;
+use crate::order;
 use crate::protocol::UserId;
-use crate::protocol::json::{parse_object, read_stored};
+use crate::protocol::json::parse_object;
+use crate::protocol::pdu::Membership;
 use crate::service::Homeserver;
 use crate::service::events::erasure::Erasure;
+use crate::service::membership::stripped_state_for_client;
 use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::sync::device_lists_between;
 use crate::store::appservices::queue::{QueuedEvent, ServiceTransaction, Withdrawn};
+use crate::store::devices::to_device::LineKey;
 use crate::store::{Db, Tx};
 
 /// Pauses of a service that does not take what it is sent.
@@ -31,10 +35,20 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 const EVENTS_MAX: usize = 100;
 /// Messages to devices of one transaction.
 const MESSAGES_MAX: usize = 100;
-/// Of so many devices of a service's users it is told how many keys they have left: of those that have the fewest.
+/// Of so many devices of a service's users it is told how many keys they have left: of those that have the fewest. And so many are
+/// told that have none yet.
 const DEVICES_MAX: usize = 100;
-/// Behind so many bytes a transaction gets no further event.
-const BODY_BYTES_MAX: usize = 4 << 20;
+/// What the events of one transaction come to in bytes, and the messages to devices, unless one alone has more.
+const EVENTS_BYTES_MAX: usize = 256 << 10;
+const MESSAGES_BYTES_MAX: usize = 128 << 10;
+/// What is fleeting fills a body up to here. Services in Python take a mebibyte: that is the default of aiohttp, which mautrix's
+/// library and heisenbridge leave as it is.
+const BODY_BYTES_MAX: usize = 512 << 10;
+/// A service that calls a body bad, again and again, may mean by that that it is large, if it is larger than any event.
+const BAD_BODY_BYTES_MIN: usize = 128 << 10;
+const BAD_BODY_FAILURES_MIN: u32 = 3;
+/// A device that has not fetched its messages by itself for so long does not do so any more.
+const SYNCS_NO_MORE_AFTER_MS: Millis = 30 * 24 * 3_600_000;
 
 /// What became of a look at a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,17 +57,19 @@ pub(super) enum Delivery {
     Taken,
     /// There is nothing for it.
     Nothing,
+    /// What there is was too large for it: it is sent something smaller.
+    MadeSmaller,
     /// It has not taken what there is, and is tried again later.
     PutOff,
 }
 
 /// Sends a service the transaction that it has not taken yet, or the next one. `forced`: also if that is put off.
-/// `ephemeral`: what is fleeting and goes with the next one.
+/// `ephemeral`: what is fleeting and goes with the next one, up to so many bytes.
 pub(super) fn deliver(
     hs: &Homeserver,
     told: &ToldService,
     forced: bool,
-    ephemeral: impl FnOnce() -> Vec<Value>,
+    ephemeral: impl Fn(usize) -> Vec<Json>,
 ) -> Result<Delivery> {
     let now = hs.clock.now_ms();
     let (row, begun) =
@@ -64,18 +80,18 @@ pub(super) fn deliver(
     }
     let transaction = match begun {
         Some(begun) => Some(begun),
-        None => begin(hs, told, &ephemeral(), now)?,
+        None => begin(hs, told, ephemeral, now)?,
     };
     let Some(transaction) = transaction else {
         return Ok(Delivery::Nothing);
     };
-    let body = hs.store.read(|db| whole_body(db, told, &transaction))?;
-    let ServiceTransaction { txn_id, events_upto, .. } = transaction;
+    let (body, positions) = hs.store.read(|db| whole_body(db, told, &transaction))?;
+    let (text, txn_id) = (body.to_text()?, &transaction.txn_id);
     let request = ServiceRequest {
         method: "PUT",
         path: &format!("/_matrix/app/v1/transactions/{txn_id}"),
         legacy_path: Some(&format!("/transactions/{txn_id}")),
-        body: Some(&body),
+        body: Some(&text),
         timeout: TRANSACTION_TIMEOUT,
     };
     let answer = hs.federation.ask_service(&told.service, &request);
@@ -88,11 +104,19 @@ pub(super) fn deliver(
     let why = match answer {
         Ok(answer) if answer.is_success() => {
             let (key, now) = (told.key, hs.clock.now_ms());
+            let ServiceTransaction { txn_id, events_upto, .. } = transaction;
             // What the disk does not get is sent again, under the same id.
             hs.store.write_lightly(move |tx| tx.appservice_took(key, (&txn_id, events_upto), now))?;
             return Ok(Delivery::Taken);
         }
-        Ok(answer) => format!("it answers with status {}", answer.status),
+        Ok(answer) => {
+            let status = answer.status;
+            if let Some(smaller) = smaller(status, (body, text.len()), row.failures) {
+                make_smaller(hs, told, (transaction, &positions), smaller)?;
+                return Ok(Delivery::MadeSmaller);
+            }
+            format!("it answers with status {status}")
+        }
         Err(error) => error.to_string(),
     };
     let failures = row.failures.saturating_add(1);
@@ -114,72 +138,28 @@ fn ending_of(answer: &Result<ServiceAnswer, ServiceError>) -> Ending {
     }
 }
 
-/// What goes into a transaction.
-#[derive(Default)]
-struct Contents {
-    /// How many events.
-    events: usize,
-    to_device: Vec<Json>,
-    encryption: Option<Encryption>,
-    withdrawn: Withdrawn,
-}
-
-/// Something of each device of each user.
-type OfDevices<T> = BTreeMap<UserId, BTreeMap<String, T>>;
-
-/// What end-to-end encryption of a service's users takes (MSC3202).
-struct Encryption {
-    device_lists: DeviceLists,
-    one_time_keys: OfDevices<BTreeMap<String, u64>>,
-    fallback_keys: OfDevices<Vec<String>>,
-}
-
-/// Whose keys are to be looked at anew, and whose no more.
-#[derive(Default, Serialize)]
-struct DeviceLists {
-    changed: BTreeSet<UserId>,
-    left: BTreeSet<UserId>,
-}
-
-/// The body of a transaction but for its events, under the names that services know. What is fleeting stands there twice: libraries
-/// read the one name or the other, or the older one where the other is not there, and none takes both.
-#[derive(Serialize)]
-struct Body<'b> {
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    ephemeral: &'b [Value],
-    #[serde(rename = "de.sorunome.msc2409.ephemeral", skip_serializing_if = "<[_]>::is_empty")]
-    older_ephemeral: &'b [Value],
-    #[serde(rename = "de.sorunome.msc2409.to_device", skip_serializing_if = "<[_]>::is_empty")]
-    to_device: &'b [Json],
-    #[serde(rename = "org.matrix.msc3202.device_lists", skip_serializing_if = "Option::is_none")]
-    device_lists: Option<&'b DeviceLists>,
-    #[serde(
-        rename = "org.matrix.msc3202.device_one_time_keys_count",
-        skip_serializing_if = "Option::is_none"
-    )]
-    one_time_keys: Option<&'b OfDevices<BTreeMap<String, u64>>>,
-    #[serde(
-        rename = "org.matrix.msc3202.device_unused_fallback_key_types",
-        skip_serializing_if = "Option::is_none"
-    )]
-    fallback_keys: Option<&'b OfDevices<Vec<String>>>,
+/// What is sent instead of a body of which a service says by its status that it is too large. One that only calls it bad may mean
+/// that; nothing is left out for it.
+fn smaller(status: u16, (body, bytes): (Body, usize), failures: u32) -> Option<Smaller> {
+    let is_bad = status == 400 && failures >= BAD_BODY_FAILURES_MIN && bytes >= BAD_BODY_BYTES_MIN;
+    let smaller = (status == 413 || is_bad).then(|| body.halve())?;
+    Some(smaller).filter(|smaller| status == 413 || matches!(smaller, Smaller::Parts(_)))
 }
 
 /// Makes the next transaction, if there is anything for the service: `ephemeral` too, which it is worth no wait for the disk.
 fn begin(
     hs: &Homeserver,
     told: &ToldService,
-    ephemeral: &[Value],
+    ephemeral: impl Fn(usize) -> Vec<Json>,
     now: Millis,
 ) -> Result<Option<ServiceTransaction>> {
     loop {
-        let Contents { events, to_device, encryption, withdrawn } =
-            hs.store.read(|db| contents(db, told, now))?;
-        let key = told.key;
-        let device_lists = encryption.as_ref().map(|encryption| &encryption.device_lists);
-        let device_lists = device_lists.filter(|lists| !lists.changed.is_empty() || !lists.left.is_empty());
-        let lasts = events > 0 || !to_device.is_empty() || device_lists.is_some();
-        if !lasts && ephemeral.is_empty() {
+        let (mut body, withdrawn) = hs.store.read(|db| contents(hs, db, told, now))?;
+        let (key, lasts) = (told.key, !body.is_fleeting());
+        let written = body.to_text()?.len();
+        body.ephemeral = ephemeral(BODY_BYTES_MAX.saturating_sub(written) / 2);
+        body.older_ephemeral.clone_from(&body.ephemeral);
+        if !lasts && body.ephemeral.is_empty() {
             // What waited may be gone with its room.
             if withdrawn.events_upto == 0 {
                 return Ok(None);
@@ -187,93 +167,142 @@ fn begin(
             hs.store.write_lightly(move |tx| tx.drop_appservice_events(key, withdrawn.events_upto))?;
             continue;
         }
-        let body = Body {
-            ephemeral,
-            older_ephemeral: ephemeral,
-            to_device: &to_device,
-            device_lists,
-            one_time_keys: encryption.as_ref().map(|encryption| &encryption.one_time_keys),
-            fallback_keys: encryption.as_ref().map(|encryption| &encryption.fallback_keys),
-        };
-        let body = serde_json::to_string(&body).map_err(Error::internal)?;
+        // The events are written when they are sent.
+        body.events.clear();
+        let body = body.to_text()?;
         let begin = move |tx: &mut Tx<'_>| tx.begin_appservice_transaction(key, body, &withdrawn, now);
         return if lasts { hs.store.write(begin) } else { hs.store.write_lightly(begin) }.map(Some);
     }
 }
 
-fn contents(db: &Db<'_>, told: &ToldService, now: Millis) -> Result<Contents> {
-    let (mut events, mut bytes) = (0, 0);
-    let mut withdrawn = Withdrawn::default();
-    let service = &told.service;
-    for queued in db.appservice_events(told.key, EVENTS_MAX)? {
-        if bytes > BODY_BYTES_MAX {
-            break;
+/// Puts what is sent instead in the place of a transaction that is too large. `positions`: those of its events.
+fn make_smaller(
+    hs: &Homeserver,
+    told: &ToldService,
+    (transaction, positions): (ServiceTransaction, &[i64]),
+    smaller: Smaller,
+) -> Result<()> {
+    let id = &told.service.id;
+    let parts = match smaller {
+        Smaller::Parts(parts) => {
+            log::info!("a transaction is too large for the application service {id:?}: it is sent in parts");
+            parts
         }
-        withdrawn.events_upto = queued.stream;
-        let Some(event) = event_json(db, told, queued, now)? else { continue };
-        bytes += event.get().len();
-        events += 1;
+        Smaller::Alone(what) => {
+            log::warn!("{what} is too large for the application service {id:?}: it is left out");
+            Vec::new()
+        }
+    };
+    let (count, mut told_events) = (parts.len(), 0);
+    let mut written = Vec::new();
+    for (number, mut part) in parts.into_iter().enumerate() {
+        told_events += part.events.len();
+        let last = told_events.checked_sub(1).and_then(|last| positions.get(last));
+        // Those that are gone meanwhile go with the last part.
+        let upto = if number + 1 == count { Some(&transaction.events_upto) } else { last };
+        part.events.clear();
+        written.push((upto.copied().unwrap_or(0), part.to_text()?));
     }
-    let to_device = match service.receive_ephemeral || service.msc3202 {
-        true => messages(db, &service.id, &mut withdrawn)?,
-        false => Vec::new(),
-    };
-    let encryption = match service.msc3202 {
-        true => Some(encryption(db, told, &mut withdrawn)?),
-        false => None,
-    };
-    Ok(Contents { events, to_device, encryption, withdrawn })
+    let (key, now) = (told.key, hs.clock.now_ms());
+    hs.store.write(move |tx| tx.replace_appservice_transaction(key, &transaction, written, now))
 }
 
-/// The body of a transaction with its events as they stand now, and as old as they were when it was made.
-fn whole_body(db: &Db<'_>, told: &ToldService, transaction: &ServiceTransaction) -> Result<String> {
-    let mut body: BTreeMap<&str, Json> = read_stored(&transaction.body).map_err(Error::internal)?;
-    let mut events = Vec::new();
+/// The body of a transaction with its events as they stand now, and as old as they were when it was made; and their positions.
+fn whole_body(db: &Db<'_>, told: &ToldService, transaction: &ServiceTransaction) -> Result<(Body, Vec<i64>)> {
+    let (mut body, mut positions) = (Body::parse(&transaction.body)?, Vec::new());
     for queued in db.appservice_events_upto(told.key, transaction.events_upto)? {
-        events.extend(event_json(db, told, queued, transaction.begun_ms)?);
+        let stream = queued.stream;
+        if let Some(event) = event_json(db, told, queued, transaction.begun_ms)? {
+            body.events.push(event);
+            positions.push(stream);
+        }
     }
-    body.insert("events", to_raw_value(&events).map_err(Error::internal)?);
-    serde_json::to_string(&body).map_err(Error::internal)
+    Ok((body, positions))
 }
 
-/// Messages to devices of the service's users, each with whom it is for (MSC4203).
-fn messages(db: &Db<'_>, id: &str, withdrawn: &mut Withdrawn) -> Result<Vec<Json>> {
-    let (mut messages, mut upto) = (Vec::new(), BTreeMap::new());
-    for waiting in db.to_device_of_service(id, MESSAGES_MAX)? {
+fn contents(hs: &Homeserver, db: &Db<'_>, told: &ToldService, now: Millis) -> Result<(Body, Withdrawn)> {
+    let (mut body, mut bytes) = (Body::default(), 0);
+    let mut withdrawn = Withdrawn::default();
+    for queued in db.appservice_events(told.key, EVENTS_MAX)? {
+        let stream = queued.stream;
+        if let Some(event) = event_json(db, told, queued, now)? {
+            bytes += event.get().len();
+            if bytes > EVENTS_BYTES_MAX && !body.events.is_empty() {
+                break;
+            }
+            body.events.push(event);
+        }
+        withdrawn.events_upto = stream;
+    }
+    if told.service.msc3202 {
+        let is_its = |user: &str, maker: Option<&str>| hs.appservices.has_device(&told.service, user, maker);
+        body.to_device = messages(db, &db.untold_lines(is_its)?, &mut withdrawn, now)?;
+        encryption(db, told, is_its, (&mut body, &mut withdrawn))?;
+    }
+    Ok((body, withdrawn))
+}
+
+/// Messages to devices of the service's users, each with whom it is for (MSC4203). Those that their device fetches by itself too
+/// stay until it has.
+fn messages(db: &Db<'_>, lines: &[LineKey], withdrawn: &mut Withdrawn, now: Millis) -> Result<Vec<Json>> {
+    let (mut messages, mut bytes) = (Vec::new(), 0);
+    let (mut told, mut had) = (BTreeMap::new(), BTreeMap::new());
+    for waiting in db.untold_messages(lines, MESSAGES_MAX)? {
         let mut message = parse_object(waiting.message.as_bytes())?;
         message.insert("to_user_id".to_owned(), waiting.user_id.into());
         message.insert("to_device_id".to_owned(), waiting.device_id.into());
-        messages.push(to_raw_value(&message).map_err(Error::internal)?);
-        upto.insert(waiting.line, waiting.stream);
+        let message = to_raw_value(&message).map_err(Error::internal)?;
+        bytes += message.get().len();
+        if bytes > MESSAGES_BYTES_MAX && !messages.is_empty() {
+            break;
+        }
+        messages.push(message);
+        let syncs = waiting.synced_ms.is_some_and(|synced| now - synced < SYNCS_NO_MORE_AFTER_MS);
+        if syncs { &mut told } else { &mut had }.insert(waiting.line, waiting.stream);
     }
-    withdrawn.messages = upto.into_iter().collect();
+    (withdrawn.told, withdrawn.messages) = (told.into_iter().collect(), had.into_iter().collect());
     Ok(messages)
 }
 
-fn encryption(db: &Db<'_>, told: &ToldService, withdrawn: &mut Withdrawn) -> Result<Encryption> {
+/// What end-to-end encryption of the service's users takes (MSC3202). Devices without keys are told too: by that some services know
+/// that it is time for their first ones.
+fn encryption(
+    db: &Db<'_>,
+    told: &ToldService,
+    is_its: impl FnMut(&str, Option<&str>) -> bool,
+    (body, withdrawn): (&mut Body, &mut Withdrawn),
+) -> Result<()> {
     let position = db.snapshot_position()?;
     let since = db.appservice(told.key)?.map_or(position, |row| row.devices_upto);
-    let mut found = Encryption {
-        device_lists: DeviceLists::default(),
-        one_time_keys: BTreeMap::new(),
-        fallback_keys: BTreeMap::new(),
-    };
-    // All of them: of what is not told now nobody will be told later.
-    for user in db.encrypting_users_of_service(&told.service.id)? {
-        let lists = device_lists_between(db, &user, since, position, None)?;
-        found.device_lists.changed.extend(lists.changed);
-        found.device_lists.left.extend(lists.left);
+    let mut one_time_keys: OfDevices<BTreeMap<String, u64>> = BTreeMap::new();
+    let mut fallback_keys: OfDevices<Vec<String>> = BTreeMap::new();
+    let (mut with_keys, mut without) = (Vec::new(), Vec::new());
+    for (user, device) in db.devices_where(is_its)? {
+        match db.one_time_keys_left(&user, &device)? {
+            Some(left) => with_keys.push((left, user, device)),
+            None => without.push((user, device)),
+        }
     }
-    for (user, device) in db.devices_of_service(&told.service.id, DEVICES_MAX)? {
+    // All of them: of what is not told now nobody will be told later.
+    for user in with_keys.iter().map(|(_, user, _)| user).collect::<BTreeSet<_>>() {
+        let lists = device_lists_between(db, user, since, position, None)?;
+        body.device_lists.changed.extend(lists.changed);
+        body.device_lists.left.extend(lists.left);
+    }
+    order::sort(&mut with_keys);
+    let fewest = with_keys.into_iter().take(DEVICES_MAX).map(|(_, user, device)| (user, device));
+    for (user, device) in fewest.chain(without.into_iter().take(DEVICES_MAX)) {
         let counts = db.one_time_key_counts(&user, &device)?;
         let unused = db.unused_fallback_key_types(&user, &device)?;
-        found.one_time_keys.entry(user.clone()).or_default().insert(device.clone(), counts);
-        found.fallback_keys.entry(user).or_default().insert(device, unused);
+        one_time_keys.entry(user.clone()).or_default().insert(device.clone(), counts);
+        fallback_keys.entry(user).or_default().insert(device, unused);
     }
-    let DeviceLists { changed, left } = &mut found.device_lists;
+    let DeviceLists { changed, left } = &mut body.device_lists;
     left.retain(|user| !changed.contains(user));
+    body.one_time_keys = Some(to_raw_value(&one_time_keys).map_err(Error::internal)?);
+    body.fallback_keys = Some(to_raw_value(&fallback_keys).map_err(Error::internal)?);
     withdrawn.devices_upto = Some(position);
-    Ok(found)
+    Ok(())
 }
 
 /// An event as it stands now. None: it is gone, with its room.
@@ -289,5 +318,12 @@ fn event_json(db: &Db<'_>, told: &ToldService, queued: QueuedEvent, now: Millis)
     };
     let reader = &told.service.sender;
     let erasure = Erasure::for_user(db, event.room, reader);
-    client_format::for_service(&erasure, &ClientFormat::usual(reader, None, now), &event).map(Some)
+    // Whom the service speaks for is shown what they are invited to.
+    let invited = event.pdu.state_key().filter(|_| event.pdu.membership() == Some(Membership::Invite));
+    let invited = invited.and_then(|user| UserId::parse(user).ok()).filter(|user| told.service.may_be(user));
+    let shown = match invited {
+        Some(user) => Some(stripped_state_for_client(db, event.room, &event, &user)?),
+        None => None,
+    };
+    client_format::for_service(&erasure, &ClientFormat::usual(reader, None, now), &event, shown).map(Some)
 }

@@ -3,9 +3,10 @@
 //!
 //! - `ask`: what they are asked; `third_party`: the networks that they bridge to.
 //! - `interest`: which services an event concerns; `sender`: the threads by which they are told; `deliver`: the transaction
-//!   that each is sent.
+//!   that each is sent; `body`: what is in that.
 
 pub mod ask;
+mod body;
 mod deliver;
 mod interest;
 pub mod sender;
@@ -74,6 +75,23 @@ impl Appservices {
     /// The first service that has this alias for itself.
     pub fn exclusive_owner_of_alias(&self, alias: &RoomAlias) -> Option<&Arc<Appservice>> {
         self.iter().find(|service| service.is_exclusive_alias(alias))
+    }
+
+    /// Whether a device is a service's: it has made it or logged in there (`maker`), or has the user for itself.
+    pub fn has_device(&self, service: &Appservice, user: &str, maker: Option<&str>) -> bool {
+        let Ok(user) = UserId::parse(user) else { return false };
+        match maker.and_then(|maker| self.by_id(maker)).filter(|maker| maker.may_be(&user)) {
+            Some(maker) => maker.id == service.id,
+            None => {
+                let owner = || self.exclusive_owner_of_user(&user);
+                service.is_exclusive_user(&user) && owner().is_some_and(|owner| owner.id == service.id)
+            }
+        }
+    }
+
+    /// Whether a service may be told of the messages to a user's devices.
+    pub fn is_any_told_messages_of(&self, user: &UserId) -> bool {
+        self.iter().any(|service| service.msc3202 && service.url.is_some() && service.may_be(user))
     }
 
     /// Whether a user may be made of this id, by a service or by anybody else. Errors: 400 `M_EXCLUSIVE` for a service outside

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use serde_json::value::to_raw_value;
 
 use super::deliver::{Delivery, deliver};
 use super::interest::{Interest, Services, ToldService};
@@ -21,8 +22,9 @@ use crate::locks::{lock, wait, wait_timeout};
 use crate::protocol::UserId;
 use crate::protocol::appservice::Appservice;
 use crate::service::Homeserver;
+use crate::service::rooms::client_format::Json;
 use crate::store::Changes;
-use crate::store::appservices::queue::ServiceRow;
+use crate::store::appservices::queue::{BegunServices, ServiceRow};
 
 const STACK_BYTES: usize = 512 * 1024;
 /// How long a stop waits for the threads to end.
@@ -30,8 +32,13 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// After so long what failed on this server is tried again.
 const AFTER_OWN_FAILURE: Duration = Duration::from_secs(5);
 const AFTER_OWN_FAILURE_MS: Millis = 5_000;
-/// Of what is fleeting so much waits for a service, and goes with one transaction.
+/// Of what is fleeting so much waits for a service, and nothing that is larger.
 const EPHEMERAL_MAX: usize = 100;
+const EPHEMERAL_BYTES_MAX: usize = 128 << 10;
+/// What was to be told to a service that is registered no more is kept for so long, in case it comes back.
+pub(in crate::service) const FORGOTTEN_AFTER_MS: Millis = 7 * 24 * 3_600_000;
+/// So many rows of it go in one commit.
+const FORGOTTEN_AT_ONCE_MAX: usize = 500;
 /// A position that moved no further is not written for that alone.
 const UNWRITTEN_POSITIONS_MAX: i64 = 1000;
 
@@ -74,7 +81,7 @@ struct ServiceActivity {
     stuck: bool,
     /// It has not taken what it was sent last: what is fleeting is not kept for it.
     down: bool,
-    ephemeral: VecDeque<Value>,
+    ephemeral: VecDeque<Json>,
 }
 
 impl ServiceSender {
@@ -93,10 +100,21 @@ impl ServiceSender {
     pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
         let told = || homeserver.appservices.iter().filter(|service| service.url.is_some());
         let ids: Vec<String> = told().map(|service| service.id.clone()).collect();
-        if ids.is_empty() {
+        if ids.is_empty() && !homeserver.store.read(|db| db.knows_appservices())? {
             return Ok(());
         }
-        let (rows, progress) = homeserver.store.write(move |tx| tx.begin_appservices(&ids))?;
+        let (none, forget_due) = (ids.is_empty(), self.0.clock.now_ms() + FORGOTTEN_AFTER_MS);
+        let begun = homeserver.store.write(move |tx| tx.begin_appservices(&ids, forget_due))?;
+        let BegunServices { rows, progress, left } = begun;
+        for (id, waiting) in left {
+            log::warn!(
+                "the application service {id:?} is not registered any more: the {waiting} events that wait for it are \
+                 kept for a week, and it is told nothing of what happens meanwhile"
+            );
+        }
+        if none {
+            return Ok(());
+        }
         let of = |(row, service): (ServiceRow, &Arc<Appservice>)| {
             let ServiceRow { key, since, .. } = row;
             ToldService { key, since, service: Arc::clone(service) }
@@ -153,8 +171,9 @@ impl ServiceSender {
 
     /// Takes up what is due. When the next thing is.
     pub fn take_up_due(&self, hs: &Homeserver, now: Millis) -> Result<Option<Millis>> {
+        self.forget(hs, now)?;
         if !self.0.any.load(Ordering::Relaxed) {
-            return Ok(None);
+            return hs.store.read(|db| db.next_appservice_due());
         }
         let due = hs.store.read(|db| db.due_appservices(now))?;
         if !due.is_empty() {
@@ -179,6 +198,15 @@ impl ServiceSender {
         let state = lock(&self.0.state);
         let failing = state.activities.iter().filter(|activity| activity.down).count();
         [("served", state.activities.len() - failing), ("failing", failing)]
+    }
+
+    /// Forgets services that have been registered no more for long.
+    fn forget(&self, hs: &Homeserver, now: Millis) -> Result<()> {
+        for (service, id) in hs.store.read(|db| db.forgotten_appservices(now))? {
+            while hs.store.write(move |tx| tx.forget_appservice(service, FORGOTTEN_AT_ONCE_MAX))? {}
+            log::info!("what was to be told to the application service {id:?} is forgotten");
+        }
+        Ok(())
     }
 
     /// Whether it was told to stop.
@@ -290,6 +318,11 @@ impl ServiceSender {
     fn keep_ephemeral(&self, ephemeral: Vec<(usize, Value)>) {
         let mut state = lock(&self.0.state);
         for (number, event) in ephemeral {
+            let Some(event) =
+                to_raw_value(&event).ok().filter(|event| event.get().len() <= EPHEMERAL_BYTES_MAX)
+            else {
+                continue;
+            };
             let activity = &mut state.activities[number];
             if activity.down {
                 continue;
@@ -302,8 +335,19 @@ impl ServiceSender {
         }
     }
 
-    fn take_ephemeral(&self, number: usize) -> Vec<Value> {
-        std::mem::take(&mut lock(&self.0.state).activities[number].ephemeral).into()
+    /// Takes out the first of it, up to so many bytes.
+    fn take_ephemeral(&self, number: usize, mut bytes: usize) -> Vec<Json> {
+        let mut taken = Vec::new();
+        let waiting = &mut lock(&self.0.state).activities[number].ephemeral;
+        while let Some(event) = waiting.pop_front() {
+            if event.get().len() > bytes {
+                waiting.push_front(event);
+                break;
+            }
+            bytes -= event.get().len();
+            taken.push(event);
+        }
+        taken
     }
 
     /// The services whose users' devices may have got something.
@@ -311,10 +355,7 @@ impl ServiceSender {
         let mut concerned = Services::new();
         users.iter().for_each(|user| concerned.extend(interest.of_user(user.as_str())));
         let services = Arc::clone(&lock(&self.0.state).services);
-        concerned.retain(|number| {
-            let service = &services[*number].service;
-            service.receive_ephemeral || service.msc3202
-        });
+        concerned.retain(|number| services[*number].service.msc3202);
         self.poke_all(&concerned);
     }
 
@@ -335,7 +376,7 @@ impl ServiceSender {
             };
             let done = match &hs {
                 Some(hs) => catch_unwind(AssertUnwindSafe(|| {
-                    deliver(hs, &told, forced, || self.take_ephemeral(number))
+                    deliver(hs, &told, forced, |bytes| self.take_ephemeral(number, bytes))
                 }))
                 .unwrap_or_else(|_| Err(Error::internal("a panic"))),
                 None => Ok(Delivery::Nothing),
@@ -348,6 +389,8 @@ impl ServiceSender {
                     activity.down = false;
                     true
                 }
+                // It has not said that it is there again, but is asked at once.
+                Ok(Delivery::MadeSmaller) => true,
                 Ok(Delivery::Nothing) => activity.again,
                 Ok(Delivery::PutOff) => {
                     activity.down = true;

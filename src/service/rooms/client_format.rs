@@ -90,6 +90,8 @@ struct ClientUnsigned {
     transaction_id: Option<String>,
     #[serde(rename = "org.matrix.msc4140.delay_id", skip_serializing_if = "Option::is_none")]
     delay_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invite_room_state: Option<Vec<Json>>,
 }
 
 impl ClientEvent<'_> {
@@ -136,6 +138,7 @@ impl ClientUnsigned {
             replaces_state: None,
             transaction_id,
             delay_id,
+            invite_room_state: None,
         } = self
         else {
             return serde_json::to_writer(out, self);
@@ -354,10 +357,16 @@ pub fn push_state(
 }
 
 /// An event as an application service is sent it, who is no particular user of the room, in its one form. `erasure`: that of
-/// the service's own user.
-pub fn for_service(erasure: &Erasure<'_>, format: &ClientFormat<'_>, event: &StoredEvent) -> Result<Json> {
+/// the service's own user; `shown`: what is shown of the room with an invite.
+pub fn for_service(
+    erasure: &Erasure<'_>,
+    format: &ClientFormat<'_>,
+    event: &StoredEvent,
+    shown: Option<Vec<Json>>,
+) -> Result<Json> {
     let db = erasure.db();
     let mut unsigned = of_state(erasure, format, event.redacted_by)?;
+    unsigned.invite_room_state = shown;
     let replaced = match (event.pdu.state_key(), event.place) {
         (Some(key), Some(place)) => db.replaced_at(event.room, event.pdu.event_type(), key, place.stream)?,
         _ => None,
@@ -491,6 +500,7 @@ mod tests {
                     replaces_state: has(9).then(|| event.clone()),
                     transaction_id: has(10).then(|| "1 \"2\"".to_owned()),
                     delay_id: has(11).then(|| "d".to_owned()),
+                    invite_room_state: has(9).then(|| vec![json("{}")]),
                 },
             };
             let mut pieces = b"before".to_vec();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::{EventList, SyncContext, Syncing};
+use crate::clock::Millis;
 use crate::error::Result;
 use crate::order::Gather;
 use crate::protocol::UserId;
@@ -23,6 +24,9 @@ const PLAIN_MEMBERS_MAX: u64 = 1000;
 
 /// So many users are looked up one by one, to see whether they share a room with somebody.
 const ONE_BY_ONE_MAX: usize = 100;
+
+/// That a device fetches its messages by itself is noted once in so long.
+const NOTED_LAG_MS: Millis = 24 * 3_600_000;
 
 /// How far an answer came with the messages that wait for a device.
 #[derive(Default)]
@@ -91,6 +95,19 @@ impl Syncing<'_> {
                 None,
             )
         })
+    }
+
+    /// Notes that a device fetches its messages by itself, where an application service may be told of them too.
+    pub(super) fn note_reader(&self, user: &UserId, device: &str) -> Result<()> {
+        if !self.appservices.is_any_told_messages_of(user) {
+            return Ok(());
+        }
+        let (now, noted) = (self.clock.now_ms(), self.store.read(|db| db.device_synced_ms(user, device))?);
+        if noted.is_some_and(|noted| (0..NOTED_LAG_MS).contains(&(now - noted))) {
+            return Ok(());
+        }
+        let (user, device) = (user.clone(), device.to_owned());
+        self.store.write_lightly(move |tx| tx.device_synced(&user, &device, now))
     }
 
     /// Forgets the messages that a device has proved to have, and notes where its answer had to stop: before the answer

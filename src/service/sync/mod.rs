@@ -369,6 +369,7 @@ impl Syncing<'_> {
             self.told_members.tell(user, device, answer.position, &known, told);
         }
         if let Some(device) = device {
+            self.note_reader(user, device)?;
             self.settle_to_device(user, device, since, progress)?;
         }
         Ok(answer)

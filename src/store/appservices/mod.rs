@@ -1,6 +1,7 @@
 //! What application services keep here: the rooms that they publish for the networks that they bridge. `queue`: what they are
-//! still to be told.
+//! still to be told; `devices`: those of their users, and what waits for them.
 
+pub mod devices;
 pub mod queue;
 
 use rusqlite::params;

@@ -3,8 +3,7 @@
 use rusqlite::{OptionalExtension, Row, params};
 
 use crate::clock::Millis;
-use crate::error::Result;
-use crate::protocol::UserId;
+use crate::error::{Error, Result};
 use crate::store::devices::to_device::LineKey;
 use crate::store::{Db, EventKey, RoomKey, Tx};
 
@@ -39,21 +38,6 @@ pub struct QueuedEvent {
     pub json: Option<String>,
 }
 
-/// A message that waits for a device of a service's user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceMessage {
-    /// The line in which it waits.
-    pub line: LineKey,
-    /// Whose device it is.
-    pub user_id: String,
-    /// Its id.
-    pub device_id: String,
-    /// The position of the message.
-    pub stream: i64,
-    /// The event: a JSON object.
-    pub message: String,
-}
-
 /// A transaction that a service has not taken yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceTransaction {
@@ -75,8 +59,21 @@ pub struct Withdrawn {
     pub events_upto: i64,
     /// Up to which messages those of each line are.
     pub messages: Vec<(LineKey, i64)>,
+    /// The same of lines of devices that fetch their messages by themselves: those stay.
+    pub told: Vec<(LineKey, i64)>,
     /// Up to where it tells whose devices changed, if it does.
     pub devices_upto: Option<i64>,
+}
+
+/// What a start with some services found.
+#[derive(Debug)]
+pub struct BegunServices {
+    /// Their rows, in their order.
+    pub rows: Vec<ServiceRow>,
+    /// Up to where it is decided who is told of what.
+    pub progress: i64,
+    /// The ids of those that are registered no more since now, and how many events wait for each.
+    pub left: Vec<(String, i64)>,
 }
 
 const SERVICE: &str = "SELECT service, since, devices_upto, failures, due_ms, taken_ms FROM appservices";
@@ -139,54 +136,6 @@ impl Db<'_> {
         })
     }
 
-    /// The first messages that wait for devices of users whom a service has made, oldest first.
-    pub fn to_device_of_service(&self, id: &str, limit: usize) -> Result<Vec<ServiceMessage>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT l.line, l.user_id, l.device_id, t.stream, t.message FROM to_device_lines l
-               CROSS JOIN users u ON u.user_id = l.user_id JOIN to_device t ON t.line = l.line
-             WHERE l.messages > 0 AND u.appservice = ?1 ORDER BY t.stream LIMIT ?2",
-        )?;
-        let rows = statement.query_map(params![id, limit as i64], |row| {
-            Ok(ServiceMessage {
-                line: row.get(0)?,
-                user_id: row.get(1)?,
-                device_id: row.get(2)?,
-                stream: row.get(3)?,
-                message: row.get(4)?,
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// The users whom a service has made and that have devices with end-to-end keys.
-    pub fn encrypting_users_of_service(&self, id: &str) -> Result<Vec<UserId>> {
-        let users = self.rows(
-            "SELECT u.user_id FROM users u WHERE u.appservice = ?1
-               AND EXISTS (SELECT 1 FROM device_keys d WHERE d.user_id = u.user_id)",
-            params![id],
-            |row| row.get::<_, String>(0),
-        )?;
-        users.iter().map(|user| UserId::parse(user)).collect()
-    }
-
-    /// The devices with end-to-end keys of users whom a service has made, so many at most: those with the fewest one-time keys.
-    pub fn devices_of_service(&self, id: &str, limit: usize) -> Result<Vec<(UserId, String)>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT d.user_id, d.device_id FROM users u JOIN device_keys d ON d.user_id = u.user_id
-             WHERE u.appservice = ?1
-             ORDER BY (SELECT coalesce(sum(last - issued), 0) FROM one_time_key_pools p
-                       WHERE p.user_id = d.user_id AND p.device_id = d.device_id), 1, 2
-             LIMIT ?2",
-        )?;
-        let rows = statement
-            .query_map(params![id, limit as i64], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
-        rows.map(|row| {
-            let (user, device) = row?;
-            Ok((UserId::parse(&user)?, device))
-        })
-        .collect()
-    }
-
     /// The first events that a service is to be told of.
     pub fn appservice_events(&self, service: ServiceKey, limit: usize) -> Result<Vec<QueuedEvent>> {
         self.rows(
@@ -206,10 +155,11 @@ impl Db<'_> {
         )
     }
 
-    /// The transaction that a service is being sent.
+    /// The transaction that a service is being sent, the first one if it has come to parts.
     pub fn appservice_transaction(&self, service: ServiceKey) -> Result<Option<ServiceTransaction>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT txn_id, begun_ms, events_upto, body FROM appservice_transactions WHERE service = ?1",
+            "SELECT txn_id, begun_ms, events_upto, body FROM appservice_transactions WHERE service = ?1
+             ORDER BY place LIMIT 1",
         )?;
         let read = statement.query_row([service], |row| {
             Ok(ServiceTransaction {
@@ -227,19 +177,59 @@ impl Db<'_> {
         self.rows("SELECT service FROM appservices WHERE due_ms <= ?1", params![now], |row| row.get(0))
     }
 
-    /// When the next ones are.
+    /// When the next ones are, or one is to be forgotten.
     pub fn next_appservice_due(&self) -> Result<Option<Millis>> {
-        let mut statement = self.conn().prepare_cached("SELECT min(due_ms) FROM appservices")?;
+        let mut statement = self.conn().prepare_cached(
+            "SELECT min(at) FROM (SELECT min(due_ms) AS at FROM appservices UNION ALL SELECT min(forget_due_ms) FROM appservices)",
+        )?;
         Ok(statement.query_row([], |row| row.get(0))?)
+    }
+
+    /// Whether anything is kept for services that only a start with services needs, or one without ends.
+    pub fn knows_appservices(&self) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM appservice_progress)
+               OR EXISTS (SELECT 1 FROM appservices WHERE forget_due_ms IS NULL)",
+        )?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+
+    /// The services that are to be forgotten now, with their ids.
+    pub fn forgotten_appservices(&self, now: Millis) -> Result<Vec<(ServiceKey, String)>> {
+        let sql = "SELECT service, id FROM appservices WHERE forget_due_ms <= ?1";
+        self.rows(sql, params![now], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 }
 
 impl Tx<'_> {
-    /// The rows of these services, made where there are none; and up to where it is decided who is told of what. What is put off
-    /// of others is so for as long as nobody asks for it.
-    pub fn begin_appservices(&mut self, ids: &[String]) -> Result<(Vec<ServiceRow>, i64)> {
+    /// Begins anew with these services: one that was not registered before, or not lately, is told what comes from now on. What
+    /// is put off of others is so for as long as nobody asks for it, and of those that are registered no more everything is
+    /// forgotten later.
+    pub fn begin_appservices(&mut self, ids: &[String], forget_due: Millis) -> Result<BegunServices> {
         let now = self.stream();
-        self.execute("INSERT OR IGNORE INTO appservice_progress (one, stream) VALUES (1, ?1)", params![now])?;
+        let known = serde_json::to_string(ids).map_err(Error::internal)?;
+        if ids.is_empty() {
+            self.execute("DELETE FROM appservice_progress", params![])?;
+        } else {
+            self.execute(
+                "INSERT OR IGNORE INTO appservice_progress (one, stream) VALUES (1, ?1)",
+                params![now],
+            )?;
+        }
+        let left: Vec<(String, i64)> = self.rows(
+            "SELECT id, (SELECT count(*) FROM appservice_events e WHERE e.service = s.service) FROM appservices s
+             WHERE forget_due_ms IS NULL AND id NOT IN (SELECT value FROM json_each(?1))",
+            params![known],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        if !left.is_empty() {
+            self.execute(
+                "UPDATE appservices SET forget_due_ms = ?2
+                 WHERE forget_due_ms IS NULL AND id NOT IN (SELECT value FROM json_each(?1))",
+                params![known, forget_due],
+            )?;
+            self.is_due(forget_due);
+        }
         self.execute("UPDATE appservices SET due_ms = NULL WHERE due_ms IS NOT NULL", params![])?;
         let mut rows = Vec::new();
         for id in ids {
@@ -247,11 +237,31 @@ impl Tx<'_> {
                 "INSERT OR IGNORE INTO appservices (id, since, devices_upto) VALUES (?1, ?2, ?2)",
                 params![id, now],
             )?;
+            // Whose devices changed meanwhile it has to know all the same.
+            self.execute(
+                "UPDATE appservices SET since = ?2, forget_due_ms = NULL WHERE id = ?1 AND forget_due_ms IS NOT NULL",
+                params![id, now],
+            )?;
             let mut statement = self.conn().prepare_cached(&format!("{SERVICE} WHERE id = ?1"))?;
             rows.push(statement.query_row([id], service_of)?);
         }
         let progress = self.appservice_progress()?.unwrap_or(now);
-        Ok((rows, progress))
+        Ok(BegunServices { rows, progress, left })
+    }
+
+    /// Forgets a service that is registered no more, with so many at most of the events that wait for it. Whether there is more.
+    pub fn forget_appservice(&mut self, service: ServiceKey, most: usize) -> Result<bool> {
+        let gone = self.execute(
+            "DELETE FROM appservice_events WHERE service = ?1
+               AND stream IN (SELECT stream FROM appservice_events WHERE service = ?1 ORDER BY stream LIMIT ?2)",
+            params![service, most as i64],
+        )?;
+        if gone == most {
+            return Ok(true);
+        }
+        self.execute("DELETE FROM appservice_transactions WHERE service = ?1", params![service])?;
+        self.execute("DELETE FROM appservices WHERE service = ?1", params![service])?;
+        Ok(false)
     }
 
     /// Services are to be told of these events; it is decided so up to this position.
@@ -274,14 +284,12 @@ impl Tx<'_> {
         withdrawn: &Withdrawn,
         now: Millis,
     ) -> Result<ServiceTransaction> {
-        let (txn_id, events_upto) = (format!("{now}.{}", self.next_stream()), withdrawn.events_upto);
-        self.execute(
-            "INSERT INTO appservice_transactions (service, txn_id, begun_ms, events_upto, body)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![service, txn_id, now, events_upto, body],
-        )?;
+        let transaction = self.put_appservice_transaction(service, 0, (withdrawn.events_upto, body), now)?;
         for (line, upto) in &withdrawn.messages {
             self.shorten_line(*line, *upto)?;
+        }
+        for (line, upto) in &withdrawn.told {
+            self.execute("UPDATE to_device_lines SET told = ?2 WHERE line = ?1", params![line, upto])?;
         }
         if let Some(upto) = withdrawn.devices_upto {
             self.execute(
@@ -289,6 +297,51 @@ impl Tx<'_> {
                 params![service, upto],
             )?;
         }
+        Ok(transaction)
+    }
+
+    /// Puts these in the place of a transaction that is sent no more: its parts, each with up to where events are in it, in their
+    /// order. If there are none, its events are left out.
+    pub fn replace_appservice_transaction(
+        &mut self,
+        service: ServiceKey,
+        replaced: &ServiceTransaction,
+        parts: Vec<(i64, String)>,
+        now: Millis,
+    ) -> Result<()> {
+        let place: Option<i64> = self
+            .conn()
+            .prepare_cached("SELECT place FROM appservice_transactions WHERE service = ?1 AND txn_id = ?2")?
+            .query_row(params![service, replaced.txn_id], |row| row.get(0))
+            .optional()?;
+        let Some(place) = place else { return Ok(()) };
+        self.execute(
+            "DELETE FROM appservice_transactions WHERE service = ?1 AND place = ?2",
+            params![service, place],
+        )?;
+        if parts.is_empty() {
+            self.drop_appservice_events(service, replaced.events_upto)?;
+        }
+        // It was the first one: before it nothing has a place.
+        for (before, part) in (1..).zip(parts.into_iter().rev()) {
+            self.put_appservice_transaction(service, place - before, part, now)?;
+        }
+        Ok(())
+    }
+
+    fn put_appservice_transaction(
+        &mut self,
+        service: ServiceKey,
+        place: i64,
+        (events_upto, body): (i64, String),
+        now: Millis,
+    ) -> Result<ServiceTransaction> {
+        let txn_id = format!("{now}.{}", self.next_stream());
+        self.execute(
+            "INSERT INTO appservice_transactions (service, place, txn_id, begun_ms, events_upto, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![service, place, txn_id, now, events_upto, body],
+        )?;
         Ok(ServiceTransaction { txn_id, begun_ms: now, events_upto, body })
     }
 

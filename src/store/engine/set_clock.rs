@@ -61,7 +61,7 @@ impl TimeColumn {
 }
 
 /// All of them, in the order of the schema.
-pub(super) const TIMES: [TimeColumn; 57] = [
+pub(super) const TIMES: [TimeColumn; 59] = [
     time("pending_events", "received_ms", AN_AGE),
     time("pending_events", "retry_ms", Now),
     time("pending_events", "due_ms", Now),
@@ -102,6 +102,7 @@ pub(super) const TIMES: [TimeColumn; 57] = [
     time("users", "created_ms", AN_AGE),
     time("guest_removals", "due_ms", Now),
     time("devices", "last_seen_ms", AN_AGE),
+    time("devices", "synced_ms", AN_AGE),
     time(
         "sessions",
         "expires_ms",
@@ -136,6 +137,7 @@ pub(super) const TIMES: [TimeColumn; 57] = [
     time("media", "used_ms", AN_AGE),
     time("appservices", "due_ms", Now),
     time("appservices", "taken_ms", AN_AGE),
+    time("appservices", "forget_due_ms", Within("604800000")),
     time("appservice_transactions", "begun_ms", AN_AGE),
 ];
 

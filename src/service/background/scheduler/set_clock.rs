@@ -60,6 +60,7 @@ fn hasten(hs: &Homeserver, is_called_for: fn(&Tx<'_>, Millis) -> Result<bool>) -
 mod tests {
     use crate::service::accounts::login_tokens::LOGIN_TOKEN_LIFE_MS;
     use crate::service::accounts::openid::TOKEN_LIFE_MS;
+    use crate::service::appservices::sender::FORGOTTEN_AFTER_MS;
     use crate::service::ephemeral::{presence, typing};
     use crate::service::media::upload::PENDING_EXPIRY_MS;
     use crate::service::push::{next::BELL_PAUSE_MS, sender::PAUSES};
@@ -80,6 +81,7 @@ mod tests {
             ("typing", "told_ms", Some(0)),
             ("presence", "until_ms", Some(presence::REMOTE_GONE_AFTER_MS)),
             ("media", "expires_ms", Some(PENDING_EXPIRY_MS)),
+            ("appservices", "forget_due_ms", Some(FORGOTTEN_AFTER_MS)),
         ];
         assert!(furthest().eq(written), "{:?}", furthest().collect::<Vec<_>>());
     }

@@ -173,6 +173,9 @@ impl Syncing<'_> {
                 return given_up(request);
             }
             let draft = self.draft(user, device, request)?;
+            if draft.extensions.to_device.is_some() {
+                self.note_reader(user, device)?;
+            }
             self.forget_proved(user, device, &draft)?;
             if may_wait && draft.is_empty() {
                 return Ok(SlidingOutcome::Nothing(draft.position));
