@@ -248,7 +248,9 @@ impl Events<'_> {
                     }
                 }
             }
-            first.map(|work| work());
+            if let Some(work) = first {
+                work();
+            }
         });
         let settled = locks::into_inner(settled);
         let decided: HashSet<(usize, usize)> = settled.iter().map(|(at, _)| *at).collect();
