@@ -77,6 +77,7 @@ mod history;
 mod hostile_keys;
 mod hostile_peer;
 mod keys_across_servers;
+mod landed_joins;
 mod large_rooms;
 mod media;
 mod moderation;

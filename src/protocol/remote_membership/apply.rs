@@ -94,11 +94,12 @@ fn happens_to(row: Fields, fact: Fact, now: Millis) -> Result<Next, Refusal> {
         Fact::UserForgets if row.state.is_over() => Next::Row(Fields { forgotten: true, ..row }),
         Fact::UserForgets => return Err(Refusal::NotLeft),
         // From now on the room's own state says who is a member. Only a leave that is still to be told stays, to be
-        // put into the room now.
-        Fact::NowResident if row.state == RemoteState::Leaving => {
+        // put into the room now; or that a server has taken, and the room that we came into does not know.
+        Fact::NowResident { .. } if row.state == RemoteState::Leaving => {
             Next::Row(Fields { due_ms: Some(now), ..row })
         }
-        Fact::NowResident | Fact::AskedInRoom => Next::Gone,
+        Fact::NowResident { lacks_leave: true } if row.state == RemoteState::Closed => row.leave_anew(now),
+        Fact::NowResident { .. } | Fact::AskedInRoom => Next::Gone,
     })
 }
 
@@ -178,10 +179,12 @@ fn invite_arrives(
         // Newer wins; also over a leave that nobody was told yet, and over what was closed. That is a new beginning:
         // what was before has nothing to do with this invite.
         (was, order) => {
+            let join = row.take_join_that_may_land();
             if was.is_over() {
                 (row.event, row.covered) = (None, None);
             }
             row.enter(RemoteState::Invited, (order == InviteOrder::Unclear).then_some(now));
+            row.pending = join;
         }
     }
     row.show_invite(invite, &from, stripped_state);
@@ -337,19 +340,26 @@ impl Fields {
         if !self.is_entered_by(join) {
             return Next::Same;
         }
-        match self.state {
-            RemoteState::Joining => {}
-            // Somebody else ended it before, and now it will not come to be in the room either.
-            RemoteState::Closed if how == JoinFailure::Refused => {
+        match (self.state, &how) {
+            (RemoteState::Joining, _) => {}
+            // Somebody else ended it before, and now it will not come to be in the room either; or it is there, and is
+            // taken back by whoever hands this in.
+            (RemoteState::Closed, JoinFailure::Refused | JoinFailure::Taken(_))
+            | (RemoteState::Invited, JoinFailure::Refused) => {
                 self.pending = None;
                 return Next::Row(self);
+            }
+            // What the room makes of the invite since is to be seen.
+            (RemoteState::Invited, JoinFailure::Taken(_)) => {
+                self.pending = None;
+                return self.doubted(now);
             }
             _ => return Next::Same,
         }
         let is_covering = self.covered.is_some();
         let attempts_max = if is_covering { COVERING_JOINS_MAX } else { ATTEMPTS_MAX };
         let taken_by = match how {
-            JoinFailure::Refused if !self.may_be_in => return self.fall_back(now),
+            JoinFailure::Refused if !self.may_be_in => return self.fall_back(leave, now),
             JoinFailure::Unanswered if self.attempts + 1 < attempts_max => return self.unanswered(now),
             JoinFailure::Refused | JoinFailure::Unanswered => Vec::new(),
             JoinFailure::Taken(by) => by,
@@ -373,8 +383,8 @@ impl Fields {
         self.room_version = self.event.as_ref().map_or(self.room_version, Pdu::version);
     }
 
-    /// What was before the join is again.
-    fn fall_back(mut self, now: Millis) -> Next {
+    /// What was before the join is again. Who was in the room before has been lost there, and is told that they are out.
+    fn fall_back(mut self, leave: Pdu, now: Millis) -> Next {
         self.restore_version();
         let removal = self.removal.take();
         match self.event.as_ref().map(Pdu::membership) {
@@ -388,8 +398,33 @@ impl Fields {
                 self.enter(RemoteState::Knocking, Some(now));
                 self.removal = removal;
             }
-            Some(Some(Membership::Join | Membership::Leave | Membership::Ban) | None) => self.close(now),
+            Some(Some(Membership::Join)) => {
+                self.tell(leave);
+                self.close(now);
+            }
+            Some(Some(Membership::Leave | Membership::Ban) | None) => self.close(now),
         }
+        Next::Row(self)
+    }
+
+    /// A join that was handed in and that somebody else ended who did not know yet that it was in the room. Where they did,
+    /// or the user left it themselves, its answer says nothing new.
+    fn take_join_that_may_land(&mut self) -> Option<Pdu> {
+        let join = self.pending.take().filter(|event| event.membership() == Some(Membership::Join))?;
+        let is_known = self.event.as_ref().is_some_and(|end| end.auth_events().contains(join.event_id()));
+        let may_land = match self.state {
+            RemoteState::Closed => self.is_ended_by_others() && !is_known,
+            RemoteState::Invited => true,
+            RemoteState::Knocking | RemoteState::Knocked | RemoteState::Joining | RemoteState::Leaving => {
+                false
+            }
+        };
+        may_land.then_some(join)
+    }
+
+    /// The room shows the user as what they have left: it is to have their leave, by this server now.
+    fn leave_anew(mut self, now: Millis) -> Next {
+        self.enter(RemoteState::Leaving, Some(now));
         Next::Row(self)
     }
 
@@ -510,7 +545,7 @@ impl Fields {
             }
             (_, RemovalBearing::Ends) if is_certain => {
                 // Whoever took the join may bring us into the room yet, which then decides.
-                let join = self.pending.take().filter(|_| self.state == RemoteState::Joining);
+                let join = self.pending.take().filter(|event| event.membership() == Some(Membership::Join));
                 self.tell(removal);
                 self.close(now);
                 self.pending = join;

@@ -186,7 +186,10 @@ pub enum Fact {
     /// The local user asks to forget the room.
     UserForgets,
     /// This server came into the room, through this user or another local one.
-    NowResident,
+    NowResident {
+        /// Whether the room shows the user as what they have left: whoever let us in had not heard of that.
+        lacks_leave: bool,
+    },
     /// What the user wants was asked of the room itself, which this server is in by now.
     AskedInRoom,
 }

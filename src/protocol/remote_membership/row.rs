@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use serde_json::value::RawValue;
 
-use super::{InviteOrder, Refusal, RemoteState, RemovalBearing, bearing, order_of_invite};
+use super::{InviteOrder, Refusal, RemoteState, RemovalBearing, backoff_ms, bearing, order_of_invite};
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::{EventId, Millis, RoomId, RoomVersion, ServerName, UserId};
 
@@ -30,7 +30,7 @@ pub struct Fields {
     pub previous: Option<Pdu>,
     /// The signed join that is being sent; while leaving and afterwards, the leave that a server was handed. While
     /// leaving a room that was being joined, that join, until a leave is handed in; and where somebody else ended it, that
-    /// join, for whoever took it may bring us in yet.
+    /// join, for whoever took it may bring us in yet, also if they were invited anew since.
     pub pending: Option<Pdu>,
     /// Somebody else's removal of the user that nobody has vouched for yet whose word counts: the room is asked about it,
     /// or decides once the user has come in.
@@ -121,6 +121,18 @@ impl RemoteMembership {
 }
 
 impl RemoteMembership {
+    /// What becomes of a local user whose join is not in the room's state any more, though nobody has removed them: what
+    /// several servers did at one moment came out so here, and we are out of the room with them. Others may know more, by
+    /// which they are in it, and would go on telling a server that takes nothing. They join once more, and the room says
+    /// whether they may. Not at once if it happens again: whoever can bring it about would have us come in without end.
+    pub fn lost(join: Pdu, via: Vec<ServerName>) -> Self {
+        let mut fields = Fields::blank(join.room_id(), join.sender(), join.version());
+        (fields.state, fields.due_ms) = (RemoteState::Joining, Some(join.origin_server_ts() + backoff_ms(0)));
+        (fields.event, fields.pending) = (Some(join.clone()), Some(join));
+        fields.prefer(via);
+        Self(fields)
+    }
+
     /// What is left of a local user's membership in a room that is deleted here: that they have left, by this event, at
     /// this position of the stream, for clients that do not know it yet.
     pub fn ended(event: Pdu, user: &UserId, stream: i64, now: Millis) -> Self {

@@ -13,9 +13,9 @@ use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, RemoteState};
-use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu};
 use crate::service::membership::Memberships;
-use crate::store::Room;
+use crate::store::{Room, Status};
 
 /// How long a leave may take to reach the room before the local user is told that they have left.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -229,12 +229,40 @@ impl Memberships<'_> {
 
     /// Another local user entered the room before its servers knew of this leave: now we can say it ourselves.
     fn leave_after_all(&self, room: &Room, row: &RemoteMembership) -> Result<()> {
+        if let Some(leave) = row.leave_handed_in()
+            && self.take_leave_along(room, row, leave)?
+        {
+            return self.leave_answered(row, LeaveAnswer::InRoom);
+        }
         let reason = reason_of(row);
         let present = self.store.read(|db| db.membership(room.key, &row.user_id))?;
         if let Some(Membership::Join | Membership::Invite | Membership::Knock) = present {
             self.leave_as_resident(room, &row.user_id, reason.as_deref())?;
         }
         self.leave_answered(row, LeaveAnswer::InRoom)
+    }
+
+    /// Receives a leave that a server was handed before we came in: others rest on that very event, and nobody sends us our
+    /// own; but whoever lacks it is sent it. Whether it is in the room.
+    fn take_leave_along(&self, room: &Room, row: &RemoteMembership, leave: &Pdu) -> Result<bool> {
+        if leave.version().id != room.version.id {
+            return Ok(false);
+        }
+        // It was made here.
+        let event = VerifiedPdu::from_store(leave.clone());
+        match self.events().commit_signed(event.clone()) {
+            Err(e) if e.is_own_failure() => return Err(e),
+            // What it follows is not here yet: who took it knows that.
+            Err(_) => {
+                let peer = row.via.first().cloned().unwrap_or_else(|| self.server_name().clone());
+                if let Err(e) = self.events().receive_pdu(&peer, event) {
+                    log::info!("{} has left {} anew: {}", row.user_id, row.room_id, e.message());
+                }
+            }
+            Ok(_) => {}
+        }
+        let status = self.store.read(|db| db.event_status(leave.event_id()))?;
+        Ok(matches!(status, Some((Status::Accepted, false))))
     }
 
     /// `POST /forget`. Errors: 400 `M_UNKNOWN` while the user is in the room, invited or knocking; 404 `M_NOT_FOUND`.

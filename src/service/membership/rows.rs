@@ -97,10 +97,28 @@ pub(in crate::service) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now:
     let room = tx.known_room(room_id)?;
     for row in tx.remote_memberships_in(room_id)? {
         take_along(tx, &room, &row, now)?;
-        let effect = apply(Some(row), Fact::NowResident, now)?;
+        let lacks_leave = lacks_leave_of(tx, &room, &row)?;
+        let effect = apply(Some(row), Fact::NowResident { lacks_leave }, now)?;
         tx.write_remote_membership(&effect)?;
     }
     Ok(())
+}
+
+/// Whether the room shows the user as what they have left: a server took their leave, and the state that we came in by is
+/// older, or another server's. Nobody tells us of our own events.
+fn lacks_leave_of(db: &Db<'_>, room: &Room, row: &RemoteMembership) -> Result<bool> {
+    let is_own = row.event.as_ref().is_some_and(|leave| leave.sender() == &row.user_id);
+    if row.state != RemoteState::Closed || !is_own {
+        return Ok(false);
+    }
+    let present = db.state_event(room.key, "m.room.member", row.user_id.as_str())?;
+    let is_left = |present: Pdu| {
+        let id = present.event_id();
+        row.leave_handed_in().is_some_and(|leave| leave.auth_events().contains(id))
+            || row.previous.as_ref().is_some_and(|left| left.event_id() == id)
+    };
+    let is_in = |membership| matches!(membership, Membership::Join | Membership::Invite | Membership::Knock);
+    Ok(present.filter(|present| present.membership().is_some_and(is_in)).is_some_and(is_left))
 }
 
 /// Another local user's invite or knock may have been made beside the join that brings us into the room, and then the state
@@ -134,8 +152,12 @@ fn take_event_along(
         return Ok(());
     }
     let present = tx.state_event(room.key, "m.room.member", row.user_id.as_str())?;
-    // What the room has in its place is older only if the event rests on it.
-    let is_news = present.is_none_or(|present| event.auth_events().contains(present.event_id()));
+    // What the room has in its place is older only if the event rests on it, or if it is the join that was on its way
+    // when the invite came: that does not rest on the invite.
+    let is_news = present.is_none_or(|present| {
+        let met = row.is_entered_by(present.event_id()) && !present.auth_events().contains(event.event_id());
+        event.auth_events().contains(present.event_id()) || met
+    });
     let Some(from) = from.filter(|_| is_news && event.version().id == room.version.id) else {
         return Ok(());
     };

@@ -9,7 +9,7 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::remote_membership::{CoveredMembership, Effect, Fields, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, room_version};
-use crate::store::{Db, Tx};
+use crate::store::{Db, EventKey, RoomKey, Tx};
 
 /// How long a membership that has ended is kept, so that clients which were away for so long are told. Beyond that they
 /// show an invite that there is not any more.
@@ -411,6 +411,19 @@ impl Tx<'_> {
         drop(statement);
         self.is_due(now);
         Ok(())
+    }
+
+    /// Has a local user join once more whose join is not in the room's state any more, if this server is out of the room by
+    /// that and somebody else is in it.
+    pub(in crate::store) fn rejoin_if_out(&mut self, room: RoomKey, join: EventKey) -> Result<()> {
+        let room = self.room_by_key(room)?;
+        let via = self.resident_servers(room.key)?;
+        let join = self.pdu_by_key(join)?;
+        if room.resident || via.is_empty() || self.has_remote_membership(&room.room_id, join.sender())? {
+            return Ok(());
+        }
+        let row = Box::new(RemoteMembership::lost(join, via));
+        self.write_remote_membership(&Effect::Save { row, tell: false, rings: false })
     }
 
     fn delete_remote_membership(&mut self, row: &RemoteMembership) -> Result<()> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::{StateMap, StateTuple};
 use crate::protocol::{EventId, Pdu, UserId};
 use crate::store::rooms::memberships::MembershipChange;
@@ -454,9 +455,13 @@ impl Tx<'_> {
                     self.follow_knock(room, &change, (previous, *tuple_id))?;
                     self.owe_to_who_waited(room, &change, previous)?;
                 }
+                let (was, is_now) = (change.old, change.new.map(|(membership, _)| membership));
                 if self.change_membership(room, &change)?
                     && let Ok(user) = UserId::parse(&state_key)
                 {
+                    if let (Some(Membership::Join), None, Some(join)) = (was, is_now, previous) {
+                        self.rejoin_if_out(room, join)?;
+                    }
                     ours.push(user);
                 }
             }

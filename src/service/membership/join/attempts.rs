@@ -45,6 +45,9 @@ pub(super) struct JoinAttempts {
     pub last: Option<Pdu>,
     /// Whether a server may have taken a join without our hearing of it.
     unsure: bool,
+    /// Whether the join is one that was in the room before and has been lost: as long as a server can be asked that says
+    /// nothing, nobody has refused it.
+    was_in: bool,
     /// Servers that took a join, and told of a room that cannot be entered.
     taken_by: Vec<ServerName>,
 }
@@ -52,7 +55,15 @@ pub(super) struct JoinAttempts {
 impl JoinAttempts {
     pub fn new(now: Instant, host: Option<ServerName>, waiter: Waiter) -> Self {
         let answers = HandshakeAnswers::within(now, waiter.time());
-        Self { host, shut_out: false, answers, last: None, unsure: false, taken_by: Vec::new() }
+        Self {
+            host,
+            shut_out: false,
+            answers,
+            last: None,
+            unsure: false,
+            was_in: false,
+            taken_by: Vec::new(),
+        }
     }
 
     /// Whether there is a server whose refusal ends it: then it is not to be asked after others.
@@ -84,6 +95,12 @@ impl JoinAttempts {
         self.last = Some(join);
     }
 
+    /// Takes down that this join was in the room before, and is so no more.
+    pub fn began_with_lost(&mut self, join: Pdu) {
+        self.was_in = true;
+        self.last = Some(join);
+    }
+
     /// How long the next server may take over a join, with so many that are asked after it.
     pub fn share(&self, now: Instant, others: usize) -> Duration {
         self.answers.share(now, others)
@@ -96,7 +113,7 @@ impl JoinAttempts {
 
     /// In what way nobody let us in.
     pub fn failure(&self) -> JoinFailure {
-        match (self.taken_by.is_empty(), self.unsure) {
+        match (self.taken_by.is_empty(), self.unsure || (self.was_in && self.answers.undecided())) {
             (false, _) => JoinFailure::Taken(self.taken_by.clone()),
             (true, true) => JoinFailure::Unanswered,
             (true, false) => JoinFailure::Refused,

@@ -285,7 +285,9 @@ impl Memberships<'_> {
         })?;
         let unfinished = row.as_ref().filter(|row| row.state == RemoteState::Joining);
         let unfinished = unfinished.and_then(|row| Some((row.pending.clone()?, row.via.first()?.clone())));
+        let was_in = |join: &Pdu| self.store.read(|db| db.is_placed(join.event_id()));
         match unfinished {
+            Some((join, _)) if was_in(&join)? => attempts.began_with_lost(join),
             Some((join, peer)) if candidates.first() == Some(&peer) => {
                 let within = attempts.share(self.clock.instant(), candidates.len() - 1);
                 match self.hand_in_join(&peer, &join, (within, waiter))? {
