@@ -108,7 +108,7 @@ impl Memberships<'_> {
         let mut candidates = self.candidates(&target, Some(row))?;
         // Nobody but this server was in the room, and by now nobody is: what the row says is all that there is to say.
         if candidates.is_empty() {
-            return self.leave_taken(row, self.server_name());
+            return self.leave_taken(row, (None, self.server_name()));
         }
         let unaware_host = row.unaware_host();
         // It was handed to a server, and no answer came: the same event again. What else the server says is of no use:
@@ -116,8 +116,7 @@ impl Memberships<'_> {
         if let (Some(leave), Some(peer)) = (row.leave_handed_in(), candidates.first())
             && self.federation.send_leave(peer, &row.room_id, leave.event_id(), leave.json()).is_ok()
         {
-            let peer = peer.clone();
-            return self.leave_taken(row, &peer);
+            return self.leave_taken(row, (Some(leave), peer));
         }
         // Of many each time another one is the first, since silent ones may take all the time there is.
         if let Some(host) = &unaware_host {
@@ -133,7 +132,7 @@ impl Memberships<'_> {
                 break;
             }
             match self.leave_through(&peer, row, &mut expected) {
-                Ok(LeaveDelivery::HandedIn) => return self.leave_taken(row, &peer),
+                Ok(LeaveDelivery::HandedIn(leave)) => return self.leave_taken(row, (Some(&leave), &peer)),
                 Ok(LeaveDelivery::Needless) => return Ok(()),
                 Err(error) => answers.add(&peer, error),
             }
@@ -148,10 +147,20 @@ impl Memberships<'_> {
     }
 
     /// One server took it. If the invite of another one was shown in place of what was left, that is told once.
-    fn leave_taken(&self, row: &RemoteMembership, by: &ServerName) -> Result<()> {
+    fn leave_taken(&self, row: &RemoteMembership, (leave, by): (Option<&Pdu>, &ServerName)) -> Result<()> {
         self.leave_answered(row, LeaveAnswer::Taken)?;
-        let inviter = row.covered.as_ref().map(|covering| covering.event.sender().server());
-        if let Some(server) = inviter.filter(|server| server != by) {
+        let Some(covering) = row.covered.as_ref().map(|covering| &covering.event) else { return Ok(()) };
+        let server = covering.sender().server();
+        if &server == by {
+            return Ok(());
+        }
+        // Whose invite knows of what was left is in the room, which is to have one leave and not two. A stranger makes what they
+        // like of theirs.
+        let knows = |left: &Pdu| covering.auth_events().contains(left.event_id());
+        let is_inside = row.previous.as_ref().is_some_and(knows);
+        let hand_in =
+            |leave: &Pdu| self.federation.send_leave(&server, &row.room_id, leave.event_id(), leave.json());
+        if !leave.filter(|_| is_inside).is_some_and(|leave| hand_in(leave).is_ok()) {
             self.leave_once(&server, &row.room_id, &row.user_id);
         }
         Ok(())
@@ -192,7 +201,7 @@ impl Memberships<'_> {
             return Ok(LeaveDelivery::Needless);
         }
         self.federation.send_leave(peer, &row.room_id, leave.event_id(), leave.json())?;
-        Ok(LeaveDelivery::HandedIn)
+        Ok(LeaveDelivery::HandedIn(Box::new(leave)))
     }
 
     /// Commits the signed leave before anybody is handed it. False: an invite or the user has made it needless.
@@ -307,7 +316,7 @@ fn reason_of(row: &RemoteMembership) -> Option<String> {
 
 /// What became of a leave that a server was to take.
 enum LeaveDelivery {
-    HandedIn,
+    HandedIn(Box<Pdu>),
     /// It was overtaken, and nobody was told.
     Needless,
 }
