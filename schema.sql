@@ -399,7 +399,7 @@ CREATE TABLE remote_memberships (
   -- Of a closed one: since when.
   ended_ms INTEGER,
   -- 1 while joining, if a server may have taken a join that was handed in before the pending one; while leaving, if it
-  -- may take one yet.
+  -- may take one yet, or a knock.
   may_be_in INTEGER NOT NULL,
   stream INTEGER NOT NULL,
   PRIMARY KEY (room_id, user_id)
@@ -429,6 +429,19 @@ CREATE TABLE owed_invites (
 CREATE INDEX owed_invites_due ON owed_invites (due_ms);
 CREATE INDEX owed_invites_by_server ON owed_invites (server, due_ms);
 CREATE INDEX owed_invites_by_inviter ON owed_invites (inviter);
+
+-- Users of other servers whom their server may show an invite of `inviter`, one of ours, though the room has none: it was offered
+-- one, and its answer was lost, or the room wanted it no more. Whatever becomes of the user in the room ends it; if that is a
+-- removal, their server is told. Of one inviter the last ones, and for a while.
+CREATE TABLE offered_invites (
+  room_key INTEGER NOT NULL,
+  invitee TEXT NOT NULL,
+  inviter TEXT NOT NULL,
+  made_ms INTEGER NOT NULL,
+  PRIMARY KEY (room_key, invitee)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX offered_invites_by_inviter ON offered_invites (inviter, made_ms);
+CREATE INDEX offered_invites_by_age ON offered_invites (made_ms);
 
 -- Local users whose knock was accepted by `invite` (an event id), which is what they are in the room as far as was known
 -- then. Written in the transaction in which the invite takes effect. When it is due, the user is joined if they want

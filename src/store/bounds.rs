@@ -211,6 +211,14 @@ pub const TABLES: &[TableBounds] = &[
         "delivery, a refusal, a week of trying, the end of the inviter's membership (`deliver_owed_invite`)",
     ),
     table(
+        "offered_invites",
+        &[users(
+            "the last 500 of one inviter",
+            "of_invites_that_others_may_hold_the_last_of_each_inviter_are_known_for_a_while",
+        )],
+        "whatever becomes of the invitee in the room; 90 days (`keep_offered_invite`)",
+    ),
+    table(
         "owed_joins",
         &[users("one for each room that one of us has knocked upon", "")],
         "the join, a refusal, a week of trying, the end of the invite (`pursue_owed_join`)",

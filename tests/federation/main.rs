@@ -7,6 +7,7 @@
 //! - `handshakes_that_meet`: two handshakes of one user in one room, every pair, in both orders and at once.
 //! - `unheard_removals`: who leaves a room whose host has not heard that somebody removed them.
 //! - `ended_elsewhere`: knocks and invites that somebody of a third server ends; and what one server's nonsense does not end.
+//! - `lost_answers`: knocks and invites that the other server may have taken, at once or later, for all that we heard.
 //! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
 //! - `overtaken_joins`: what meets a join that was taken and is not answered yet.
 //! - `decided_meanwhile`: what is decided here while another server is asked.
@@ -79,6 +80,7 @@ mod hostile_peer;
 mod keys_across_servers;
 mod landed_joins;
 mod large_rooms;
+mod lost_answers;
 mod media;
 mod moderation;
 mod new_rooms;

@@ -56,7 +56,7 @@ const GIVEN_UP: &[(&str, &[(&str, &str)])] = &[
             ("calm_until", "quiet_until"),
             ("check_still_outside", "check_not_resident"),
             ("compose_room", "sign_room_events"),
-            ("doubt_invite", "schedule_invite_lookup"),
+            ("doubt_invite", "schedule_lookup"),
             ("errands", "fetch_limits"),
             ("favours", "request_permits"),
             ("fill_hole", "fill_gap"),

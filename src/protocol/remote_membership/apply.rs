@@ -13,9 +13,9 @@ use crate::protocol::{EventId, Millis, ServerName, UserId};
 /// After how many attempts nothing more is tried: about a week.
 pub const ATTEMPTS_MAX: u32 = 60;
 
-/// How often a leave behind a join that may have been taken is tried although every server says that there is nothing
+/// How often a leave behind a join or a knock that may land yet is tried although every server says that there is nothing
 /// to leave: for about half an hour.
-const ATTEMPTS_BEHIND_A_JOIN_MAX: u32 = 5;
+const ATTEMPTS_WHILE_IT_MAY_LAND_MAX: u32 = 5;
 /// How often a join is tried that no server answers, where the invite covers something else that waits.
 const COVERING_JOINS_MAX: u32 = 5;
 
@@ -82,8 +82,12 @@ fn happens_to(row: Fields, fact: Fact, now: Millis) -> Result<Next, Refusal> {
             let waits = row.state == RemoteState::Knocking && row.told() == Some(&knock);
             if waits { row.knock_unanswered(now) } else { Next::Same }
         }
-        Fact::InviteDoubted if row.state == RemoteState::Invited && row.due_ms.is_none() => row.doubted(now),
-        Fact::InviteDoubted => Next::Same,
+        Fact::Doubted
+            if matches!(row.state, RemoteState::Invited | RemoteState::Knocked) && row.is_standing() =>
+        {
+            row.doubted(now)
+        }
+        Fact::Doubted => Next::Same,
         Fact::LookedUp { about, answer, by, leave } => row.looked_up(&about, (answer, by), leave, now),
         Fact::JoinFailed { join, how, leave } => row.join_failed(&join, how, leave, now),
         Fact::UserLeaves(leave) => row.user_leaves(leave, now),
@@ -188,6 +192,9 @@ fn invite_arrives(
         }
     }
     row.show_invite(invite, &from, stripped_state);
+    if row.state == RemoteState::Invited && row.due_ms.is_none() {
+        row.stand(now);
+    }
     // The inviter's server is asked in any case; what is covered is found by those that are known already.
     if row.covered.is_some() {
         return Ok(Next::Row(row));
@@ -305,6 +312,15 @@ impl Fields {
         if self.covered.take_if(|covered| covered.event.event_id() == knock).is_some() {
             return Next::Row(self);
         }
+        // Withdrawn while it was on its way, and now it will not come to be in the room.
+        if self.state == RemoteState::Leaving
+            && self.may_be_in
+            && !self.has_join_on_its_way()
+            && self.previous.as_ref().is_some_and(|event| event.event_id() == knock)
+        {
+            self.may_be_in = false;
+            return Next::Row(self);
+        }
         if self.state != RemoteState::Knocking || self.told() != Some(knock) {
             return Next::Same;
         }
@@ -391,7 +407,10 @@ impl Fields {
             None => return Next::Gone,
             Some(Some(Membership::Invite)) => {
                 self.enter(RemoteState::Invited, removal.is_some().then_some(now));
-                self.removal = removal;
+                match removal {
+                    Some(_) => self.removal = removal,
+                    None => self.stand(now),
+                }
             }
             // It may not have been handed in yet: that is done (again) now, which harms nothing.
             Some(Some(Membership::Knock)) => {
@@ -441,8 +460,9 @@ impl Fields {
             RemoteState::Closed if !has_join => return Next::Same,
             _ => {}
         }
-        // A join that was handed in may land yet, even if somebody removed the user meanwhile.
-        self.may_be_in = has_join;
+        // A join that was handed in may land yet, even if somebody removed the user meanwhile; and so may a knock that nobody is
+        // known to have taken.
+        self.may_be_in = has_join || self.state == RemoteState::Knocking;
         // It is left whatever there is: what was covered first, and whoever covered it is told too.
         if let Some(covered) = self.covered.take() {
             let covering = self.event.replace(covered.event);
@@ -497,8 +517,8 @@ impl Fields {
                 let left = self.previous.as_ref().filter(|_| !self.is_ended_by_others());
                 let is_invite = left.and_then(Pdu::membership) == Some(Membership::Invite);
                 let is_slow = is_invite && self.attempts == 0;
-                // And a join that was on its way may still come to be in the room.
-                let may_land = self.may_be_in && self.attempts < ATTEMPTS_BEHIND_A_JOIN_MAX;
+                // And a join or a knock that was on its way may still come to be in the room.
+                let may_land = self.may_be_in && self.attempts < ATTEMPTS_WHILE_IT_MAY_LAND_MAX;
                 if is_slow || may_land {
                     return self.unanswered(now);
                 }
@@ -552,11 +572,8 @@ impl Fields {
             }
             // It stays until the room has been asked.
             (_, RemovalBearing::Ends | RemovalBearing::Unclear) => {
-                // A knock that nothing speaks against has a time too, which is far off.
-                let is_asked = match self.state {
-                    RemoteState::Knocked => self.removal.is_some(),
-                    _ => self.due_ms.is_some(),
-                };
+                // What nothing speaks against has a time too, which is far off.
+                let is_asked = !self.is_standing();
                 self.doubt_by(removal, bearing);
                 return if is_asked { Next::Row(self) } else { self.doubted(now) };
             }
@@ -577,7 +594,7 @@ impl Fields {
         self.covered = None;
         self.via.clear();
         self.prefer(inviter);
-        if self.state == RemoteState::Invited && self.due_ms.is_none() {
+        if self.state == RemoteState::Invited && self.is_standing() {
             return self.doubted(now);
         }
         Next::Row(self)

@@ -122,8 +122,9 @@ pub enum Fact {
         /// The leave, by which the local user was out of the room when this server knew it, where nothing else is known.
         left: Option<Pdu>,
     },
-    /// The room refused the local user's join, though they are invited: it has to be asked about the invite.
-    InviteDoubted,
+    /// The room refused the local user's join, though they are invited, or their next knock: it has to be asked about the
+    /// invite or the knock.
+    Doubted,
     /// Answer: what the room says of the invite or knock that is in doubt.
     LookedUp {
         /// The invite or knock.

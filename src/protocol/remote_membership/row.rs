@@ -54,7 +54,7 @@ pub struct Fields {
     /// When it came to its end.
     pub ended_ms: Option<Millis>,
     /// While joining: whether a server may have taken a join that was handed in before the pending one; while leaving,
-    /// whether it may take one yet.
+    /// whether it may take one yet, or a knock.
     pub may_be_in: bool,
     /// Position of the last change that clients can see; 0 if they have seen none.
     pub stream: i64,

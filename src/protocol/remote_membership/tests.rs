@@ -92,7 +92,7 @@ fn wishes(row: Option<&RemoteMembership>, depth: i64) -> Vec<Case> {
         case("joins late", join(PriorMembership::default(), false)),
         case("leaves", Fact::UserLeaves(event(CAROL, "leave", depth, &[]))),
         case("forgets", Fact::UserForgets),
-        case("doubted", Fact::InviteDoubted),
+        case("doubted", Fact::Doubted),
         case("may go", Fact::LeaveMayGoThrough(server("d.example"))),
         case("resident", Fact::NowResident { lacks_leave: false }),
         case("in room", Fact::AskedInRoom),
@@ -213,7 +213,7 @@ fn shape(row: Option<&RemoteMembership>) -> String {
     let attempts = match (row.state, row.attempts) {
         (_, 0) => 0,
         (_, many) if many >= ATTEMPTS_MAX - 2 => many,
-        (Invited | Knocked, few) => few.min(5),
+        (Invited | Knocked, few) => few.min(UNANSWERED_LOOKS_MAX),
         (Joining, few) if row.covered.is_some() => few,
         (Leaving, few) => few.min(5) / 5 * 4 + 1,
         _ => 1,
@@ -479,7 +479,7 @@ fn an_answer_that_nobody_waits_for_changes_nothing() {
             let waits = match &case.fact {
                 Fact::KnockTaken { .. } => matches!(state, Some(Knocking | Leaving | Closed)),
                 Fact::KnockRefused { .. } | Fact::KnockUnanswered { .. } => state == Some(Knocking),
-                Fact::InviteDoubted => state == Some(Invited),
+                Fact::Doubted => matches!(state, Some(Invited | Knocked)),
                 Fact::LookedUp { .. } => {
                     matches!(state, Some(Invited | Knocked))
                         && row.as_ref().is_some_and(|row| row.due_ms.is_some())
@@ -600,11 +600,11 @@ fn a_room_is_asked_about_an_invite_a_few_times_and_not_for_ever() {
     }
     assert_eq!((row.state, pauses), (Closed, vec![500, 1_500, 4_000]));
     let (mut row, mut looks) = (doubted.clone(), 0);
-    while row.due_ms.is_some() {
+    while !row.is_standing() {
         (row, looks) = (look(row, "look unanswered"), looks + 1);
     }
     assert_eq!((row.state, looks), (Invited, 6));
-    assert_eq!(look(doubted, "stands").due_ms, None);
+    assert!(look(doubted, "stands").is_standing());
     // A ban that came at the same moment speaks against it as well.
     let banned = after(&["invite", "kicked before"]).expect("a row");
     assert_eq!((banned.state, banned.attempts, banned.due_ms), (Invited, 0, Some(NOW)));
@@ -644,6 +644,57 @@ fn a_knock_that_stands_is_looked_up_about_once_a_day_also_while_nobody_answers()
         row = looked_up(row, RoomAnswer::Void(None));
     }
     assert_eq!((row.state, row.due_ms), (Closed, None));
+}
+
+#[test]
+fn an_invite_that_stands_is_looked_up_about_once_a_day_and_in_doubt_once_its_server_does_not_know_it() {
+    const HOUR: Millis = 3_600_000;
+    let pause = |row: &RemoteMembership| row.due_ms.expect("it is looked up some day") - NOW;
+    let is_far = |row: &RemoteMembership| row.is_standing() && (20 * HOUR..28 * HOUR).contains(&pause(row));
+    let invited = || after(&["invite"]).expect("a row");
+    assert!(is_far(&invited()) && is_far(&looked_up(invited(), RoomAnswer::Stands)));
+    assert_ne!(pause(&invited()), pause(&invited()), "not all at one moment");
+    let mut silent = invited();
+    for _ in 0..20 {
+        silent = looked_up(silent, RoomAnswer::Unanswered);
+        assert!(is_far(&silent), "once a day, and no more often");
+    }
+    let mut row = silent;
+    for pause in [500, 1_500, 4_000] {
+        row = looked_up(row, RoomAnswer::Void(None));
+        assert_eq!((row.state, row.is_standing(), row.due_ms), (Invited, false, Some(NOW + pause)));
+    }
+    assert!(is_far(&looked_up(row.clone(), RoomAnswer::Stands)));
+    assert_eq!(looked_up(row, RoomAnswer::Void(None)).state, Closed);
+    // So is one that the user is invited by again, since the join was refused.
+    assert!(is_far(&after(&["invite", "joins", "join refused"]).expect("a row")));
+    assert_eq!(after(&["invite", "doubted"]).expect("a row").due_ms, Some(NOW));
+    assert_eq!(after(&["knocks", "taken", "doubted"]).expect("a row").due_ms, Some(NOW));
+}
+
+#[test]
+fn a_knock_that_was_withdrawn_before_anybody_took_it_is_left_a_few_times_more_since_it_may_land() {
+    let refused = |mut row: RemoteMembership| {
+        let mut asked = 0;
+        while row.state == Leaving {
+            let told = row.told().expect("a leave").clone();
+            let fact = Fact::LeaveAnswered { told, answer: LeaveAnswer::Refused };
+            row = stored(None, apply(Some(row), fact, NOW).expect("an answer")).expect("a row");
+            asked += 1;
+        }
+        assert_eq!(row.state, Closed);
+        asked
+    };
+    let then = |way: &[&'static str]| after(way).expect("a row");
+    assert_eq!(refused(then(&["knocks", "leaves"])), 6);
+    assert_eq!(refused(then(&["knocks", "knock unanswered", "leaves"])), 6);
+    assert_eq!(refused(then(&["knocks", "taken", "leaves"])), 1, "what was taken lies there already");
+    // Whoever refuses the knock itself will not take it later.
+    let withdrawn = then(&["knocks", "leaves"]);
+    let knock = withdrawn.previous.as_ref().expect("the knock").event_id().clone();
+    let fact = Fact::KnockRefused { knock, leave: event(CAROL, "leave", 9, &[]) };
+    let effect = apply(Some(withdrawn), fact, NOW).expect("an answer");
+    assert_eq!(refused(stored(None, effect).expect("a row")), 1);
 }
 
 #[test]

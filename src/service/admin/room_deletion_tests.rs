@@ -116,6 +116,10 @@ fn fill(here: &TestServer, room: &str, users: [&TestUser; 4]) -> String {
         let owe = "INSERT INTO owed_upgrades (room_key, upto, due_ms)
              SELECT room_key, '', 4102444800000 FROM rooms WHERE room_id = ?1";
         tx.conn().execute(owe, [&id])?;
+        // And somebody elsewhere who may be shown an invite to it.
+        let offer = "INSERT INTO offered_invites (room_key, invitee, inviter, made_ms)
+             SELECT room_key, ?2, ?2, 1 FROM rooms WHERE room_id = ?1";
+        tx.conn().execute(offer, [&id, &format!("@lost:{lost}")])?;
         // As of a room that somebody else showed us.
         let vouch = "INSERT INTO vouched_events (room_key, event_key)
              SELECT room_key, max(event_key) FROM events JOIN rooms USING (room_key) WHERE room_id = ?1";

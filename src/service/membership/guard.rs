@@ -8,7 +8,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::{Membership, ParsedPdu};
 use crate::protocol::rooms::policy_server::{POLICY_EVENT_TYPE, PolicyServer};
 use crate::protocol::rooms::stripped_state::STRIPPED_TYPES;
-use crate::protocol::signatures::verify::{self, SignedBy};
+use crate::protocol::signatures::verify::{self, SignatureError, SignedBy};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake};
 use crate::service::accounts::moderation::{locked, suspended};
 use crate::service::events::policy_server::policy_server_of;
@@ -236,6 +236,16 @@ impl Memberships<'_> {
         server: &ServerName,
         purpose: KeyPurpose<'_>,
     ) -> Result<SignedBy> {
+        Ok(self.signature_of(event, server, purpose)?)
+    }
+
+    /// [`Self::check_signature_of`], with what is wrong as it is.
+    pub(super) fn signature_of(
+        &self,
+        event: &Pdu,
+        server: &ServerName,
+        purpose: KeyPurpose<'_>,
+    ) -> std::result::Result<SignedBy, SignatureError> {
         const KEYS_TIMEOUT: Duration = Duration::from_secs(30);
         let object = event.canonical();
         let valid_at = if event.version().enforce_key_validity { event.origin_server_ts() } else { 0 };
@@ -246,11 +256,10 @@ impl Memberships<'_> {
             .collect();
         let deadline = Instant::now() + KEYS_TIMEOUT;
         let mut found = self.keys().gather_keys(&wanted, &[], purpose, KEYS_TIMEOUT);
-        let evidence = self.keys().check_with(&mut found, purpose, deadline, |found, doubts| {
+        self.keys().check_with(&mut found, purpose, deadline, |found, doubts| {
             let keys = |server: &str, key_id: &str| found.get(server, key_id);
             doubts.noted(verify::verify_event_by(event, server, &keys))
-        });
-        Ok(evidence?)
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::guard::{HandshakeRequest, check_open};
 use super::invite_place::{await_invite, check_place};
+use super::offered_invites::may_have_been_taken;
 use super::open_door::{answers_beside, invite_in_place_of};
 use super::rows::{check_version, last_leave, note, remote_membership_or_state};
 use super::shown_state::stripped_state_for_servers;
@@ -19,7 +20,7 @@ use crate::federation::CallError;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
 use crate::protocol::rooms::stripped_state::{self, strip};
-use crate::protocol::signatures::verify;
+use crate::protocol::signatures::verify::{self, SignatureError};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, handshake, json,
 };
@@ -155,16 +156,18 @@ impl Memberships<'_> {
             self.after_removal(room, target, &ours)?;
             let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             let room_state = self.store.read(|db| stripped_state_for_servers(db, room, Some(sender)))?;
-            let answer = match self.offer_invite(&server, &ours, room.version, &room_state) {
+            let answer = match self.offer_invite(&server, &ours, room, &room_state) {
                 Err(e) if e.status() == 403 && self.member_moved(room, target, &ours)? => continue,
                 other => other?,
             };
-            let both = self.check_invite_answer(&ours, answer, &server)?;
-            self.events().commit_signed(both.clone()).inspect_err(|_| self.tell_what_stands(room, target))?;
+            let both = self.check_invite_answer(&ours, answer, &server);
+            let both = both.inspect_err(|_| self.note_offered_invite(room, &ours))?;
+            let committed = self.events().commit_signed(both.clone());
+            committed.inspect_err(|_| self.note_offered_invite(room, &ours))?;
             let is_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             if was_here && !is_here {
                 // It left the invite to the room to be told of, and the room has nobody there to tell any more.
-                if let Err(error) = self.offer_invite(&server, &both, room.version, &room_state) {
+                if let Err(error) = self.offer_invite(&server, &both, room, &room_state) {
                     log::warn!("{server} left {} while {target} was invited: {error}", room.room_id);
                 }
             }
@@ -218,28 +221,6 @@ impl Memberships<'_> {
         }))
     }
 
-    /// The room does not want an invite that the invitee's server has signed, and so shows: that server is told why,
-    /// if it is because somebody else removed or banned them. Otherwise it finds out when they try to join.
-    fn tell_what_stands(&self, room: &Room, target: &UserId) {
-        let (room, target) = (room.key, target.clone());
-        let told = self.store.write(move |tx| {
-            let Some(present) = tx.state_event(room, "m.room.member", target.as_str())? else {
-                return Ok(());
-            };
-            let removed = matches!(present.membership(), Some(Membership::Leave | Membership::Ban));
-            match tx.event_key(present.event_id())?.filter(|_| removed && present.sender() != &target) {
-                Some(key) => {
-                    let stream = tx.next_stream();
-                    tx.owe_event(&target.server(), key, stream)
-                }
-                None => Ok(()),
-            }
-        });
-        if let Err(e) = told {
-            log::log!(e.level(log::Level::Error), "what became of an invite cannot be told: {e}");
-        }
-    }
-
     /// Whether the local ones of these users can be invited. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED`.
     pub fn check_own_invitees(&self, sender: &UserId, users: &[UserId]) -> Result<()> {
         let ours: Vec<&UserId> = users.iter().filter(|user| self.is_local(user)).collect();
@@ -257,10 +238,14 @@ impl Memberships<'_> {
         &self,
         peer: &ServerName,
         ours: &Pdu,
-        version: RoomVersion,
+        room: &Room,
         room_state: &[Box<RawValue>],
     ) -> Result<Map<String, Value>> {
+        let version = room.version;
         let refused = |error: CallError| {
+            if may_have_been_taken(&error) {
+                self.note_offered_invite(room, ours);
+            }
             let unsupported = matches!(
                 error.errcode(),
                 Some(ErrCode::IncompatibleRoomVersion | ErrCode::UnsupportedRoomVersion)
@@ -281,6 +266,7 @@ impl Memberships<'_> {
             other => other.map_err(refused)?,
         };
         json::parse_object(answer.get().as_bytes()).map_err(|e| {
+            self.note_offered_invite(room, ours);
             Error::bad_gateway(format!("{peer} answered the invite with no event")).with_cause(e)
         })
     }
@@ -296,9 +282,14 @@ impl Memberships<'_> {
         let odd = |what: &str| Error::bad_gateway(format!("{peer} answered the invite with {what}"));
         handshake::check_countersigned(ours, &answer).map_err(|e| odd("another event").with_cause(e))?;
         let both = handshake::with_signatures_of(ours, &answer, peer)?;
-        self.check_signature_of(&both, peer, KeyPurpose::Events)
-            .map_err(|e| odd("an event without its signature").with_cause(e))?;
-        Ok(both)
+        match self.signature_in_time(&both, peer) {
+            Ok(_) => Ok(both),
+            Err(e @ SignatureError::NoKey(_)) => Err(Error::bad_gateway(format!(
+                "{peer} has signed the invite by a key that it does not give at the moment, so that the room cannot have it yet"
+            ))
+            .with_cause(e)),
+            Err(e) => Err(odd("an event without its signature").with_cause(e)),
+        }
     }
 }
 

@@ -38,7 +38,10 @@ impl Memberships<'_> {
         reason: Option<&str>,
     ) -> Result<()> {
         let not_there = || Error::forbidden(format!("{target} is not in the room"));
-        if self.store.read(|db| db.owed_invite(&room.room_id, target))?.is_none() {
+        let about_to_be = |db: &Db<'_>| {
+            Ok(db.owed_invite(&room.room_id, target)?.is_some() || db.is_offered_invite(room.key, target)?)
+        };
+        if !self.store.read(about_to_be)? {
             return Err(not_there());
         }
         let _guard = self.handshake_locks.take(&room.room_id, target)?;
@@ -46,8 +49,15 @@ impl Memberships<'_> {
             Some(Membership::Invite | Membership::Join | Membership::Knock) => {
                 self.change(room, sender, target, (Membership::Leave, may_kick), reason)
             }
-            _ if self.rescind_owed_invite(room, sender, target)? => Ok(()),
-            _ => Err(not_there()),
+            _ => {
+                let is_rescinded = self.rescind_owed_invite(room, sender, target)?;
+                // Their server may show one that the room never had, and hears of it only by an event of the room.
+                if self.store.read(|db| db.is_offered_invite(room.key, target))? {
+                    let kicked = self.change(room, sender, target, (Membership::Leave, may_kick), reason);
+                    return kicked.or_else(|e| if is_rescinded { Ok(()) } else { Err(e) });
+                }
+                if is_rescinded { Ok(()) } else { Err(not_there()) }
+            }
         }
     }
 

@@ -80,9 +80,13 @@ impl Memberships<'_> {
             Some(row) if row.state == RemoteState::Knocking => self.deliver_knock(&row, &candidates),
             row => {
                 let permit = self.knock_budget.permit_remote_knock(self, user, &target.room_id)?;
-                let Some(row) = self.prepare_knock(user, target, content, row, &candidates)? else {
-                    return Ok(());
-                };
+                let waits = row.as_ref().is_some_and(|row| row.state == RemoteState::Knocked);
+                let prepared = self.prepare_knock(user, target, content, row, &candidates);
+                if waits && prepared.as_ref().is_err_and(|error| error.status() == 403) {
+                    // Who took the last one may have refused it since, and not told.
+                    self.schedule_lookup(&target.room_id, user)?;
+                }
+                let Some(row) = prepared? else { return Ok(()) };
                 permit.into_iter().for_each(KnockPermit::keep);
                 self.deliver_knock(&row, &row.via)
             }

@@ -24,7 +24,8 @@
 //! - `invite_place`: how many invites strangers may make, and which are awaited of rooms that this server is in; how
 //!   many knocks, `service/limits/knock_budget.rs` says.
 //! - `open_door`: who is joined because their knock was accepted.
-//! - `owed_invites`: a new room's invites, which may have to wait for other servers.
+//! - `owed_invites`: a new room's invites, which may have to wait for other servers. `offered_invites`: invites that another
+//!   server may hold though the room has none.
 //!
 //! # Who waits for whom
 //!
@@ -47,7 +48,7 @@
 //!    template rests on what the local user is no longer, or an invite that this server signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands,
 //!    or one with which the local user was not let in; and whether a removal is one that neither the inviter's server nor
-//!    the one that took the knock vouches for (`look_up`). So is, once a day, a knock that stands. Where others have confirmed it, that server is told if the
+//!    the one that took the knock vouches for (`look_up`). So is, once a day, a knock or an invite that stands. Where others have confirmed it, that server is told if the
 //!    user leaves, in the background like of any leave.
 //! 6. **What meets a join that a server has taken waits for its answer.** Who left meanwhile leaves the room that they
 //!    are in then, who was removed is removed from it; and if they were invited anew after that, the room is not entered
@@ -68,6 +69,7 @@ mod kick_ban;
 mod knock;
 mod leave;
 mod locks;
+mod offered_invites;
 mod open_door;
 mod owed_invites;
 mod replaced_rooms;

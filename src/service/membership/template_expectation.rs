@@ -148,18 +148,17 @@ impl Memberships<'_> {
         }
     }
 
-    /// Has the room asked about an invite: it refused the user's join, or something else speaks against it.
-    pub(super) fn schedule_invite_lookup(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
-        self.note_fact(room_id, user, Fact::InviteDoubted).map(drop)
+    /// Has the room asked about an invite or a knock: it refused the user's join, or their next knock.
+    pub(super) fn schedule_lookup(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+        self.note_fact(room_id, user, Fact::Doubted).map(drop)
     }
 
-    /// What the scheduler does with a row that is `invited` or `knocked` and in doubt, or a knock that has stood for a day: asks
-    /// the room.
+    /// What the scheduler does with a row that is `invited` or `knocked` and in doubt, or has stood for a day: asks the room.
     pub(super) fn look_up(&self, row: &RemoteMembership) -> Result<()> {
         let (Some(about), Some(_)) = (row.told().cloned(), row.due_ms) else { return Ok(()) };
         let servers = self.servers_that_know(row)?;
-        // Nobody waits for word of a knock that nothing speaks against: the silent are not disturbed for it again and again.
-        let is_pressing = row.state != RemoteState::Knocked || row.removal.is_some() || row.attempts == 0;
+        // Nobody waits for word of what nothing speaks against: the silent are not disturbed for it again and again.
+        let is_pressing = !row.is_standing() || row.attempts == 0;
         let is_asked = |peer: &&ServerName| is_pressing || self.likelihood(peer) != Likelihood::Doubtful;
         // Where there is nobody to ask, nobody but this server was in the room, and it stands there as it is known here.
         let own_word = servers.is_empty().then_some((RoomAnswer::Stands, None));
@@ -167,7 +166,13 @@ impl Memberships<'_> {
             let template = self.ask_peer(peer, AskedFor::Template, TEMPLATE_TIMEOUT, |within| {
                 self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, within)
             });
-            answer_of(row, template).map(|answer| (answer, Some(peer.clone())))
+            let answer = answer_of(row, template)?;
+            // Of an invite that nothing else speaks against only who is in the room can say so.
+            let is_heard = !matches!(answer, RoomAnswer::Void(_))
+                || row.state != RemoteState::Invited
+                || !row.is_standing()
+                || self.says_to_be_in(peer, row);
+            is_heard.then(|| (answer, Some(peer.clone())))
         });
         let (answer, by) = said.or(own_word).unwrap_or((RoomAnswer::Unanswered, None));
         if answer == RoomAnswer::Unanswered && row.attempts < UNANSWERED_LOOKS_MAX {
@@ -181,11 +186,28 @@ impl Memberships<'_> {
         Ok(())
     }
 
+    /// Whether a server does not say that it is not in the room: some answer for what they have left by what it was then.
+    fn says_to_be_in(&self, peer: &ServerName, row: &RemoteMembership) -> bool {
+        let template = self.ask_peer(peer, AskedFor::Template, TEMPLATE_TIMEOUT, |within| {
+            self.ask_template(peer, HandshakeKind::Join, &row.room_id, &row.user_id, within)
+        });
+        match template {
+            Ok(_) => true,
+            Err(error) => error.refusal().is_some_and(|refusal| matches!(refusal.status, 400 | 403)),
+        }
+    }
+
     /// Who is asked about what is in doubt: not the server whose word is the doubt. And of an invite that covers what
     /// others know, those know nothing.
     fn servers_that_know(&self, row: &RemoteMembership) -> Result<Vec<ServerName>> {
         if let (Some(_), Some(inviter)) = (&row.covered, row.inviter()) {
             return Ok(vec![inviter.server()]);
+        }
+        // Of an invite that nothing speaks against, the inviter's, whose word on it counts.
+        if let Some(host) = row.inviter().filter(|_| row.is_standing()).map(UserId::server)
+            && host != *self.server_name()
+        {
+            return Ok(vec![host]);
         }
         // Of a knock that nothing speaks against, who took it.
         if let (RemoteState::Knocked, None, Some(host)) = (row.state, &row.removal, row.via.first()) {

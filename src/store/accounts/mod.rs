@@ -394,6 +394,7 @@ mod tests {
                 "lost_memberships",
                 "remote_memberships",
                 "owed_invites",
+                "offered_invites",
                 "owed_joins",
                 "owed_bans",
                 "typing",

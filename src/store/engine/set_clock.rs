@@ -61,13 +61,14 @@ impl TimeColumn {
 }
 
 /// All of them, in the order of the schema.
-pub(super) const TIMES: [TimeColumn; 59] = [
+pub(super) const TIMES: [TimeColumn; 60] = [
     time("pending_events", "received_ms", AN_AGE),
     time("pending_events", "retry_ms", Now),
     time("pending_events", "due_ms", Now),
     time("remote_memberships", "due_ms", Now),
     time("remote_memberships", "ended_ms", AN_AGE),
     time("owed_invites", "due_ms", Now),
+    time("offered_invites", "made_ms", AN_AGE),
     time("owed_joins", "due_ms", Now),
     time("owed_bans", "due_ms", Now),
     time("owed_upgrades", "due_ms", Now),

@@ -10,7 +10,7 @@
 //! - `late_extremities`: events that the current state does not know of yet; `pending_events`: events that cannot be
 //!   authorised yet;
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
-//!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
+//!   in; `owed_invites`: invites that wait for the invitee's server; `offered_invites`: those that it may have though the room has none; `owed_joins`: joins of those whose knock was accepted;
 //!   `owed_removals`: kicks, bans and refusals that servers outside of the room are told;
 //!   `owed_bans`: bans of a room that was replaced, which the new one is to have; `owed_upgrades`: rooms whose members were in
 //!   them before they replaced another; `failed_jobs`: what becomes of those
@@ -33,6 +33,7 @@ mod failed_jobs;
 pub mod late_extremities;
 pub mod listed;
 pub mod memberships;
+pub mod offered_invites;
 pub mod owed_bans;
 pub mod owed_invites;
 pub mod owed_joins;

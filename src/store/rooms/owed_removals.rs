@@ -37,23 +37,34 @@ impl Tx<'_> {
     /// waits before it hears of that from the server that took their knock, or invited them, and knows of nobody else: so if
     /// that was this one, their server is owed it. It had to do with us by its own will or by that of a local user, so that
     /// nobody can have us send to servers of their choice; and once for each knock or invite, unless the room's forks have
-    /// its state go to and fro. `previous`: the knock or invite.
+    /// its state go to and fro. So is it if it may hold an invite of ours that the room has not. `previous`: the member event
+    /// before.
     pub(in crate::store) fn owe_to_who_waited(
         &mut self,
         room: RoomKey,
         change: &MembershipChange<'_>,
-        previous: EventKey,
+        previous: Option<EventKey>,
     ) -> Result<()> {
+        if self.is_local(change.user) {
+            return Ok(());
+        }
+        // As soon as the room says what the user is, that is what counts.
+        let is_offered = change.new.is_some() && self.end_offered_invite(room, change.user)?;
         let Some((Membership::Leave | Membership::Ban, removal)) = change.new else { return Ok(()) };
-        let waited = matches!(change.old, Some(Membership::Knock | Membership::Invite));
-        if !waited || self.is_local(change.user) || !self.is_outgoing(previous)? {
+        let waited = match (change.old, previous) {
+            (Some(Membership::Knock | Membership::Invite), Some(previous)) => self.is_outgoing(previous)?,
+            _ => false,
+        };
+        if !waited && !is_offered {
             return Ok(());
         }
         let Ok(user) = UserId::parse(change.user) else { return Ok(()) };
         let sender = self.pdu_by_key(removal)?.sender().clone();
         let server = user.server();
-        // Their own leave they know of, and what we have ended was owed when it was made.
-        if sender.server() == server || self.is_local(sender.as_str()) || self.is_resident(room, &server)? {
+        // Their own leave they know of, and what we have ended was owed when it was made; if it was anything.
+        let was_there = matches!(change.old, Some(Membership::Join | Membership::Invite | Membership::Knock));
+        let is_owed = was_there && self.is_local(sender.as_str());
+        if sender.server() == server || is_owed || self.is_resident(room, &server)? {
             return Ok(());
         }
         // The position of what has made the change; unless that was long ago, or the server is owed something there.

@@ -19,7 +19,7 @@ use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
 /// Tables whose rows belong to a room, and what names few of them: how they are found by it (the plus keeps SQLite from
 /// going through all rows of the room where a row is found by that name alone).
-const TABLES_BY_ROOM: [(&str, &str, &str); 16] = [
+const TABLES_BY_ROOM: [(&str, &str, &str); 17] = [
     ("extremities", "room_key = ?1", "event_key"),
     ("late_extremities", "room_key = ?1", "event_key"),
     ("gaps", "room_key = ?1", "event_id"),
@@ -36,6 +36,7 @@ const TABLES_BY_ROOM: [(&str, &str, &str); 16] = [
     ("pending_events", "+room_key = ?1", "pending"),
     ("notifications", "room_key = ?1", "stream"),
     ("vouched_events", "room_key = ?1", "event_key"),
+    ("offered_invites", "room_key = ?1", "invitee"),
 ];
 
 /// Those of them of which nothing goes if the room is entered anew.

@@ -453,8 +453,8 @@ impl Tx<'_> {
                 let change = MembershipChange { user: &state_key, old, new, stream: at };
                 if let Some(previous) = previous {
                     self.follow_knock(room, &change, (previous, *tuple_id))?;
-                    self.owe_to_who_waited(room, &change, previous)?;
                 }
+                self.owe_to_who_waited(room, &change, previous)?;
                 let (was, is_now) = (change.old, change.new.map(|(membership, _)| membership));
                 if self.change_membership(room, &change)?
                     && let Ok(user) = UserId::parse(&state_key)

@@ -346,7 +346,7 @@ impl Memberships<'_> {
         }
         let error = attempts.into_error();
         if before.state == Some(RemoteState::Invited) && error.status() == 403 {
-            self.schedule_invite_lookup(&target.room_id, user)?;
+            self.schedule_lookup(&target.room_id, user)?;
         }
         Err(error)
     }
