@@ -13,8 +13,7 @@ use crate::protocol::{EventId, Millis, ServerName, UserId};
 /// After how many attempts nothing more is tried: about a week.
 pub const ATTEMPTS_MAX: u32 = 60;
 
-/// How often a leave behind a join or a knock that may land yet is tried although every server says that there is nothing
-/// to leave: for about half an hour.
+/// How often a leave is tried where nobody has anything to leave, but a join or knock may land yet: half an hour.
 const ATTEMPTS_WHILE_IT_MAY_LAND_MAX: u32 = 5;
 /// How often a join is tried that no server answers, where the invite covers something else that waits.
 const COVERING_JOINS_MAX: u32 = 5;
@@ -460,8 +459,7 @@ impl Fields {
             RemoteState::Closed if !has_join => return Next::Same,
             _ => {}
         }
-        // A join that was handed in may land yet, even if somebody removed the user meanwhile; and so may a knock that nobody is
-        // known to have taken.
+        // A join that was handed in may land yet, whoever removed the user meanwhile; so may a knock that nobody has taken yet.
         self.may_be_in = has_join || self.state == RemoteState::Knocking;
         // It is left whatever there is: what was covered first, and whoever covered it is told too.
         if let Some(covered) = self.covered.take() {

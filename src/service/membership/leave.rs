@@ -160,7 +160,7 @@ impl Memberships<'_> {
         let is_inside = row.previous.as_ref().is_some_and(knows);
         let hand_in =
             |leave: &Pdu| self.federation.send_leave(&server, &row.room_id, leave.event_id(), leave.json());
-        if !leave.filter(|_| is_inside).is_some_and(|leave| hand_in(leave).is_ok()) {
+        if leave.filter(|_| is_inside).is_none_or(|leave| hand_in(leave).is_err()) {
             self.leave_once(&server, &row.room_id, &row.user_id);
         }
         Ok(())
