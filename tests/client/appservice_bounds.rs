@@ -89,7 +89,7 @@ fn what_a_service_finds_too_large_it_is_sent_in_parts_and_what_is_too_large_alon
     // It is down again when what it was sent has become small enough, and the server starts anew meanwhile.
     bridge.answer_by(|sent| match bytes(sent) {
         ..=1_500 => ok(),
-        ..=LARGEST => status(503),
+        1_501..=LARGEST => status(503),
         _ => status(413),
     });
     server.advance(Duration::from_secs(1000));
