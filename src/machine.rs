@@ -19,6 +19,16 @@ pub fn part_of_memory(parts: usize, bytes_min: usize, bytes_max: usize) -> usize
     (memory_bytes() / parts).clamp(bytes_min, bytes_max)
 }
 
+/// What this process may have by its own limit, of which its threads' stacks take part as a whole, however little of them is
+/// used. As much as can be where there is none.
+pub fn process_limit_bytes() -> usize {
+    static KNOWN: OnceLock<usize> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        of_process(&limits).and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX)
+    })
+}
+
 fn least_of(read: &dyn Fn(&Path) -> Option<String>) -> usize {
     let text = |path: &str| read(Path::new(path)).unwrap_or_default();
     let of_machine = of_machine(&text("/proc/meminfo"));

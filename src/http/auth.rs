@@ -189,16 +189,17 @@ pub(super) fn asker(request: &Request, requester: Option<&Requester>) -> Asker {
 const SIGNATURES_MAX: usize = 3;
 
 /// Bodies of servers up to so much are read before anything is known of who sends them.
-const UNKNOWN_BODY_BYTES_MAX: u64 = 64 << 10;
+const UNKNOWN_BODY_BYTES_MAX: u64 = 16 << 10;
 
-/// Whether a request whose body is large, or as long as it will be, says that it comes from a server whose key we have, or can
-/// have: nobody makes us keep and read megabytes by a name that is not theirs. Errors: those of [`origin`].
-pub(super) fn expect_origin(hs: &Homeserver, head: &Request) -> Result<()> {
+/// Whether a request's body is large, or as long as it will be: before it is read somebody we know has to answer for it.
+pub(super) fn has_large_body(head: &Request) -> bool {
     let length = head.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
-    let is_short = length.unwrap_or(0) <= UNKNOWN_BODY_BYTES_MAX;
-    if is_short && head.header("transfer-encoding").is_none() {
-        return Ok(());
-    }
+    length.unwrap_or(0) > UNKNOWN_BODY_BYTES_MAX || head.header("transfer-encoding").is_some()
+}
+
+/// Whether a request says that it comes from a server whose key we have, or can have: nobody makes us keep and read much by a
+/// name that is not theirs. Errors: those of [`origin`].
+pub(super) fn expect_origin(hs: &Homeserver, head: &Request) -> Result<()> {
     by_any_signature(head, |signature| hs.keys().expect_request(signature, &asker(head, None)))
 }
 

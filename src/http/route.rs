@@ -9,6 +9,7 @@ use crate::http::auth::{self, Origin, Requester};
 use crate::http::page::visit::{Visit, Visitor};
 use crate::http::rate_limit::Rate;
 use crate::http::transport::bounds::Quota;
+use crate::http::transport::large_bodies::weight_of_whole;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
 use crate::http::transport::service::{Outcome, Poll};
@@ -71,6 +72,10 @@ impl Handler {
 
 /// Largest body of a route that says nothing else, in bytes: an event is at most 64 KiB.
 const DEFAULT_BODY_BYTES_MAX: usize = 256 * 1024;
+/// And of one for whoever comes, of whom nothing is known while they send it.
+const ANYBODYS_BODY_BYTES_MAX: usize = 64 * 1024;
+/// What only reads reads no body. Some clients send an empty object with whatever they ask.
+const UNREAD_BODY_BYTES_MAX: usize = 1024;
 
 /// One line of the table of endpoints.
 pub struct Route {
@@ -86,6 +91,8 @@ pub struct Route {
     member_rate: Option<Rate>,
     /// The largest body in bytes: 413 `M_TOO_LARGE` beyond.
     pub body: usize,
+    /// How much may be built of a body that another server sends, where it is large.
+    pub(super) weigh: fn(&[u8]) -> usize,
     /// Whether its handler does what it does by interactive authentication, and only so.
     pub interactive: bool,
     /// Whether also users may call it whose account is locked.
@@ -113,7 +120,12 @@ impl Route {
             _ => Rate::Write,
         };
         let even_suspended = matches!(method, Method::Get);
-        let (body, interactive, even_locked, even_expired) = (DEFAULT_BODY_BYTES_MAX, false, false, false);
+        let body = match (&handler, &method) {
+            (_, Method::Get) => UNREAD_BODY_BYTES_MAX,
+            (Handler::Anyone(_) | Handler::MaybeUser(_) | Handler::Page(_), _) => ANYBODYS_BODY_BYTES_MAX,
+            _ => DEFAULT_BODY_BYTES_MAX,
+        };
+        let (interactive, even_locked, even_expired) = (false, false, false);
         // What anybody may read without an account, a guest may too.
         let guests = even_suspended && matches!(handler, Handler::MaybeUser(_));
         let member_rate = None;
@@ -124,6 +136,7 @@ impl Route {
             rate,
             member_rate,
             body,
+            weigh: weight_of_whole,
             interactive,
             even_locked,
             even_expired,
@@ -185,6 +198,12 @@ impl Route {
     #[must_use]
     pub const fn body(self, body: usize) -> Self {
         Self { body, ..self }
+    }
+
+    /// This route, of whose body no more is built at once than this says.
+    #[must_use]
+    pub const fn weigh(self, weigh: fn(&[u8]) -> usize) -> Self {
+        Self { weigh, ..self }
     }
 }
 

@@ -246,7 +246,7 @@ impl Router {
         }
         head.set_params(params);
         let (body, call) = match call {
-            RouteCall::Whole(call) => (BodyUse::Whole(route.body), call),
+            RouteCall::Whole(call) => (self.body_of(route, head), call),
             RouteCall::Upload(begin) => {
                 let (sink, call) = begin(head).map_err(|e| failed(head, &e))?;
                 (BodyUse::Handed(sink), call)
@@ -255,6 +255,25 @@ impl Router {
         // The operator is answered however many others ask.
         let quota = if head.is_local() { Quota::Uncounted } else { route.quota() };
         Ok(Admission { body, quota, call })
+    }
+
+    /// What becomes of the body of a request that is read whole: much of it only if its sender is known, which may take asking
+    /// for their key.
+    fn body_of(&self, route: &'static Route, head: &Request) -> BodyUse {
+        let is_by_server = matches!(route.handler, Handler::Peer(_) | Handler::PeerWaiting(_));
+        if !is_by_server || !auth::has_large_body(head) {
+            return BodyUse::Whole(route.body);
+        }
+        let (hs, requests) = (self.hs.clone(), self.requests.clone());
+        let look = move |head: &Request| {
+            let refused = |e: Error| {
+                let reply = failed(head, &e);
+                requests.iter().for_each(|requests| requests.refused(Some(route), head, &reply));
+                reply
+            };
+            auth::expect_origin(&hs, head).map_err(refused)
+        };
+        BodyUse::Introduced(route.body, Box::new(look), route.weigh)
     }
 
     /// The call of the route's handler on behalf of whoever asks, and which user that is. Errors: those of the
@@ -323,12 +342,10 @@ impl Router {
                 (upload(move |head| begin(&hs, head, &requester), self.hs.clone(), finish), user)
             }
             Handler::Peer(handler) => {
-                auth::expect_origin(&hs, head)?;
                 let call = move |request: &Request| handler(&hs, request, &auth::origin(&hs, request)?);
                 (at_once(call), None)
             }
             Handler::PeerWaiting(handler) => {
-                auth::expect_origin(&hs, head)?;
                 let call = move |request: &Request, poll| {
                     let origin = auth::origin(&hs, request)?;
                     request.set_owner(RequestOwner::Server(origin.0.clone()));

@@ -30,6 +30,9 @@ const ROOM_KEYS_BODY_BYTES_MAX: usize = 8 << 20;
 /// A query or a claim of end-to-end keys: all members of a large room, and their devices.
 const KEY_QUERY_BODY_BYTES_MAX: usize = 1 << 20;
 
+/// The names of some hundreds of servers, and of a key of each.
+const NOTARY_QUERY_BODY_BYTES_MAX: usize = 128 << 10;
+
 /// A new room's description: dozens of state events at most.
 const NEW_ROOM_BODY_BYTES_MAX: usize = 2 << 20;
 
@@ -511,7 +514,9 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/key/v2/server/{keyId}", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}/{keyId}", Anyone(server_server::keys::query_one))
         .rate(Rate::Federation),
-    post("/_matrix/key/v2/query", Anyone(server_server::keys::query)).rate(Rate::Federation),
+    post("/_matrix/key/v2/query", Anyone(server_server::keys::query))
+        .rate(Rate::Federation)
+        .body(NOTARY_QUERY_BODY_BYTES_MAX),
     get("/_matrix/federation/v1/version", Anyone(server_server::version::version)),
     // ----- server-server: membership handshakes -----
     get("/_matrix/federation/v1/make_join/{roomId}/{userId}", Peer(server_server::membership::make_join)),
@@ -554,7 +559,8 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/federation/v1/openid/userinfo", Anyone(server_server::openid::userinfo))
         .rate(Rate::Federation),
     put("/_matrix/federation/v1/send/{txnId}", Peer(server_server::transactions::send))
-        .body(TRANSACTION_BODY_BYTES_MAX),
+        .body(TRANSACTION_BODY_BYTES_MAX)
+        .weigh(server_server::transactions::weight),
     get("/_matrix/federation/v1/event/{eventId}", Peer(server_server::events::event)),
     get("/_matrix/federation/v1/state/{roomId}", Peer(server_server::events::state)),
     get("/_matrix/federation/v1/state_ids/{roomId}", Peer(server_server::events::state_ids)),

@@ -127,3 +127,49 @@ fn who_hangs_up_leaves_the_line_to_others() {
     assert!(began.elapsed() < Duration::from_secs(40), "after {:?}", began.elapsed());
     assert_eq!(alice.request("GET", &format!("/_matrix/client/v3/profile/{}", alice.id()), None).0, 200);
 }
+
+#[test]
+fn requests_with_large_bodies_by_servers_that_nobody_knows_are_counted_before_anybody_is_asked_for_a_key() {
+    let server = TestServer::start_with(|config| config.rate_limits = true);
+    let announced = || {
+        let address = server.url().strip_prefix("http://").expect("plain HTTP").to_owned();
+        let mut connection = TcpStream::connect(address).expect("a connection");
+        write!(
+            connection,
+            "PUT /_matrix/federation/v1/send/t HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.5\r\n\
+             Content-Length: 70000\r\n\r\n"
+        )
+        .expect("sent");
+        connection
+    };
+    let refused = (0..3000).map(|_| answer(announced()).0).find(|status| *status != 401);
+    assert_eq!(refused, Some(429));
+}
+
+#[test]
+fn what_reads_nothing_takes_no_body_and_who_logs_in_no_large_one() {
+    let server = TestServer::start();
+    let answered = |head: &str, length: usize| {
+        let address = server.url().strip_prefix("http://").expect("plain HTTP");
+        let mut connection = TcpStream::connect(address).expect("a connection");
+        write!(connection, "{head} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n").expect("sent");
+        // What comes of a body that is refused may find the connection closed.
+        let _ = connection.write_all(&vec![b' '; length]);
+        answer(connection).0
+    };
+    for path in [
+        "/health",
+        "/_matrix/key/v2/server",
+        "/.well-known/matrix/server",
+        "/_matrix/federation/v1/version",
+        "/_matrix/client/versions",
+    ] {
+        assert_eq!(
+            (path, answered(&format!("GET {path}"), 2), answered(&format!("GET {path}"), 2000)),
+            (path, 200, 413)
+        );
+    }
+    for path in ["/_matrix/client/v3/login", "/_matrix/client/v3/register"] {
+        assert_eq!(answered(&format!("POST {path}"), 70_000), 413, "{path}");
+    }
+}

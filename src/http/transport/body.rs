@@ -1,6 +1,7 @@
 //! The body of a request: read as its framing says, and kept or handed on as it comes.
 //!
-//! What is kept grows with what has really come; what is only announced costs nothing. What is handed on (files that go to
+//! What is kept grows with what has really come; what is only announced costs nothing. All of it has to be there in a time that
+//! is bounded however large it is, so that the larger it is the faster it has to come. What is handed on (files that go to
 //! the disk) is never in memory but for the last few kilobytes, so that it may be large: then a slowest rate bounds its time,
 //! and silence ends it.
 
@@ -21,7 +22,7 @@ const CHUNK_LINE_BYTES_MAX: usize = 512;
 const TRAILERS_BYTES_MAX: usize = 4 << 10;
 /// What one read takes of a body that is handed on, since each read is followed by a write.
 const HANDED_READ_BYTES: usize = 64 << 10;
-/// Who sends a large body may be silent for so long, however much has come already.
+/// Who sends a body that is handed on may be silent for so long, however much has come already.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What becomes of a body's bytes.
@@ -30,15 +31,24 @@ pub(super) enum BodyBytes<'b> {
     Kept { body: Vec<u8>, bytes_max: usize, memory: &'b mut BodyMemory },
     /// They are handed on.
     Handed(BodySink),
+    /// Nobody wants them: they are read up to so many, so that the connection can be kept.
+    Dropped { bytes_max: usize },
 }
 
 impl BodyBytes<'_> {
     /// The body will have so many bytes, or more.
     fn announce(&self, total: u64) -> Result<(), RequestError> {
         match self {
-            Self::Kept { bytes_max, .. } if total > *bytes_max as u64 => Err(too_large()),
-            Self::Kept { .. } | Self::Handed(_) => Ok(()),
+            Self::Kept { bytes_max, .. } | Self::Dropped { bytes_max } if total > *bytes_max as u64 => {
+                Err(too_large())
+            }
+            Self::Kept { .. } | Self::Dropped { .. } | Self::Handed(_) => Ok(()),
         }
+    }
+
+    /// Whether it is given up for another's sake.
+    fn is_given_up(&self) -> bool {
+        matches!(self, Self::Kept { memory, .. } if memory.is_cut())
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
@@ -49,16 +59,18 @@ impl BodyBytes<'_> {
                 Ok(())
             }
             Self::Handed(sink) => sink(bytes).map_err(|e| RequestError::Refused(Box::new(e))),
+            Self::Dropped { .. } => Ok(()),
         }
     }
 }
 
 fn hold(memory: &mut BodyMemory, bytes: usize) -> Result<(), RequestError> {
-    if memory.grow_to(bytes) {
-        return Ok(());
-    }
+    if memory.grow_to(bytes) { Ok(()) } else { Err(no_memory()) }
+}
+
+fn no_memory() -> RequestError {
     let error = Error::new(ErrCode::LimitExceeded, "Too many large requests at once, try again in a moment");
-    Err(RequestError::Refused(Box::new(error.with_status(503).with_field("retry_after_ms", 5000))))
+    RequestError::Refused(Box::new(error.with_status(503).with_field("retry_after_ms", 5000)))
 }
 
 /// How far a body has come.
@@ -147,12 +159,20 @@ impl Connection {
     fn fill_body(&mut self, progress: &BodyProgress<'_, '_>) -> Result<(), RequestError> {
         let so_far = usize::try_from(progress.so_far).unwrap_or(usize::MAX);
         let by_rate = transfer_deadline(&self.slot, progress.started, so_far);
+        let limits = &self.slot.shared.limits;
         let (deadline, most) = match progress.into {
-            BodyBytes::Kept { .. } => (by_rate, READ_BYTES),
             BodyBytes::Handed(_) => (by_rate.min(Instant::now() + SILENCE_TIMEOUT), HANDED_READ_BYTES),
+            BodyBytes::Kept { .. } | BodyBytes::Dropped { .. } => {
+                let in_time = by_rate.min(progress.started + limits.body_timeout);
+                (in_time.min(Instant::now() + limits.silence_timeout), READ_BYTES)
+            }
         };
         self.transport.set_deadline(deadline);
-        match self.fill(most) {
+        let filled = self.fill(most);
+        if !matches!(filled, Ok(1..)) && progress.into.is_given_up() {
+            return Err(no_memory());
+        }
+        match filled {
             Ok(0) => Err(bad_request("The request's body is cut off")),
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -86,9 +86,14 @@ pub struct ConnectionLimits {
     pub transfer_grace: Duration,
     /// Slowest body or reply beyond the grace, in bytes a second.
     pub transfer_rate: usize,
-    /// Memory for the text of request bodies of one quota, in bytes; bodies up to 16 KiB are not counted.
+    /// Time for a whole body that is kept, whatever it has earned by its rate.
+    pub body_timeout: Duration,
+    /// How long nothing of one may come.
+    pub silence_timeout: Duration,
+    /// Memory for the text of request bodies of one quota, in bytes, once for what is ordinary of each owner's and once for
+    /// what is beyond; bodies up to 16 KiB are not counted.
     pub body_memory: usize,
-    /// And for what is built of it.
+    /// And for what is built of it, once in turns and once beside them.
     pub body_tree_memory: usize,
     /// How often a waiting request looks whether its client is still there.
     pub hang_up_check_interval: Duration,
@@ -110,6 +115,8 @@ impl Default for ConnectionLimits {
             idle_timeout: Duration::from_secs(90),
             transfer_grace: Duration::from_secs(20),
             transfer_rate: 2048,
+            body_timeout: Duration::from_secs(120),
+            silence_timeout: Duration::from_secs(30),
             body_memory: part_of_memory(PARTS_FOR_TEXT, BODY_MEMORY_MIN, TEXT_MEMORY_MAX),
             body_tree_memory: part_of_memory(PARTS_FOR_TREES, BODY_MEMORY_MIN, TREE_MEMORY_MAX),
             hang_up_check_interval: Duration::from_secs(5),
@@ -307,13 +314,18 @@ impl Bounds {
     }
 
     /// An account of the body that is about to be read.
-    pub(super) fn body_memory(&self, quota: Quota, owner: Option<RequestOwner>) -> BodyMemory {
+    pub(super) fn body_memory(
+        &self,
+        quota: Quota,
+        owner: Option<RequestOwner>,
+        socket: Option<Arc<TcpStream>>,
+    ) -> BodyMemory {
         let bodies = match quota {
             Quota::Clients => Some(self.bodies_of_clients.clone()),
             Quota::Servers => Some(self.bodies_of_servers.clone()),
             Quota::Uncounted => None,
         };
-        BodyMemory::new(bodies, owner)
+        BodyMemory::new(bodies, owner, socket)
     }
 }
 

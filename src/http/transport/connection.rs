@@ -16,19 +16,19 @@ use rustls::ServerConfig;
 use crate::allocator;
 use crate::error::{ErrCode, Error};
 use crate::http::transport::body::BodyBytes;
-use crate::http::transport::bounds::{Permit, Quota};
+use crate::http::transport::bounds::{Permit, RequestOwner};
 use crate::http::transport::failure::failure;
 use crate::http::transport::framing::{
     BodyFraming, ReplyFraming, RequestError, RequestHead, UNREAD_REQUEST, bad_request, parse_head, refused,
     too_large,
 };
 use crate::http::transport::head::{BodyEnd, has_body, reply_head};
-use crate::http::transport::large_bodies::BodyMemory;
+use crate::http::transport::large_bodies::{BodyMemory, weight_of_whole};
 use crate::http::transport::patience::Patience;
 use crate::http::transport::registry::ConnectionSlot;
 use crate::http::transport::reply::{Exactly, Reply, ReplyBody};
 use crate::http::transport::request::Request;
-use crate::http::transport::service::{BodyUse, Call, Outcome, Poll};
+use crate::http::transport::service::{Admission, BodyUse, Call, Outcome, Poll};
 use crate::http::transport::socket::Transport;
 use crate::http::transport::waits::{WaitPlace, Waiter};
 use crate::protocol::UserId;
@@ -157,31 +157,25 @@ impl Connection {
         let admitted = catch_unwind(AssertUnwindSafe(|| shared.service.clone().admit(&mut request)));
         let admitted = admitted.unwrap_or_else(|_| Err(failure(&request, &"the admission panicked")));
         self.slot.belongs_to(request.owner());
-        let admission = match admitted {
-            Ok(admission) => admission,
-            Err(reply) => {
-                let mut memory = shared.bounds.body_memory(Quota::Uncounted, None);
-                let bytes_max = DRAINED_BYTES_MAX;
-                let mut drained = BodyBytes::Kept { body: Vec::new(), bytes_max, memory: &mut memory };
-                reply_framing.keep_alive &=
-                    !expects_continue && self.read_body(framing, &mut drained).is_ok();
-                if !self.slot.working() {
-                    return Err(RequestError::Gone);
-                }
-                return self.answer(reply, reply_framing);
-            }
-        };
         let share = Some(request.owner()).filter(|owner| shared.has_share(owner));
-        let mut memory = shared.bounds.body_memory(admission.quota, share.clone());
+        let introduced = admitted.and_then(|admission| self.introduce(&request, admission, share.clone()));
+        let (admission, weigh) = match introduced {
+            Ok(introduced) => introduced,
+            Err(reply) => return self.refuse(reply, reply_framing, (framing, expects_continue)),
+        };
+        let socket = Some(self.slot.peer.tcp.clone());
+        let mut memory = shared.bounds.body_memory(admission.quota, share.clone(), socket);
         self.read_admitted(&mut request, admission.body, (framing, expects_continue), &mut memory)?;
+        memory.has_come();
         if !self.slot.working() {
             return Err(RequestError::Gone);
         }
         let gone = request.hung_up();
         let is_wanted = || !gone.as_ref().is_some_and(|gone| gone());
-        if let Err(refusal) = memory.take_turn(request.body().len(), is_wanted) {
+        if let Err(refusal) = memory.take_turn(request.body(), weigh, is_wanted) {
             return self.answer(Reply::error(&refusal), reply_framing);
         }
+        request.set_trees(memory.trees());
         let Some(permit) = shared.bounds.permit(admission.quota, share) else {
             return self.answer(busy(), reply_framing);
         };
@@ -218,6 +212,38 @@ impl Connection {
         }
     }
 
+    /// Has a request looked at once more that is to be before its body is read. Also says how much may be built of that. Errors:
+    /// the answer.
+    fn introduce(
+        &self,
+        request: &Request,
+        admission: Admission,
+        share: Option<RequestOwner>,
+    ) -> Result<(Admission, fn(&[u8]) -> usize), Reply> {
+        let Admission { body: BodyUse::Introduced(bytes_max, look, weigh), quota, call } = admission else {
+            return Ok((admission, weight_of_whole));
+        };
+        let _permit = self.slot.shared.bounds.permit(quota, share).ok_or_else(busy)?;
+        let looked = catch_unwind(AssertUnwindSafe(|| look(request)));
+        looked.unwrap_or_else(|_| Err(failure(request, &"the introduction panicked")))?;
+        Ok((Admission { body: BodyUse::Whole(bytes_max), quota, call }, weigh))
+    }
+
+    /// Answers a request whose body nobody wants.
+    fn refuse(
+        &mut self,
+        reply: Reply,
+        mut reply_framing: ReplyFraming,
+        (framing, expects_continue): (BodyFraming, bool),
+    ) -> Result<NextStep, RequestError> {
+        let mut dropped = BodyBytes::Dropped { bytes_max: DRAINED_BYTES_MAX };
+        reply_framing.keep_alive &= !expects_continue && self.read_body(framing, &mut dropped).is_ok();
+        if !self.slot.working() {
+            return Err(RequestError::Gone);
+        }
+        self.answer(reply, reply_framing)
+    }
+
     /// Reads the body of a request that was admitted.
     fn read_admitted(
         &mut self,
@@ -238,7 +264,9 @@ impl Connection {
             self.transport.flush()?;
         }
         let mut bytes = match body {
-            BodyUse::Whole(bytes_max) => BodyBytes::Kept { body: Vec::new(), bytes_max, memory },
+            BodyUse::Whole(bytes_max) | BodyUse::Introduced(bytes_max, ..) => {
+                BodyBytes::Kept { body: Vec::new(), bytes_max, memory }
+            }
             BodyUse::Handed(sink) => BodyBytes::Handed(sink),
         };
         self.read_body(framing, &mut bytes)?;

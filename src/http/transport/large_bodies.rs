@@ -1,14 +1,21 @@
 //! Bodies that are large: how much of their text there may be at once, and how much may be built of it.
 //!
+//! The text of all bodies is bounded in two accounts: what is ordinary of each owner's, and what is beyond. When one is full,
+//! who holds most of it by a body that has not come whole loses that, the oldest first, so that nobody keeps others out by
+//! sending most of a body and then waiting. A user has room for what is ordinary whatever others hold.
+//!
 //! What is read of JSON takes a multiple of its text, bounded for each request by the text's length
 //! ([`crate::protocol::json::weight_max`]). For all requests together it is bounded here: before a large body is given to
-//! its handler the request takes a turn that weighs as much as may be built of it, and gives it back with its answer. The
-//! next turn goes to who has the least at work, so that nobody takes everybody's by asking on many connections; and who has
-//! nothing at work need not wait at all with a body of ordinary size.
+//! its handler the request takes a turn that weighs as much as may be built of it, and gives it back with its answer, or
+//! most of it before, when it has built what it will and waits for others ([`TreeMemory::shrink`]). The next turn goes to who has
+//! the least at work, so that nobody takes everybody's by asking on many connections; and who has nothing at work need not
+//! wait behind larger ones with a body of ordinary size.
 //!
 //! Whoever waits here holds nothing that one with a turn could wait for: no place among the handlers, no lock, no slot.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,14 +26,17 @@ use crate::protocol::json::weight_max;
 
 /// Bodies up to so much are not counted.
 const UNCOUNTED_BYTES_MAX: usize = 16 << 10;
-/// Who has no more than so much, and nothing at work, is served whatever others have: an event is no larger, nor are most
-/// requests of clients.
+/// So much is ordinary: an event is no larger, nor are most requests of clients.
 const ORDINARY_BYTES_MAX: usize = 64 << 10;
 /// What texts grow by in the accounts.
 const ACCOUNT_STEP_BYTES: usize = 64 << 10;
 /// Of all text the part that one owner may have, unless that is less than the largest body of all.
 const SHARE_OF_TEXT: usize = 4;
 const SHARE_OF_TEXT_BYTES_MIN: usize = 12 << 20;
+/// Who has held no more than others loses a body only when it has been under way for so long.
+const UNDER_WAY_MIN: Duration = Duration::from_secs(2);
+/// So long one waits for the memory of a body that is given up.
+const GIVEN_UP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of all that is built the part that one owner may have, unless it is of one body.
 const SHARE_OF_TREES: usize = 2;
 /// So long one waits for a turn.
@@ -39,7 +49,9 @@ const STILL_WANTED_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The accounts of one quota.
 pub(super) struct LargeBodies {
+    /// For what is ordinary of texts, and for what is beyond.
     text_max: usize,
+    /// For what is built in turns, and for what is built beside them of ordinary bodies.
     trees_max: usize,
     accounts: Mutex<BodyAccounts>,
     changed: Condvar,
@@ -48,8 +60,14 @@ pub(super) struct LargeBodies {
 #[derive(Default)]
 struct BodyAccounts {
     all: BodyAccount,
+    /// Of all texts what is ordinary.
+    ordinary_text_bytes: usize,
     /// Those of who has any. None: who has no share, being many.
     of_owner: HashMap<Option<RequestOwner>, BodyAccount>,
+    /// The bodies that have not come whole, by the order in which they began.
+    coming: BTreeMap<u64, ComingBody>,
+    /// Requests that wait for the memory of a body that is given up.
+    waiting_for_text: usize,
     /// Who waits for a turn, in the order in which they came.
     line: Vec<WaitingBody>,
     begun: u64,
@@ -61,7 +79,29 @@ struct BodyAccount {
     text_bytes: usize,
     /// What may be built for those who have a turn.
     trees_bytes: usize,
+    /// And beside the turns, of ordinary bodies.
+    ordinary_trees_bytes: usize,
     waiting: usize,
+}
+
+impl BodyAccount {
+    fn at_work(&self) -> usize {
+        self.trees_bytes + self.ordinary_trees_bytes
+    }
+}
+
+/// A body that has not come whole.
+struct ComingBody {
+    owner: Option<RequestOwner>,
+    since: Instant,
+    text_bytes: usize,
+    cut: Arc<CutOff>,
+}
+
+/// How a body is given up while it comes.
+struct CutOff {
+    is_cut: AtomicBool,
+    socket: Option<Arc<TcpStream>>,
 }
 
 struct WaitingBody {
@@ -70,6 +110,15 @@ struct WaitingBody {
     weight: usize,
     /// It is of ordinary size, and of somebody who has a share.
     is_ordinary: bool,
+}
+
+/// What of an owner's text is ordinary.
+fn ordinary_part(owner: Option<&RequestOwner>, text_bytes: usize) -> usize {
+    owner.map_or(0, |_| text_bytes.min(ORDINARY_BYTES_MAX))
+}
+
+fn is_user(owner: Option<&RequestOwner>) -> bool {
+    matches!(owner, Some(RequestOwner::User(_)))
 }
 
 impl BodyAccounts {
@@ -81,29 +130,118 @@ impl BodyAccounts {
     fn change(&mut self, owner: Option<&RequestOwner>, change: impl Fn(&mut BodyAccount)) {
         change(&mut self.all);
         let of_owner = self.of_owner.entry(owner.cloned()).or_default();
+        let before = ordinary_part(owner, of_owner.text_bytes);
         change(of_owner);
+        let after = ordinary_part(owner, of_owner.text_bytes);
         if *of_owner == BodyAccount::default() {
             self.of_owner.remove(&owner.cloned());
         }
+        self.ordinary_text_bytes = self.ordinary_text_bytes + after - before;
+    }
+
+    /// Whether anybody may be waiting for a change.
+    fn is_waited_for(&self) -> bool {
+        !self.line.is_empty() || self.waiting_for_text > 0
+    }
+
+    /// By how much each account of texts would be too full with so many bytes more of this owner's: what is ordinary, and what
+    /// is beyond.
+    fn excess(&self, owner: Option<&RequestOwner>, more: usize, text_max: usize) -> (usize, usize) {
+        let had = self.of(owner).text_bytes;
+        let ordinary = ordinary_part(owner, had + more) - ordinary_part(owner, had);
+        let beyond = self.all.text_bytes - self.ordinary_text_bytes;
+        let over =
+            |has: usize, more: usize| if more == 0 { 0 } else { (has + more).saturating_sub(text_max) };
+        // Users have room for what is ordinary in any case: addresses, and the names of servers, cost nothing.
+        let of_ordinary = if is_user(owner) { 0 } else { over(self.ordinary_text_bytes, ordinary) };
+        (of_ordinary, over(beyond, more - ordinary))
+    }
+
+    /// Gives up bodies that are still coming, of whoever holds most, until so much will be free for this owner to have so much
+    /// of. False: there is nobody to give way.
+    fn cut(&mut self, owner: Option<&RequestOwner>, wanted: usize, excess: (usize, usize)) -> bool {
+        let mut left = excess;
+        for body in self.coming.values().filter(|body| body.cut.is_cut.load(Ordering::Relaxed)) {
+            self.take_off(&mut left, body);
+        }
+        while left != (0, 0) {
+            let Some(body) = self.first_to_go(owner, wanted, left) else { return false };
+            body.cut.is_cut.store(true, Ordering::SeqCst);
+            if let Some(socket) = &body.cut.socket {
+                // Its thread notices, and still has something to say.
+                let _ = socket.shutdown(Shutdown::Read);
+            }
+            self.take_off(&mut left, body);
+        }
+        true
+    }
+
+    /// Takes off what will be free when this body is given up.
+    fn take_off(&self, (ordinary, beyond): &mut (usize, usize), body: &ComingBody) {
+        let has = self.of(body.owner.as_ref()).text_bytes;
+        let stays = has.saturating_sub(body.text_bytes);
+        let of_ordinary = ordinary_part(body.owner.as_ref(), has) - ordinary_part(body.owner.as_ref(), stays);
+        *ordinary = ordinary.saturating_sub(of_ordinary);
+        *beyond = beyond.saturating_sub(body.text_bytes - of_ordinary);
+    }
+
+    /// The body that gives way to one of this owner, who will hold so much then: of whoever holds most, if that is not less, the
+    /// oldest. Users give way to nobody but users, and for what is ordinary to nobody.
+    fn first_to_go(
+        &self,
+        owner: Option<&RequestOwner>,
+        wanted: usize,
+        left: (usize, usize),
+    ) -> Option<&ComingBody> {
+        let may_go = |body: &&ComingBody| {
+            let (of, holds) = (body.owner.as_ref(), self.of(body.owner.as_ref()).text_bytes);
+            let mut helped = left;
+            self.take_off(&mut helped, body);
+            let gives_way = match (is_user(owner), is_user(of)) {
+                (false, true) => false,
+                (true, false) => true,
+                _ => holds > wanted || (holds == wanted && body.since.elapsed() >= UNDER_WAY_MIN),
+            };
+            let is_others = of != owner || of.is_none();
+            let is_kept = is_user(of) && holds <= ORDINARY_BYTES_MAX;
+            let is_cut = body.cut.is_cut.load(Ordering::Relaxed);
+            gives_way && is_others && helped != left && !is_kept && !is_cut
+        };
+        let rank = |body: &&ComingBody| {
+            let of = body.owner.as_ref();
+            (is_user(of), usize::MAX - self.of(of).text_bytes, body.since)
+        };
+        self.coming.values().filter(may_go).min_by_key(rank)
+    }
+
+    /// Whether a body of ordinary size may be built beside the turns.
+    fn may_begin_beside(&self, body: &WaitingBody, trees_max: usize) -> bool {
+        let owner = body.owner.as_ref();
+        let there_is_room = is_user(owner) || self.all.ordinary_trees_bytes + body.weight <= trees_max;
+        body.is_ordinary && self.of(owner).at_work() == 0 && there_is_room
     }
 
     /// Whether the one of this number may have a turn.
-    fn may_begin(&self, number: u64, trees_max: usize) -> bool {
-        let Some(own) = self.line.iter().find(|waiting| waiting.number == number) else { return false };
-        if own.is_ordinary && self.of(own.owner.as_ref()).trees_bytes == 0 {
-            return true;
+    fn may_begin(&self, number: u64, trees_max: usize) -> Option<Beside> {
+        let own = self.line.iter().find(|waiting| waiting.number == number)?;
+        if self.may_begin_beside(own, trees_max) {
+            return Some(Beside(true));
         }
         let fits = |waiting: &&WaitingBody| {
-            let has = self.of(waiting.owner.as_ref()).trees_bytes;
+            let has = self.of(waiting.owner.as_ref()).at_work();
             let each = if waiting.owner.is_some() { trees_max / SHARE_OF_TREES } else { trees_max };
             has == 0 || has + waiting.weight <= each
         };
-        let order = |waiting: &&WaitingBody| (self.of(waiting.owner.as_ref()).trees_bytes, waiting.number);
+        let order = |waiting: &&WaitingBody| (self.of(waiting.owner.as_ref()).at_work(), waiting.number);
         let next = self.line.iter().filter(fits).min_by_key(order);
         let there_is_room = self.all.trees_bytes == 0 || self.all.trees_bytes + own.weight <= trees_max;
-        there_is_room && next.is_some_and(|next| next.number == number)
+        (there_is_room && next.is_some_and(|next| next.number == number)).then_some(Beside(false))
     }
 }
+
+/// Whether what is built is so beside the turns.
+#[derive(Clone, Copy)]
+struct Beside(bool);
 
 impl LargeBodies {
     pub(super) fn new(text_max: usize, trees_max: usize) -> Self {
@@ -120,6 +258,49 @@ impl LargeBodies {
         lock(&self.accounts).closed = true;
         self.changed.notify_all();
     }
+
+    /// Changes the accounts, and tells who waits for that.
+    fn change(&self, change: impl FnOnce(&mut BodyAccounts)) {
+        let mut accounts = lock(&self.accounts);
+        change(&mut accounts);
+        let is_waited_for = accounts.is_waited_for();
+        drop(accounts);
+        if is_waited_for {
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// What may be built for a request; dropping it gives it back.
+pub(super) struct TreeMemory {
+    bodies: Arc<LargeBodies>,
+    owner: Option<RequestOwner>,
+    beside: Beside,
+    tree_bytes: Mutex<usize>,
+}
+
+impl TreeMemory {
+    /// From now on no more than so much is held of what was built, whatever is built anew included.
+    pub(super) fn shrink(&self, most: usize) {
+        let mut tree_bytes = lock(&self.tree_bytes);
+        let less = tree_bytes.saturating_sub(most);
+        if less == 0 {
+            return;
+        }
+        *tree_bytes -= less;
+        self.bodies.change(|accounts| {
+            accounts.change(self.owner.as_ref(), |account| match self.beside {
+                Beside(true) => account.ordinary_trees_bytes -= less,
+                Beside(false) => account.trees_bytes -= less,
+            });
+        });
+    }
+}
+
+impl Drop for TreeMemory {
+    fn drop(&mut self) {
+        self.shrink(0);
+    }
 }
 
 /// What one request has of its quota for its body; dropping it gives it back.
@@ -127,106 +308,167 @@ pub(super) struct BodyMemory {
     bodies: Option<Arc<LargeBodies>>,
     owner: Option<RequestOwner>,
     text_bytes: usize,
-    tree_bytes: usize,
+    /// Which of the bodies it is that have not come whole, if it is counted.
+    coming: Option<u64>,
+    cut: Arc<CutOff>,
+    trees: Option<Arc<TreeMemory>>,
 }
 
 impl BodyMemory {
-    /// None: the body is not counted. The owner is none for who is many.
-    pub(super) fn new(bodies: Option<Arc<LargeBodies>>, owner: Option<RequestOwner>) -> Self {
-        Self { bodies, owner, text_bytes: 0, tree_bytes: 0 }
+    /// `bodies` none: the body is not counted. The owner is none for who is many. The socket is where it comes from.
+    pub(super) fn new(
+        bodies: Option<Arc<LargeBodies>>,
+        owner: Option<RequestOwner>,
+        socket: Option<Arc<TcpStream>>,
+    ) -> Self {
+        let cut = Arc::new(CutOff { is_cut: AtomicBool::new(false), socket });
+        Self { bodies, owner, text_bytes: 0, coming: None, cut, trees: None }
     }
 
-    /// Accounts for a body of now this many bytes. False: the quota, or the owner's share of it, is used up.
+    /// Accounts for a body of now this many bytes. False: the quota, or the owner's share of it, is used up, or the body is given
+    /// up for another's sake.
     pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
-        let Some(bodies) = &self.bodies else { return true };
+        let Some(bodies) = self.bodies.clone() else { return true };
         let wanted =
             if bytes <= UNCOUNTED_BYTES_MAX { 0 } else { bytes.next_multiple_of(ACCOUNT_STEP_BYTES) };
         if wanted <= self.text_bytes {
-            return true;
+            return !self.is_cut();
         }
         let (more, owner) = (wanted - self.text_bytes, self.owner.as_ref());
-        self.text_bytes = wanted;
-        let mut accounts = lock(&bodies.accounts);
-        accounts.change(owner, |account| account.text_bytes += more);
-        let (all, of_owner) = (accounts.all.text_bytes, accounts.of(owner).text_bytes);
-        if owner.is_none() {
-            return all <= bodies.text_max;
-        }
         let each = (bodies.text_max / SHARE_OF_TEXT).max(SHARE_OF_TEXT_BYTES_MIN);
-        of_owner <= ORDINARY_BYTES_MAX || (all <= bodies.text_max && of_owner <= each)
+        let until = Instant::now() + GIVEN_UP_TIMEOUT;
+        let mut accounts = lock(&bodies.accounts);
+        loop {
+            let will_hold = accounts.of(owner).text_bytes + more;
+            if self.is_cut() || (owner.is_some() && will_hold > each.max(ORDINARY_BYTES_MAX)) {
+                return false;
+            }
+            let excess = accounts.excess(owner, more, bodies.text_max);
+            if excess == (0, 0) {
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || accounts.closed || !accounts.cut(owner, will_hold, excess) {
+                return false;
+            }
+            accounts.waiting_for_text += 1;
+            accounts = wait_timeout(&bodies.changed, accounts, left);
+            accounts.waiting_for_text -= 1;
+        }
+        accounts.change(owner, |account| account.text_bytes += more);
+        self.text_bytes = wanted;
+        let number = *self.coming.get_or_insert_with(|| {
+            accounts.begun += 1;
+            accounts.begun
+        });
+        let begun = accounts.coming.entry(number).or_insert_with(|| ComingBody {
+            owner: self.owner.clone(),
+            since: Instant::now(),
+            text_bytes: 0,
+            cut: self.cut.clone(),
+        });
+        begun.text_bytes = wanted;
+        true
     }
 
-    /// Takes a turn for a body of so many bytes, waited for while it is `wanted`. Errors: 429 `M_LIMIT_EXCEEDED` if too many of
+    /// Whether the body is given up for another's sake.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.is_cut.load(Ordering::SeqCst)
+    }
+
+    /// The body has come whole: it is not given up any more.
+    pub(super) fn has_come(&mut self) {
+        if let (Some(bodies), Some(number)) = (&self.bodies, self.coming.take()) {
+            lock(&bodies.accounts).coming.remove(&number);
+        }
+    }
+
+    /// Takes a turn for a body, of which so much may be built, waited for while it is `wanted`. Errors: 429 `M_LIMIT_EXCEEDED` if too many of
     /// the owner's wait already, 503 `M_LIMIT_EXCEEDED` if there is none for long.
-    pub(super) fn take_turn(&mut self, text_bytes: usize, wanted: impl Fn() -> bool) -> Result<(), Error> {
-        let Some(bodies) = self.bodies.clone().filter(|_| text_bytes > UNCOUNTED_BYTES_MAX) else {
+    pub(super) fn take_turn(
+        &mut self,
+        text: &[u8],
+        weigh: fn(&[u8]) -> usize,
+        wanted: impl Fn() -> bool,
+    ) -> Result<(), Error> {
+        let Some(bodies) = self.bodies.clone().filter(|_| text.len() > UNCOUNTED_BYTES_MAX) else {
             return Ok(());
         };
-        let (owner, weight) = (self.owner.clone(), weight_max(text_bytes));
+        let (owner, weight) = (self.owner.clone(), weigh(text));
         let until = Instant::now() + TURN_TIMEOUT;
         let mut accounts = lock(&bodies.accounts);
-        if owner.is_some() && accounts.of(owner.as_ref()).waiting >= WAITING_OF_OWNER_MAX {
-            return Err(busy("Too many large requests of yours at once").with_status(429));
-        }
-        if accounts.all.waiting >= WAITING_MAX {
-            return Err(busy("Too many large requests at once"));
-        }
         accounts.begun += 1;
         let number = accounts.begun;
-        let is_ordinary = text_bytes <= ORDINARY_BYTES_MAX && owner.is_some();
-        accounts.line.push(WaitingBody { number, owner: owner.clone(), weight, is_ordinary });
+        let is_ordinary = text.len() <= ORDINARY_BYTES_MAX && owner.is_some();
+        let body = WaitingBody { number, owner: owner.clone(), weight, is_ordinary };
+        if !accounts.may_begin_beside(&body, bodies.trees_max) {
+            if owner.is_some() && accounts.of(owner.as_ref()).waiting >= WAITING_OF_OWNER_MAX {
+                return Err(busy("Too many large requests of yours at once").with_status(429));
+            }
+            if accounts.all.waiting >= WAITING_MAX {
+                return Err(busy("Too many large requests at once"));
+            }
+        }
+        accounts.line.push(body);
         accounts.change(owner.as_ref(), |account| account.waiting += 1);
-        let has_turn = loop {
-            if accounts.may_begin(number, bodies.trees_max) {
-                break true;
+        let turn = loop {
+            if let Some(beside) = accounts.may_begin(number, bodies.trees_max) {
+                break Some(beside);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || accounts.closed || !wanted() {
-                break false;
+                break None;
             }
             accounts = wait_timeout(&bodies.changed, accounts, left.min(STILL_WANTED_INTERVAL));
         };
         accounts.line.retain(|waiting| waiting.number != number);
-        let taken = if has_turn { weight } else { 0 };
         accounts.change(owner.as_ref(), |account| {
             account.waiting -= 1;
-            account.trees_bytes += taken;
+            match turn {
+                Some(Beside(true)) => account.ordinary_trees_bytes += weight,
+                Some(Beside(false)) => account.trees_bytes += weight,
+                None => {}
+            }
         });
-        self.tree_bytes = taken;
-        let is_waited_for = !accounts.line.is_empty();
+        let is_waited_for = accounts.is_waited_for();
         drop(accounts);
         if is_waited_for {
             // Whoever is next now does not know it yet.
             bodies.changed.notify_all();
         }
-        if has_turn { Ok(()) } else { Err(busy("Too many large requests at once")) }
+        let beside = turn.ok_or_else(|| busy("Too many large requests at once"))?;
+        self.trees = Some(Arc::new(TreeMemory { bodies, owner, beside, tree_bytes: Mutex::new(weight) }));
+        Ok(())
+    }
+
+    /// What may be built in the turn that was taken, if it takes one.
+    pub(super) fn trees(&self) -> Option<Arc<TreeMemory>> {
+        self.trees.clone()
     }
 
     /// Nothing is built any more. The text stays.
     pub(super) fn end_turn(&mut self) {
-        self.give_back(0);
-    }
-
-    fn give_back(&mut self, text_bytes: usize) {
-        let tree_bytes = std::mem::take(&mut self.tree_bytes);
-        let Some(bodies) = self.bodies.as_ref().filter(|_| text_bytes + tree_bytes > 0) else { return };
-        let mut accounts = lock(&bodies.accounts);
-        accounts.change(self.owner.as_ref(), |account| {
-            account.text_bytes -= text_bytes;
-            account.trees_bytes -= tree_bytes;
-        });
-        let is_waited_for = !accounts.line.is_empty();
-        drop(accounts);
-        if is_waited_for {
-            bodies.changed.notify_all();
-        }
+        self.trees.iter().for_each(|trees| trees.shrink(0));
     }
 }
 
 impl Drop for BodyMemory {
     fn drop(&mut self) {
-        self.give_back(self.text_bytes);
+        self.end_turn();
+        let (text_bytes, coming) = (self.text_bytes, self.coming);
+        let Some(bodies) = self.bodies.as_ref().filter(|_| text_bytes > 0) else { return };
+        bodies.change(|accounts| {
+            if let Some(number) = coming {
+                accounts.coming.remove(&number);
+            }
+            accounts.change(self.owner.as_ref(), |account| account.text_bytes -= text_bytes);
+        });
     }
+}
+
+/// What may be built of a body that is read as a whole.
+pub(in crate::http) fn weight_of_whole(text: &[u8]) -> usize {
+    weight_max(text.len())
 }
 
 fn busy(why: &'static str) -> Error {
@@ -248,12 +490,18 @@ mod tests {
         Some(RequestOwner::User(UserId::parse(&format!("@{name}:a.example")).expect("an id")))
     }
 
+    impl BodyMemory {
+        fn turn_for(&mut self, text_bytes: usize, wanted: impl Fn() -> bool) -> Result<(), Error> {
+            self.take_turn(&vec![b' '; text_bytes], weight_of_whole, wanted)
+        }
+    }
+
     fn bodies(trees_max: usize) -> Arc<LargeBodies> {
         Arc::new(LargeBodies::new(32 * MIB, trees_max))
     }
 
     fn memory(bodies: &Arc<LargeBodies>, name: &str) -> BodyMemory {
-        BodyMemory::new(Some(bodies.clone()), owner(name))
+        BodyMemory::new(Some(bodies.clone()), owner(name), None)
     }
 
     #[test]
@@ -264,7 +512,7 @@ mod tests {
                 let (bodies, at_once, most) = (&bodies, &at_once, &most);
                 scope.spawn(move || {
                     let mut memory = memory(bodies, &format!("u{}", n % 3));
-                    memory.take_turn(MIB, || true).expect("a turn");
+                    memory.turn_for(MIB, || true).expect("a turn");
                     most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     thread::yield_now();
                     at_once.fetch_sub(1, Ordering::SeqCst);
@@ -280,11 +528,11 @@ mod tests {
     fn who_asks_on_many_connections_waits_behind_who_asks_once_and_is_refused_in_the_end() {
         let bodies = bodies(2 * weight_max(MIB));
         let mut first = memory(&bodies, "greedy");
-        first.take_turn(MIB, || true).expect("a turn");
-        assert!(memory(&bodies, "greedy").take_turn(MIB, || false).is_err(), "their share is used up");
-        memory(&bodies, "honest").take_turn(MIB, || false).expect("theirs is not");
+        first.turn_for(MIB, || true).expect("a turn");
+        assert!(memory(&bodies, "greedy").turn_for(MIB, || false).is_err(), "their share is used up");
+        memory(&bodies, "honest").turn_for(MIB, || false).expect("theirs is not");
         let mut second = memory(&bodies, "other");
-        second.take_turn(MIB, || true).expect("a turn");
+        second.turn_for(MIB, || true).expect("a turn");
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
             let wait = |name: &'static str| {
@@ -292,7 +540,7 @@ mod tests {
                 let before = lock(&bodies.accounts).line.len();
                 scope.spawn(move || {
                     let mut memory = memory(bodies, name);
-                    memory.take_turn(MIB, || true).expect("a turn");
+                    memory.turn_for(MIB, || true).expect("a turn");
                     lock(order).push(name);
                 });
                 while lock(&bodies.accounts).line.len() == before {
@@ -302,7 +550,7 @@ mod tests {
             for _ in 0..WAITING_OF_OWNER_MAX {
                 wait("greedy");
             }
-            let refused = memory(&bodies, "greedy").take_turn(MIB, || true).expect_err("too many wait");
+            let refused = memory(&bodies, "greedy").turn_for(MIB, || true).expect_err("too many wait");
             assert_eq!((refused.status(), refused.field("retry_after_ms").is_some()), (429, true));
             wait("honest");
             drop(second);
@@ -320,7 +568,7 @@ mod tests {
         let bodies = bodies(16 * MIB);
         let mut greedy = memory(&bodies, "greedy");
         assert!(greedy.grow_to(12 * MIB));
-        greedy.take_turn(12 * MIB, || true).expect("a turn");
+        greedy.turn_for(12 * MIB, || true).expect("a turn");
         let mut second = memory(&bodies, "second");
         assert!(second.grow_to(12 * MIB) && !second.grow_to(13 * MIB), "a share is of the largest body");
         assert!(!memory(&bodies, "third").grow_to(12 * MIB), "there is no memory for one more");
@@ -328,12 +576,12 @@ mod tests {
             .map(|n| {
                 let mut memory = memory(&bodies, &format!("u{n}"));
                 assert!(memory.grow_to(ORDINARY_BYTES_MAX));
-                memory.take_turn(ORDINARY_BYTES_MAX, || false).expect("no turn is needed");
+                memory.turn_for(ORDINARY_BYTES_MAX, || false).expect("no turn is needed");
                 memory
             })
             .collect();
-        assert!(memory(&bodies, "u1").take_turn(ORDINARY_BYTES_MAX, || false).is_err(), "they have one");
-        assert!(memory(&bodies, "u40").take_turn(MIB, || false).is_err(), "it is large");
+        assert!(memory(&bodies, "u1").turn_for(ORDINARY_BYTES_MAX, || false).is_err(), "they have one");
+        assert!(memory(&bodies, "u40").turn_for(MIB, || false).is_err(), "it is large");
         drop((greedy, second, others));
         assert!(lock(&bodies.accounts).of_owner.is_empty());
     }
@@ -341,18 +589,104 @@ mod tests {
     #[test]
     fn who_is_many_has_no_share_and_what_waits_for_news_has_no_turn() {
         let bodies = bodies(16 * MIB);
-        let mut many = BodyMemory::new(Some(bodies.clone()), None);
+        let mut many = BodyMemory::new(Some(bodies.clone()), None, None);
         assert!(many.grow_to(32 * MIB) && !many.grow_to(33 * MIB));
-        many.take_turn(12 * MIB, || true).expect("a turn");
-        let mut next = BodyMemory::new(Some(bodies.clone()), None);
-        assert!(next.take_turn(MIB, || false).is_err());
+        many.turn_for(12 * MIB, || true).expect("a turn");
+        let mut next = BodyMemory::new(Some(bodies.clone()), None, None);
+        assert!(next.turn_for(MIB, || false).is_err());
         many.end_turn();
-        next.take_turn(MIB, || false).expect("a turn");
-        assert!(bodies.text_bytes() > 32 * MIB);
+        next.turn_for(MIB, || false).expect("a turn");
+        assert_eq!(bodies.text_bytes(), 32 * MIB);
         drop(many);
         assert_eq!(bodies.text_bytes(), 0);
         bodies.close();
-        let refused = BodyMemory::new(Some(bodies.clone()), None).take_turn(12 * MIB, || true);
+        let refused = BodyMemory::new(Some(bodies.clone()), None, None).turn_for(12 * MIB, || true);
         assert_eq!(refused.expect_err("the server stops").status(), 503);
+    }
+
+    fn of_address(bodies: &Arc<LargeBodies>, n: u8) -> BodyMemory {
+        let owner = RequestOwner::Address([192, 0, 2, n].into());
+        BodyMemory::new(Some(bodies.clone()), Some(owner), None)
+    }
+
+    /// Has one grow while the memory of another that is cut for it is given back.
+    fn grows_at_the_cost_of(memory: &mut BodyMemory, bytes: usize, other: BodyMemory) -> bool {
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let until = Instant::now() + GIVEN_UP_TIMEOUT;
+                while !other.is_cut() && Instant::now() < until {
+                    thread::yield_now();
+                }
+                drop(other);
+            });
+            memory.grow_to(bytes)
+        })
+    }
+
+    #[test]
+    fn who_holds_most_by_a_body_that_does_not_come_whole_gives_way_and_users_to_nobody_without_a_name() {
+        let bodies = bodies(16 * MIB);
+        let mut held: Vec<BodyMemory> = (0..3).map(|n| of_address(&bodies, n)).collect();
+        let sizes = [12 * MIB, 12 * MIB, 8 * MIB];
+        assert!(held.iter_mut().zip(sizes).all(|(memory, bytes)| memory.grow_to(bytes)));
+        let mut honest = of_address(&bodies, 9);
+        assert!(honest.grow_to(ORDINARY_BYTES_MAX));
+        let first = held.remove(0);
+        assert!(grows_at_the_cost_of(&mut honest, MIB, first));
+        assert!(!held.iter().any(BodyMemory::is_cut), "what is free is enough");
+        // What has come whole is not given up, nor is a user for an address, however much they hold.
+        held[0].has_come();
+        held[1].has_come();
+        let mut user = memory(&bodies, "user");
+        assert!(user.grow_to(11 * MIB));
+        assert!(!of_address(&bodies, 7).grow_to(4 * MIB) && !user.is_cut());
+        // And an address for a user, however little it holds.
+        let mut other = memory(&bodies, "other");
+        assert!(grows_at_the_cost_of(&mut other, MIB, honest));
+    }
+
+    #[test]
+    fn ordinary_bodies_of_addresses_are_bounded_all_together_and_users_have_room_in_any_case() {
+        let bodies = Arc::new(LargeBodies::new(MIB, 16 * MIB));
+        let mut held: Vec<BodyMemory> = (0..17).map(|n| of_address(&bodies, n)).collect();
+        let taken = held.iter_mut().filter_map(|memory| memory.grow_to(ORDINARY_BYTES_MAX).then_some(()));
+        assert_eq!(taken.count(), 16);
+        let mut users: Vec<BodyMemory> = (0..40).map(|n| memory(&bodies, &format!("u{n}"))).collect();
+        assert!(users.iter_mut().all(|memory| memory.grow_to(ORDINARY_BYTES_MAX)));
+    }
+
+    #[test]
+    fn who_waits_with_what_they_have_built_leaves_the_rest_of_their_turn_to_others() {
+        let bodies = bodies(16 * MIB);
+        let mut waits = memory(&bodies, "waits");
+        waits.turn_for(12 * MIB, || true).expect("a turn");
+        let turn = waits.trees().expect("a turn");
+        assert!(memory(&bodies, "next").turn_for(12 * MIB / 32, || false).is_err());
+        turn.shrink(4 * MIB);
+        turn.shrink(8 * MIB);
+        let mut next = memory(&bodies, "next");
+        next.turn_for(11 * MIB / 32, || false).expect("a turn");
+        drop((waits, next));
+        turn.shrink(0);
+        assert!(lock(&bodies.accounts).of_owner.is_empty());
+    }
+
+    #[test]
+    fn what_is_ordinary_is_built_beside_one_that_needs_all_the_room_and_neither_waits_for_the_other() {
+        let bodies = bodies(16 * MIB);
+        let mut ordinary = memory(&bodies, "a");
+        ordinary.turn_for(ORDINARY_BYTES_MAX, || false).expect("a turn");
+        let mut all = memory(&bodies, "b");
+        all.turn_for(12 * MIB, || false).expect("a turn");
+        // Those who wait are no reason to refuse one that need not.
+        lock(&bodies.accounts).all.waiting = WAITING_MAX;
+        memory(&bodies, "c").turn_for(ORDINARY_BYTES_MAX, || false).expect("a turn");
+        assert!(memory(&bodies, "c").turn_for(MIB, || false).is_err());
+        lock(&bodies.accounts).all.waiting = 0;
+        // Addresses have so much beside the turns and no more.
+        let mut many: Vec<BodyMemory> = (0..9).map(|n| of_address(&bodies, n)).collect();
+        let begun =
+            many.iter_mut().filter_map(|memory| memory.turn_for(ORDINARY_BYTES_MAX, || false).ok()).count();
+        assert_eq!(begun, (16 * MIB - weight_max(ORDINARY_BYTES_MAX)) / weight_max(ORDINARY_BYTES_MAX));
     }
 }

@@ -17,6 +17,7 @@ use crate::allocator;
 use crate::http::transport::connection::Connection;
 use crate::http::transport::server::ServerState;
 use crate::locks::{lock, wait, wait_timeout, wait_until};
+use crate::machine::process_limit_bytes;
 
 /// How long a thread without a connection stays.
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,6 +36,10 @@ const STUCK_TIMEOUT: Duration = Duration::from_millis(5);
 const QUEUED_TIMEOUT: Duration = Duration::from_millis(250);
 /// How many are begun at once when nothing moves.
 const RELIEF_WORKERS: usize = 8;
+/// Of what the process may have by its own limit, one part of so many is for the stacks of workers, and of parkers: beyond, no
+/// thread is begun, since what would fail then is whatever asks for memory next.
+const PARTS_FOR_WORKERS: usize = 8;
+const PARTS_FOR_PARKERS: usize = 4;
 
 /// What a pool's threads do with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub(super) struct ThreadPool {
     role: Role,
     /// So many threads are begun as soon as there is something for them.
     few: usize,
+    /// And never more than these.
+    most: usize,
     state: Mutex<PoolState>,
     /// A thread ended.
     ended: Condvar,
@@ -80,9 +87,13 @@ struct Seat {
 impl ThreadPool {
     pub(super) fn new(role: Role) -> Self {
         let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let few = match role {
-            Role::Work => READY_WORKERS.max(4 * processors),
-            Role::Park => usize::MAX,
+        let limit = process_limit_bytes();
+        let (few, most) = match role {
+            Role::Work => {
+                let few = READY_WORKERS.max(4 * processors);
+                (few, few.max(limit / PARTS_FOR_WORKERS / WORKER_STACK_BYTES))
+            }
+            Role::Park => (usize::MAX, READY_WORKERS.max(limit / PARTS_FOR_PARKERS / PARKER_STACK_BYTES)),
         };
         let state = PoolState {
             queue: VecDeque::new(),
@@ -94,7 +105,7 @@ impl ThreadPool {
             relief: None,
             stopping: false,
         };
-        Self { role, few, state: Mutex::new(state), ended: Condvar::new(), crowded: Condvar::new() }
+        Self { role, few, most, state: Mutex::new(state), ended: Condvar::new(), crowded: Condvar::new() }
     }
 
     /// Gives the connection to a thread: an idle one, a new one, or the first that is done with what it does.
@@ -127,6 +138,9 @@ impl ThreadPool {
         if state.handles.len() > 2 * state.threads + 16 {
             state.handles.retain(|handle| !handle.is_finished());
         }
+        if state.threads >= self.most {
+            return self.without_thread(state, shared);
+        }
         state.spawned += 1;
         let (name, stack) = match self.role {
             Role::Work => (format!("http-{}", state.spawned), WORKER_STACK_BYTES),
@@ -141,12 +155,22 @@ impl ThreadPool {
             }
             Err(e) => {
                 shared.warn_of_no_thread(&e);
-                // Who is there takes it later, or an idle connection gives up its thread; else this one is closed, and
-                // may come again.
-                let hope = self.role == Role::Work && state.threads > 0 || shared.evict_one();
-                if hope { None } else { state.queue.pop_back().map(|(_, connection)| connection) }
+                self.without_thread(state, shared)
             }
         }
+    }
+
+    /// There is no thread for what came last. Who is there takes it later, if need be one whose other end holds it up, or an idle
+    /// connection gives up its thread; else this one is closed, and may come again.
+    fn without_thread(&self, state: &mut PoolState, shared: &Arc<ServerState>) -> Option<Connection> {
+        let hope = match self.role {
+            Role::Work => {
+                shared.evict_held_up();
+                state.threads > 0
+            }
+            Role::Park => shared.evict_one(),
+        };
+        if hope { None } else { state.queue.pop_back().map(|(_, connection)| connection) }
     }
 
     fn call_relief(&self, state: &mut PoolState, shared: &Arc<ServerState>) {
@@ -171,8 +195,10 @@ impl ThreadPool {
                 continue;
             };
             let stuck = state.moved.max(*since).elapsed() > STUCK_TIMEOUT;
-            let relief = if stuck {
+            let relief = if stuck && state.threads < self.most {
                 RELIEF_WORKERS.min(state.queue.len())
+            } else if stuck {
+                1
             } else {
                 usize::from(since.elapsed() > QUEUED_TIMEOUT)
             };

@@ -107,9 +107,16 @@ impl Registry {
         if let Some(idle) = idle.min_by_key(|peer| peer.since.load(Ordering::Relaxed)) {
             return Some(idle.clone());
         }
+        self.first_held_up(now, only)
+    }
+
+    /// Of those that are held up by their other end the one that goes first, of this address group only if one is given.
+    pub(super) fn first_held_up(&self, now: u64, only: Option<IpAddr>) -> Option<Arc<OpenConnection>> {
+        let may_go =
+            |peer: &&Arc<OpenConnection>| only.is_none_or(|group_of| group(peer.address.ip()) == group_of);
         // Of each owner how many are held up, and the one that has been for longest.
         let mut held_up: HashMap<Arc<RequestOwner>, (usize, u64, &Arc<OpenConnection>)> = HashMap::new();
-        for peer in those() {
+        for peer in self.open.values().filter(may_go) {
             let Some(for_ms) = peer.held_up(now).filter(|for_ms| *for_ms >= HELD_UP_MIN_MS) else { continue };
             let (count, longest, which) = held_up.entry(lock(&peer.owner).clone()).or_insert((0, 0, peer));
             *count += 1;

@@ -13,6 +13,7 @@ use tiny_http::Method;
 use crate::address::{self, TrustedProxies, group};
 use crate::error::{Error, Result};
 use crate::http::transport::bounds::RequestOwner;
+use crate::http::transport::large_bodies::TreeMemory;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::socket::is_gone;
 use crate::locks::lock;
@@ -37,6 +38,7 @@ pub struct Request {
     owner: OnceLock<RequestOwner>,
     wait_place: OnceLock<String>,
     waits: Mutex<WaitingNotes>,
+    trees: Option<Arc<TreeMemory>>,
 }
 
 /// What a handler keeps with a request that waits.
@@ -81,6 +83,7 @@ impl Request {
             owner: OnceLock::new(),
             wait_place: OnceLock::new(),
             waits: Mutex::default(),
+            trees: None,
         })
     }
 
@@ -122,6 +125,17 @@ impl Request {
 
     pub(super) fn set_body(&mut self, body: Vec<u8>) {
         self.body = body;
+    }
+
+    /// What may be built of its body, if it is large.
+    pub(super) fn set_trees(&mut self, trees: Option<Arc<TreeMemory>>) {
+        self.trees = trees;
+    }
+
+    /// Its body has been read: of what is built of it no more than so many bytes will be there at once from now on. Whoever waits
+    /// for other servers then says so before, so that the rest is for others meanwhile.
+    pub(in crate::http) fn keeps(&self, bytes_max: usize) {
+        self.trees.iter().for_each(|trees| trees.shrink(bytes_max));
     }
 
     /// The connection that it came over.

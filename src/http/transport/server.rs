@@ -278,7 +278,11 @@ impl ServerState {
     /// Closes a connection that may be closed for another's sake, of this address group only if one is given. False: all are
     /// at work.
     fn evict(&self, registry: &Registry, only: Option<IpAddr>) -> bool {
-        while let Some(peer) = registry.first_to_go(self.millis(), only) {
+        self.close_first(|now| registry.first_to_go(now, only))
+    }
+
+    fn close_first(&self, first: impl Fn(u64) -> Option<Arc<OpenConnection>>) -> bool {
+        while let Some(peer) = first(self.millis()) {
             if peer.retire() {
                 let _ = peer.tcp.shutdown(Shutdown::Both);
                 return true;
@@ -352,6 +356,12 @@ impl ServerState {
     /// Closes an idle connection, whosever it is. False: all are at work.
     pub(super) fn evict_one(&self) -> bool {
         self.evict(&lock(&self.registry), None)
+    }
+
+    /// Closes a connection that keeps a thread and is held up by its other end, if there is one.
+    pub(super) fn evict_held_up(&self) {
+        let registry = lock(&self.registry);
+        self.close_first(|now| registry.first_held_up(now, None));
     }
 
     pub(super) fn pool(&self, role: Role) -> &ThreadPool {

@@ -55,10 +55,16 @@ pub type Call = Box<dyn Fn(&Request, Poll) -> Outcome + Send>;
 /// Takes a body's bytes as they come; its error is the answer. Dropped with what came if the body does not end well.
 pub type BodySink = Box<dyn FnMut(&[u8]) -> Result<(), Error> + Send>;
 
+/// Looks at a request's head once more before its body is read, and may take its time for that: it is counted with its quota
+/// meanwhile, as a handler is. `Err` is the answer.
+pub type Introduction = Box<dyn FnOnce(&Request) -> Result<(), Reply> + Send>;
+
 /// What becomes of a request's body.
 pub enum BodyUse {
     /// It is given to the call with the request, if it has at most so many bytes.
     Whole(usize),
+    /// As `Whole`, if this has nothing against it; and how much may be built of it.
+    Introduced(usize, Introduction, fn(&[u8]) -> usize),
     /// It is handed on as it comes, however large it is, and the call is made when that was all.
     Handed(BodySink),
 }

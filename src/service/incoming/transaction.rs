@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
-use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
+use crate::protocol::pdu::{EVENT_AS_WRITTEN_BYTES_MAX, EVENT_BYTES_MAX};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::service::events::accept::{EventSource, Received};
 use crate::service::events::fetch::Fetched;
@@ -88,14 +88,27 @@ impl Incoming<'_> {
     /// Receives a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
     /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as
     /// a whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we receive, and 500 if something of ours failed,
-    /// so that it repeats the transaction.
-    pub fn receive_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
-        let answer = self.answer_transaction(origin, txn_id, body);
+    /// so that it repeats the transaction. `keeps` is told, before anything is waited for, how many bytes there will be at once
+    /// of what is built of the body.
+    pub fn receive_transaction(
+        &self,
+        origin: &ServerName,
+        txn_id: &str,
+        body: &[u8],
+        keeps: &dyn Fn(usize),
+    ) -> Result<Value> {
+        let answer = self.answer_transaction(origin, txn_id, body, keeps);
         self.count_ending(|metrics| &metrics.transactions_in, &answer);
         answer
     }
 
-    fn answer_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
+    fn answer_transaction(
+        &self,
+        origin: &ServerName,
+        txn_id: &str,
+        body: &[u8],
+        keeps: &dyn Fn(usize),
+    ) -> Result<Value> {
         let Some(_slot) = self.transaction_slots.enter(origin, txn_id) else {
             return Err(Error::new(ErrCode::LimitExceeded, "Too many transactions at once")
                 .with_field("retry_after_ms", RETRY_AFTER_MS));
@@ -105,6 +118,10 @@ impl Incoming<'_> {
         }
         let TransactionBody { pdus: AtMost(pdus), edus: AtMost(edus) } =
             json::read_object(body).map_err(|e| not_a_transaction(e.message()))?;
+        // Large ones are read now, since much is built of them, and that is not to be so while the events wait.
+        let edus_received = are_large(&edus).then(|| self.receive_edus(origin, &edus));
+        // Each event's text twice. What one of them says is built and dropped again within moments, as for every small request.
+        keeps(2 * body.len());
         let mut results = PduResults::default();
         let until = self.clock.instant() + TRANSACTION_TIMEOUT;
         let mut rooms = Vec::new();
@@ -117,7 +134,7 @@ impl Incoming<'_> {
         for room_pdus in rooms {
             self.receive_room_pdus((origin, until), room_pdus, &mut results)?;
         }
-        self.receive_edus(origin, &edus)?;
+        edus_received.unwrap_or_else(|| self.receive_edus(origin, &edus))?;
         let answer = json!({ "pdus": results.0 });
         if !pdus.is_empty() {
             // Ephemeral messages alone are cheaper to receive twice than to remember.
@@ -396,6 +413,23 @@ impl Incoming<'_> {
             outcome => outcome,
         }
     }
+}
+
+/// What is built at once at most of a transaction's body: of an event, and of ephemeral messages together if they are large.
+pub fn weight_max_of_transaction(body: &[u8]) -> usize {
+    if body.len() <= EVENT_BYTES_MAX {
+        // Not worth a look.
+        return json::weight_max(body.len());
+    }
+    let in_parts = 2 * body.len() + json::weight_max(EVENT_BYTES_MAX);
+    match json::read_object::<TransactionBody<'_>>(body) {
+        Ok(TransactionBody { edus: AtMost(edus), .. }) if !are_large(&edus) => in_parts,
+        _ => json::weight_max(body.len()).max(in_parts),
+    }
+}
+
+fn are_large(edus: &[&RawValue]) -> bool {
+    edus.iter().map(|edu| edu.get().len()).sum::<usize>() > EVENT_BYTES_MAX
 }
 
 fn not_a_transaction(why: &str) -> Error {

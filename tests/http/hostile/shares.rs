@@ -192,6 +192,43 @@ fn large_bodies_beyond_their_memory_are_told_to_come_back() {
 }
 
 #[test]
+fn who_holds_all_memory_for_bodies_by_sending_most_of_some_makes_room_for_others() {
+    let limits = ConnectionLimits { body_memory: 12 * MIB, ..ConnectionLimits::default() };
+    let (server, _) = serve(limits);
+    let begin = |from: &str, whole: usize, part: usize| {
+        let mut client = connect_from(&server, from);
+        client.send(post("/echo", &format!("Content-Length: {whole}\r\n"), &"a".repeat(part)));
+        client
+    };
+    let mut silent = [begin("192.0.2.1", 8_000_000, 7_900_000), begin("192.0.2.2", 5_000_000, 4_600_000)];
+    until("the memory is used up", || server.body_bytes() >= 12_000_000);
+    for n in 3..9 {
+        assert_eq!(begin(&format!("192.0.2.{n}"), 300_000, 300_000).read().body.len(), 300_000);
+    }
+    let answer = silent[0].read();
+    assert_eq!((answer.status, answer.errcode().as_str()), (503, "M_LIMIT_EXCEEDED"));
+    // The other has room enough now, if it goes on.
+    silent[1].send("a".repeat(400_000));
+    assert_eq!(silent[1].read().body.len(), 5_000_000);
+}
+
+#[test]
+fn bodies_of_ordinary_size_are_bounded_however_many_addresses_they_come_from() {
+    let (server, _) = serve(ConnectionLimits { body_memory: MIB, ..ConnectionLimits::default() });
+    let mut clients: Vec<Client> = (0..40)
+        .map(|n| {
+            let mut client = connect_from(&server, &format!("192.0.2.{n}"));
+            client.send(post("/echo", "Content-Length: 60000\r\n", &"a".repeat(59_000)));
+            client
+        })
+        .collect();
+    // At a time: whoever has been at it for long makes room for others.
+    let answers: Vec<Answer> = clients.iter_mut().rev().take(24).map(Client::read).collect();
+    assert!(answers.iter().all(|answer| answer.status == 503));
+    assert!(server.body_bytes() <= MIB);
+}
+
+#[test]
 fn who_makes_many_requests_that_take_long_has_a_share_of_the_places_and_others_are_served() {
     let limits = ConnectionLimits {
         in_flight: 32,

@@ -75,6 +75,33 @@ fn a_slow_body_is_given_up_and_does_not_delay_others() {
 }
 
 #[test]
+fn who_has_sent_much_of_a_body_quickly_has_earned_no_time_to_be_silent_or_to_trickle() {
+    let much = || (post("/echo", "Content-Length: 8000000\r\n", ""), vec![b'a'; 7_900_000]);
+    let limits =
+        ConnectionLimits { silence_timeout: Duration::from_millis(300), ..ConnectionLimits::default() };
+    let (_server, address) = serve(limits);
+    let mut silent = Client::connect(address);
+    silent.send(much().0).send(much().1);
+    assert_eq!(silent.read().status, 408);
+    let limits = ConnectionLimits {
+        transfer_grace: Duration::from_millis(300),
+        body_timeout: Duration::from_millis(600),
+        ..ConnectionLimits::default()
+    };
+    let (_server, address) = serve(limits);
+    let mut trickling = Client::connect(address);
+    trickling.send(much().0).send(much().1);
+    trickling.stream.set_nonblocking(true).unwrap();
+    until("the body is refused", || {
+        let _ = trickling.stream.write(b"a");
+        thread::park_timeout(Duration::from_millis(20));
+        trickling.stream.peek(&mut [0]).is_ok()
+    });
+    trickling.stream.set_nonblocking(false).unwrap();
+    assert_eq!(trickling.read().status, 408);
+}
+
+#[test]
 fn a_body_that_is_handed_on_takes_its_time_but_neither_memory_nor_patience_without_end() {
     let limits = ConnectionLimits {
         transfer_grace: Duration::from_millis(500),

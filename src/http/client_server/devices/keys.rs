@@ -50,6 +50,8 @@ pub fn query(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
     let body: QueryBody = read_object(request.body())?;
     let wanted = body.device_keys.ok_or_else(|| Error::missing_param("Missing device_keys"))?;
     let wanted: WantedDevices = by_user(wanted.0)?;
+    let devices_of = |devices: &Vec<String>| devices.iter().map(|id| WANTED_BYTES + id.len()).sum();
+    request.keeps(wanted_bytes(&wanted, devices_of));
     let answer = hs.devices().query_keys(&requester.user_id, wanted, within(body.timeout))?;
     Ok(Reply::raw_json(answer.into_bytes()))
 }
@@ -66,6 +68,10 @@ pub fn claim(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
     let body: ClaimBody = read_object(request.body())?;
     let wanted = body.one_time_keys.ok_or_else(|| Error::missing_param("Missing one_time_keys"))?;
     let wanted: WantedKeys = by_user(wanted.0)?;
+    let devices_of = |devices: &BTreeMap<String, String>| {
+        devices.iter().map(|(id, algorithm)| 2 * WANTED_BYTES + id.len() + algorithm.len()).sum()
+    };
+    request.keeps(wanted_bytes(&wanted, devices_of));
     let answer = hs.devices().claim_keys(&requester.user_id, wanted, within(body.timeout))?;
     Ok(Reply::raw_json(answer.into_bytes()))
 }
@@ -106,6 +112,15 @@ pub fn upload_signing_keys(hs: &Arc<Homeserver>, request: &Request, requester: &
 pub fn upload_signatures(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let uploaded: UploadedSignatures<'_> = read_object(request.body())?;
     Ok(Reply::json(&hs.devices().upload_signatures(&requester.user_id, &uploaded)?))
+}
+
+/// What a name of those that are asked for takes beside its text: its place in a map or a list, and the smallest piece of memory.
+const WANTED_BYTES: usize = 96;
+
+/// What is kept of a query or a claim, in bytes, while other servers are asked: it was made of text that is no more looked at.
+fn wanted_bytes<T>(wanted: &BTreeMap<UserId, T>, devices_of: impl Fn(&T) -> usize) -> usize {
+    // Twice, since what each server is asked for is written down for it.
+    2 * wanted.iter().map(|(user, of)| 2 * WANTED_BYTES + user.as_str().len() + devices_of(of)).sum::<usize>()
 }
 
 fn by_user<T>(wanted: BTreeMap<String, T>) -> Result<BTreeMap<UserId, T>> {
