@@ -9,6 +9,7 @@ use crate::http::auth::{self, Origin, Requester};
 use crate::http::page::visit::{Visit, Visitor};
 use crate::http::rate_limit::Rate;
 use crate::http::transport::bounds::Quota;
+use crate::http::transport::large_bodies::Weigh;
 use crate::http::transport::large_bodies::weight_of_whole;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
@@ -92,7 +93,7 @@ pub struct Route {
     /// The largest body in bytes: 413 `M_TOO_LARGE` beyond.
     pub body: usize,
     /// How much may be built of a body that another server sends, where it is large.
-    pub(super) weigh: fn(&[u8]) -> usize,
+    pub(super) weigh: Weigh,
     /// Whether its handler does what it does by interactive authentication, and only so.
     pub interactive: bool,
     /// Whether also users may call it whose account is locked.
@@ -202,7 +203,7 @@ impl Route {
 
     /// This route, of whose body no more is built at once than this says.
     #[must_use]
-    pub const fn weigh(self, weigh: fn(&[u8]) -> usize) -> Self {
+    pub const fn weigh(self, weigh: Weigh) -> Self {
         Self { weigh, ..self }
     }
 }

@@ -23,7 +23,7 @@ use crate::http::transport::framing::{
     too_large,
 };
 use crate::http::transport::head::{BodyEnd, has_body, reply_head};
-use crate::http::transport::large_bodies::{BodyMemory, weight_of_whole};
+use crate::http::transport::large_bodies::{BodyMemory, Weigh, weight_of_whole};
 use crate::http::transport::patience::Patience;
 use crate::http::transport::registry::ConnectionSlot;
 use crate::http::transport::reply::{Exactly, Reply, ReplyBody};
@@ -219,7 +219,7 @@ impl Connection {
         request: &Request,
         admission: Admission,
         share: Option<RequestOwner>,
-    ) -> Result<(Admission, fn(&[u8]) -> usize), Reply> {
+    ) -> Result<(Admission, Weigh), Reply> {
         let Admission { body: BodyUse::Introduced(bytes_max, look, weigh), quota, call } = admission else {
             return Ok((admission, weight_of_whole));
         };

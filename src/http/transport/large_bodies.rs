@@ -47,6 +47,9 @@ const WAITING_MAX: usize = 512;
 /// How often who waits looks whether they are still wanted.
 const STILL_WANTED_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How much may be built of a body with this text, in bytes.
+pub type Weigh = fn(&[u8]) -> usize;
+
 /// The accounts of one quota.
 pub(super) struct LargeBodies {
     /// For what is ordinary of texts, and for what is beyond.
@@ -388,7 +391,7 @@ impl BodyMemory {
     pub(super) fn take_turn(
         &mut self,
         text: &[u8],
-        weigh: fn(&[u8]) -> usize,
+        weigh: Weigh,
         wanted: impl Fn() -> bool,
     ) -> Result<(), Error> {
         let Some(bodies) = self.bodies.clone().filter(|_| text.len() > UNCOUNTED_BYTES_MAX) else {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::error::Error;
 use crate::http::transport::bounds::Quota;
+use crate::http::transport::large_bodies::Weigh;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
 use crate::protocol::UserId;
@@ -64,7 +65,7 @@ pub enum BodyUse {
     /// It is given to the call with the request, if it has at most so many bytes.
     Whole(usize),
     /// As `Whole`, if this has nothing against it; and how much may be built of it.
-    Introduced(usize, Introduction, fn(&[u8]) -> usize),
+    Introduced(usize, Introduction, Weigh),
     /// It is handed on as it comes, however large it is, and the call is made when that was all.
     Handed(BodySink),
 }

@@ -183,6 +183,13 @@ impl House {
                 body.truncate(bytes_max);
                 request.with_body(body)
             }
+            BodyUse::Introduced(bytes_max, look, _) => match look(&request) {
+                Ok(()) => {
+                    body.truncate(bytes_max);
+                    request.with_body(body)
+                }
+                Err(reply) => return reply,
+            },
             BodyUse::Handed(mut sink) => match body.chunks(7).try_for_each(&mut sink) {
                 Ok(()) => request,
                 Err(e) => return Reply::error(&e),
