@@ -11,9 +11,10 @@ use super::template_expectation::TemplateExpectation;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
-use crate::protocol::pdu::Membership;
+use crate::protocol::pdu::{Membership, ParsedPdu};
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, RemoteState};
-use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu};
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
+use crate::service::keys::attempts::KeyPurpose;
 use crate::service::membership::Memberships;
 use crate::store::{Room, Status};
 
@@ -257,8 +258,11 @@ impl Memberships<'_> {
         if leave.version().id != room.version.id {
             return Ok(false);
         }
-        // It was made here.
-        let event = VerifiedPdu::from_store(leave.clone());
+        let event = match self.keys().check_parsed_pdu(ParsedPdu::of(leave), KeyPurpose::Events) {
+            Ok(event) => event,
+            Err(e) if e.is_own_failure() => return Err(e),
+            Err(_) => return Ok(false),
+        };
         match self.events().commit_signed(event.clone()) {
             Err(e) if e.is_own_failure() => return Err(e),
             // What it follows is not here yet: who took it knows that.
