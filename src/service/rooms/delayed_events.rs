@@ -171,11 +171,12 @@ impl Rooms<'_> {
         }
     }
 
-    /// What an action comes to that is too late: to nothing if that was done before. Errors: 409 `M_UNKNOWN` if something else
-    /// was; 404 `M_NOT_FOUND` if it is not known any more what, or there never was such an event.
+    /// What an action comes to that is too late: to nothing if that was done before. Errors: 409 `M_NOT_FOUND` if something else
+    /// was, by which clients that restart their leave from a call know that they need another; 404 `M_NOT_FOUND` if it is not
+    /// known any more what was done, or there never was such an event.
     fn finished(&self, delay_id: &str, action: Action) -> Result<()> {
         let outcome = self.store.read(|db| db.delayed_outcome(delay_id))?.ok_or_else(unknown)?;
-        let conflict = |what: &'static str| Err(Error::new(ErrCode::Unknown, what).with_status(409));
+        let conflict = |what: &'static str| Err(Error::new(ErrCode::NotFound, what).with_status(409));
         match (outcome, action) {
             (DelayedOutcome::Sent, Action::Send) | (DelayedOutcome::Cancelled, Action::Cancel) => Ok(()),
             (DelayedOutcome::Sent, _) => conflict("The delayed event was sent already"),
@@ -183,7 +184,7 @@ impl Rooms<'_> {
         }
     }
 
-    /// Begins the delay anew. Errors: 404 `M_NOT_FOUND`, 409 `M_UNKNOWN`.
+    /// Begins the delay anew. Errors: 404 and 409 `M_NOT_FOUND`.
     pub fn restart_delayed_event(&self, delay_id: &str) -> Result<()> {
         self.is_scheduled(delay_id, Action::Restart)?;
         let (id, now) = (delay_id.to_owned(), self.clock.now_ms());
@@ -195,7 +196,7 @@ impl Rooms<'_> {
         }
     }
 
-    /// Has a delayed event not sent. Errors: 404 `M_NOT_FOUND`, 409 `M_UNKNOWN`.
+    /// Has a delayed event not sent. Errors: 404 and 409 `M_NOT_FOUND`.
     pub fn cancel_delayed_event(&self, delay_id: &str) -> Result<()> {
         if !self.is_scheduled(delay_id, Action::Cancel)? {
             return Ok(());
@@ -208,7 +209,7 @@ impl Rooms<'_> {
         }
     }
 
-    /// Sends a delayed event now. Errors: 404 `M_NOT_FOUND`, 409 `M_UNKNOWN`; what the room has against it, and what passes: then
+    /// Sends a delayed event now. Errors: 404 and 409 `M_NOT_FOUND`; what the room has against it, and what passes: then
     /// it stays, and is sent when it is due.
     pub fn send_delayed_event_now(&self, delay_id: &str) -> Result<()> {
         let Some(event) = self.store.read(|db| db.delayed_event(delay_id))? else {
