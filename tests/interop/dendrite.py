@@ -7,8 +7,9 @@ import secrets
 import flows
 from servers import SHARED_SECRET, Server
 
-# Of each flow that cannot be: a part of its title, Dendrite's part in it, room versions, and why. Seen of Dendrite 0.13.8
-# with Synapse 1.163 in Doorstep's place as well, except what only Doorstep does.
+# Of each flow that cannot be: a part of its title, Dendrite's part in it, room versions, and why. Seen of Dendrite 0.13.8; with
+# Synapse 1.163 in Doorstep's place as well for rescinded invites, several joins at once, redactions, invites by third party
+# and upgrades.
 ANY, EITHER = None, ("host", "guest")
 NEVER = [
     ("knock", EITHER, ANY, "knocks, or lets others knock"),
