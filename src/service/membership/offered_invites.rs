@@ -12,8 +12,8 @@ use crate::service::keys::attempts::KeyPurpose;
 use crate::service::membership::Memberships;
 use crate::store::Room;
 
-/// How long a server is left alone that has just signed an invite by a key that it did not give: a moment longer than any is that
-/// did not help.
+/// How long to wait before a server is asked once more for the key by which it has signed an invite: a moment longer than every
+/// server is left alone that was asked for a key in vain.
 const KEY_PAUSE: Duration = Duration::from_millis(5_200);
 /// How long the first question for it took at most, so that who invites can wait for a second one.
 const FIRST_KEY_TIMEOUT: Duration = Duration::from_secs(10);
